@@ -1,0 +1,193 @@
+//! The books: every balance, and every open hold.
+//!
+//! The contract of [`Books`] is the same for every engine, and one suite of tests holds them to
+//! it. An engine is a dumb, atomic ledger: it knows accounts, posts and legs, and nothing of
+//! seats, profiles, prices or overage. All policy is in [`crate::core::waterfall`].
+
+pub mod embedded;
+
+use std::future::Future;
+
+use jiff::Timestamp;
+
+use crate::core::account::{Account, Balance, Legs, Post, Version, View};
+use crate::core::charge::{OutcomeMemo, State};
+use crate::core::ids::ChargeId;
+
+/// What a hold asks for.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// The new charge.
+    pub charge: ChargeId,
+    /// The accounts that the post's slots mean.
+    pub accounts: &'a [Account<'a>],
+    /// What to take.
+    pub post: &'a Post,
+    /// The instant of the request.
+    pub now: Timestamp,
+    /// What becomes of the hold if its owner disappears (D36).
+    pub in_doubt: InDoubt,
+    /// The encoded [`crate::core::charge::HoldMemo`]; opaque to the books.
+    pub memo: &'a [u8],
+}
+
+/// What resolves a hold that nobody settles (D36).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InDoubt {
+    /// Nothing is charged.
+    #[default]
+    Void,
+    /// The whole hold is captured.
+    Capture,
+}
+
+/// What became of a post.
+#[derive(Clone, Debug)]
+pub enum Posted {
+    /// It is done and recorded: the legs it took, and balances after it.
+    Done(Legs, View),
+    /// Nothing was changed: some source could not give what was asked. Balances of every account
+    /// the post named, all read in the same step.
+    Short(View),
+}
+
+/// How a charge is resolved.
+#[derive(Clone, Debug)]
+pub struct Resolution<'a> {
+    /// Captured, voided or expired.
+    pub state: State,
+    /// How much of each leg is captured, by the order in which the hold took them; missing
+    /// entries are zero. The rest returns to its accounts.
+    pub keep: &'a [u64],
+    /// What is taken and captured beyond the hold, in the same step (D31). Its slots mean
+    /// `accounts`.
+    pub extra: Option<(&'a [Account<'a>], &'a Post)>,
+    /// The instant of the resolution.
+    pub now: Timestamp,
+    /// What the ledger should remember of it.
+    pub memo: &'a OutcomeMemo,
+}
+
+/// What became of a resolution.
+#[derive(Clone, Debug)]
+pub enum Resolved {
+    /// It is done and recorded: what the extra post took, and the balances after it of all the
+    /// accounts the hold named (by the hold's slots).
+    Done(Legs, View),
+    /// The extra post could not be done, so nothing was: balances of its accounts.
+    Short(View),
+    /// The charge had been resolved before; nothing was changed.
+    Already(State),
+    /// There is no such open charge.
+    Unknown,
+}
+
+/// A change of an account by an admin.
+#[derive(Clone, Debug)]
+pub struct Adjustment<'a> {
+    /// The account.
+    pub account: &'a Account<'a>,
+    /// Millionths of its unit, up or down.
+    pub delta: i64,
+    /// The instant of the change.
+    pub now: Timestamp,
+    /// Why, and by whom; kept in the record.
+    pub memo: &'a [u8],
+}
+
+/// Why the books did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BooksError {
+    /// The record could not be written. Whatever was asked is not acknowledged.
+    #[error("the books cannot record: {0}")]
+    Unavailable(String),
+    /// An amount would leave its range.
+    #[error("an amount would leave its range")]
+    Range,
+}
+
+/// An open charge, as the books hold it.
+#[derive(Clone, Debug)]
+pub struct OpenCharge {
+    /// Its id.
+    pub charge: ChargeId,
+    /// When it was held.
+    pub held_at: Timestamp,
+    /// The hold's memo.
+    pub memo: Box<[u8]>,
+    /// What it took: account name, kind of leg, kind of account, millionths.
+    pub legs: Vec<OpenLeg>,
+}
+
+/// A leg of an open charge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenLeg {
+    /// The account's name.
+    pub account: String,
+    /// What runs out there.
+    pub account_kind: crate::core::account::AccountKind,
+    /// What the leg stands for.
+    pub kind: crate::core::account::LegKind,
+    /// Millionths of the account's unit.
+    pub amount: u64,
+}
+
+/// A session with the books. Each worker has its own.
+///
+/// # Contract
+/// - **Whole or not at all.** A post takes from its sources greedily in order if and only if for
+///   every source Σ max(0, available) ≥ `take`, and Σ < `below` where given, and no account of a
+///   `solvent` source is in the red, and every `cap` can give as much as its payer; else nothing
+///   changes. Either way every account named is returned, read in the same step; accounts that
+///   are only looked at are read right after it.
+/// - **Begun when called.** [`Books::resolve`] and [`Books::hold`] take effect from the call on,
+///   in the order of the calls of a session; dropping the future that they return gives up the
+///   answer, not the work. So a void called after a hold always meets it.
+/// - **Acknowledged means recorded.** A future is ready only when the record would survive what
+///   the configured durability says (`process`: `kill -9`).
+/// - **Once.** A charge is resolved at most once.
+/// - **Grants.** A post carries what the directory grants its accounts. The newest by version
+///   wins, and a change is recorded; an account that was never seen is opened by the post that
+///   takes from it (D42, f24).
+/// - **A crash loses no acknowledged change and overspends nothing**; the holds it leaves open
+///   are resolved at the next start as their `in_doubt` says.
+pub trait Books: Send + Sync {
+    /// Takes from accounts and keeps what was taken until it is resolved.
+    fn hold(&self, ask: &Ask<'_>) -> impl Future<Output = Result<Posted, BooksError>> + Send;
+
+    /// Resolves a charge: captures what is kept, returns the rest.
+    fn resolve(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send;
+
+    /// Changes what an account is granted, by an admin's word.
+    fn adjust(
+        &self,
+        adjustment: &Adjustment<'_>,
+    ) -> impl Future<Output = Result<Balance, BooksError>> + Send;
+
+    /// The balances of accounts, each as if a post named it now; those never seen are shown as
+    /// what they would be opened with.
+    fn balances(
+        &self,
+        accounts: &[Account<'_>],
+    ) -> impl Future<Output = Result<View, BooksError>> + Send;
+
+    /// An open charge.
+    fn open_charge(
+        &self,
+        charge: ChargeId,
+    ) -> impl Future<Output = Result<Option<OpenCharge>, BooksError>> + Send;
+}
+
+/// The engine behind a gateway. One engine so far; a second one makes this an enum.
+pub type Session = embedded::Session;
+
+/// Whether a grant replaces what an account has: the newest by version, and an older one never
+/// (D42).
+pub fn is_newer(offered: Version, known: Version) -> bool {
+    offered > known
+}

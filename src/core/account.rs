@@ -1,0 +1,340 @@
+//! Accounts, balances and posts: the language in which the waterfall speaks to the books.
+//!
+//! Everything that can run out is an account. A post names accounts and says what to take from
+//! them; the books do it whole or not at all, and know nothing of seats, profiles or overage.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
+
+use super::cycle::Label;
+
+/// What kind of thing runs out. The order is the order in which a caller's accounts are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum AccountKind {
+    /// A licence in a cycle, in credits.
+    Licence,
+    /// The credits a user owes in a cycle (D31).
+    Overdraft,
+    /// The org's pool in a term, in Operations.
+    Pool,
+    /// What may be used past the pool in a term, in Operations (D26).
+    Overage,
+    /// What a user or key may draw from pool and overage in a cycle, in Operations (D17).
+    Draw,
+}
+
+impl AccountKind {
+    /// The word in an account's name.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Licence => "licence",
+            Self::Overdraft => "overdraft",
+            Self::Pool => "pool",
+            Self::Overage => "overage",
+            Self::Draw => "draw",
+        }
+    }
+
+    /// `credits` or `operations`.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Licence | Self::Overdraft => "credits",
+            Self::Pool | Self::Overage | Self::Draw => "operations",
+        }
+    }
+}
+
+/// The part of an account's identity that does not change from cycle to cycle: a digest of its
+/// org and ids, computed once when the directory's snapshot is built, so that the hot path never
+/// hashes or copies a name. 128 bits of SHA-256: two names never meet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Stem([u64; 2]);
+
+impl Stem {
+    /// The digest of the ids that name an account, outermost first. Ids hold no `/`, so joining
+    /// them with it is unambiguous.
+    pub fn new(ids: &[&str]) -> Self {
+        let mut digest = Sha256::new();
+        for id in ids {
+            digest.update(id.as_bytes());
+            digest.update(b"/");
+        }
+        let bytes = digest.finalize();
+        let word = |at: usize| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(half)
+        };
+        Self([word(0), word(8)])
+    }
+
+    /// Sixty-four uniformly distributed bits, for a hash table.
+    pub const fn bits(self) -> u64 {
+        self.0[0]
+    }
+}
+
+impl fmt::Debug for Stem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.0[0], self.0[1])
+    }
+}
+
+/// An account's identity. Because it holds the cycle's label, a reset is a new account (D6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AccountKey {
+    /// Which licence, user, key, term or profile.
+    pub stem: Stem,
+    /// The cycle, or [`Label::NONE`] for what belongs to a term (its id is in the stem).
+    pub period: Label,
+    /// What runs out.
+    pub kind: AccountKind,
+}
+
+/// The ids an account is named by, borrowed from the directory's snapshot. Only an account that
+/// is opened prints its name.
+#[derive(Clone, Copy, Debug)]
+pub struct AccountName<'a> {
+    /// The org.
+    pub org: &'a str,
+    /// What runs out.
+    pub kind: AccountKind,
+    /// The ids behind the kind: licence and bucket, user, term, …
+    pub ids: [&'a str; 2],
+    /// The cycle, or [`Label::NONE`].
+    pub period: Label,
+}
+
+impl fmt::Display for AccountName<'_> {
+    /// `acme/licence/lic-1/alice/2026-11-01`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.org, self.kind.word())?;
+        for id in self.ids.iter().filter(|id| !id.is_empty()) {
+            write!(f, "/{id}")?;
+        }
+        if self.period != Label::NONE {
+            write!(f, "/{}", self.period)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which state of the directory a grant comes from. A restored or copied directory has a higher
+/// epoch, so that its numbers never lose against the old one's (D42).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Version {
+    /// The directory's epoch.
+    pub epoch: u32,
+    /// The org's version within the epoch.
+    pub number: u64,
+}
+
+/// What the directory grants an account. The books keep the newest by version (D42).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Millionths of the account's unit.
+    pub base: u64,
+    /// Where it comes from.
+    pub version: Version,
+}
+
+/// An account as a post names it.
+#[derive(Clone, Copy, Debug)]
+pub struct Account<'a> {
+    /// Its identity.
+    pub key: AccountKey,
+    /// Its name, printed only when it is opened.
+    pub name: AccountName<'a>,
+    /// What the directory grants it now.
+    pub grant: Grant,
+}
+
+/// What the books know of an account, in millionths of its unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balance {
+    /// From the directory.
+    pub base: u64,
+    /// The sum of adjustments.
+    pub adjusted: i64,
+    /// Σ open legs.
+    pub held: u64,
+    /// Σ captured legs.
+    pub captured: u64,
+}
+
+impl Balance {
+    /// base + adjusted, zero at least.
+    pub fn granted(&self) -> u64 {
+        self.base.saturating_add_signed(self.adjusted)
+    }
+
+    /// base + adjusted − held − captured; negative for an account in the red.
+    pub fn remaining(&self) -> i128 {
+        i128::from(self.base) + i128::from(self.adjusted)
+            - i128::from(self.held)
+            - i128::from(self.captured)
+    }
+
+    /// max(0, remaining): what can still be taken.
+    pub fn available(&self) -> u64 {
+        u64::try_from(self.remaining().max(0)).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a leg stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum LegKind {
+    /// Seat credits.
+    Licence,
+    /// Operations of the pool.
+    Pool,
+    /// Operations past the pool.
+    Overage,
+    /// What nobody could pay (D31): credits of a user's overdraft, or Operations a principal
+    /// takes from the pool beyond its grant.
+    Overdraft,
+    /// Counts against a limit and pays nothing (D17).
+    Limit,
+    /// Counts against the cap of the leg right before it and pays nothing (D26).
+    Cap,
+}
+
+impl LegKind {
+    /// True for what pays; limits and caps only count.
+    pub const fn pays(self) -> bool {
+        !matches!(self, Self::Limit | Self::Cap)
+    }
+}
+
+/// An index into the accounts that travel with a post.
+pub type Slot = u8;
+
+/// One account of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payer {
+    /// Which account.
+    pub slot: Slot,
+    /// What its leg stands for.
+    pub kind: LegKind,
+    /// A second account that must also have what is taken here, and loses the same amount.
+    pub cap: Option<Slot>,
+}
+
+/// Accounts of one unit in burn order, and what to take from them together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Taken greedily in order, in millionths.
+    pub take: u64,
+    /// When given: nothing happens unless Σ available is below this.
+    pub below: Option<u64>,
+    /// When true: nothing happens if one of the accounts is in the red.
+    pub solvent: bool,
+    /// When true: taken from the first account whatever it has (D31, late captures).
+    pub forced: bool,
+    /// The accounts.
+    pub payers: SmallVec<[Payer; 4]>,
+}
+
+impl Source {
+    /// Takes `take` from `payers`, in order.
+    pub fn take(take: u64, payers: impl IntoIterator<Item = Payer>) -> Self {
+        Self {
+            take,
+            below: None,
+            solvent: false,
+            forced: false,
+            payers: payers.into_iter().collect(),
+        }
+    }
+}
+
+/// What the books are asked to do: all of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Post {
+    /// Sources, payers and limits alike.
+    pub sources: SmallVec<[Source; 4]>,
+    /// Accounts whose balance is only wanted back.
+    pub look: SmallVec<[Slot; 4]>,
+}
+
+/// What one account gave to a post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Which account.
+    pub slot: Slot,
+    /// What it stands for.
+    pub kind: LegKind,
+    /// Millionths of the account's unit.
+    pub amount: u64,
+}
+
+/// The legs of a hold, in the order of its post.
+pub type Legs = SmallVec<[Taken; 6]>;
+
+/// Balances by slot: those of the accounts a post named, all read in the same step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View(SmallVec<[Option<Balance>; 8]>);
+
+impl View {
+    /// A view of `slots` accounts, none of them known yet.
+    pub fn new(slots: usize) -> Self {
+        Self(SmallVec::from_elem(None, slots))
+    }
+
+    /// Records the balance of a slot.
+    pub fn set(&mut self, slot: Slot, balance: Balance) {
+        if let Some(entry) = self.0.get_mut(usize::from(slot)) {
+            *entry = Some(balance);
+        }
+    }
+
+    /// The balance of a slot, if the post named it.
+    pub fn get(&self, slot: Slot) -> Option<Balance> {
+        self.0.get(usize::from(slot)).copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_from_the_outside_in() {
+        let name = AccountName {
+            org: "acme",
+            kind: AccountKind::Licence,
+            ids: ["lic-1", "alice"],
+            period: "2026-11-01".parse().unwrap(),
+        };
+        assert_eq!(name.to_string(), "acme/licence/lic-1/alice/2026-11-01");
+        let pool = AccountName {
+            kind: AccountKind::Pool,
+            ids: ["2026", ""],
+            period: Label::NONE,
+            ..name
+        };
+        assert_eq!(pool.to_string(), "acme/pool/2026");
+    }
+
+    #[test]
+    fn an_account_in_the_red_counts_as_empty() {
+        let balance = Balance { base: 5, adjusted: -7, held: 1, captured: 0 };
+        assert_eq!(balance.remaining(), -3);
+        assert_eq!(balance.available(), 0);
+        assert_eq!(balance.granted(), 0);
+    }
+
+    #[test]
+    fn stems_keep_ids_apart() {
+        assert_ne!(Stem::new(&["a", "bc"]), Stem::new(&["ab", "c"]));
+        assert_eq!(Stem::new(&["a", "b"]), Stem::new(&["a", "b"]));
+    }
+}

@@ -1,0 +1,248 @@
+//! Charges: what the books and the ledger remember of a metered request, and the document that
+//! a caller may read.
+//!
+//! A charge has two memos, opaque to the books: one is written with the hold, one with what
+//! resolved it. Together with the legs they are the whole record.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::amount::{Credits, Text};
+use super::cycle::Label;
+use super::ids::ChargeId;
+use super::price::{Measure, Price};
+
+/// What is known of a charge when it is held. Borrowed from the request, so that writing it
+/// costs no copies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldMemo<'a> {
+    /// The org.
+    pub org: &'a str,
+    /// The user; `None` for a principal.
+    pub user: Option<&'a str>,
+    /// The key that asked.
+    pub key: &'a str,
+    /// The feature.
+    pub feature: &'a str,
+    /// The route's name: its path pattern, or `holds` for the holds API.
+    pub route: &'a str,
+    /// Quantities by meter; a route's only meter has no name.
+    pub measures: Vec<(Option<&'a str>, u64)>,
+    /// The price held.
+    pub price: Price,
+    /// False where only seats may pay.
+    pub pool: bool,
+    /// The rate card's version.
+    pub rate_card: &'a str,
+    /// The cycle it belongs to (D7).
+    pub cycle: Label,
+    /// The term it belongs to, if there is one.
+    pub term: Option<&'a str>,
+    /// The granting profile, if there is pool access.
+    pub profile: Option<&'a str>,
+    /// The caller's request id; `None` where the gateway made it: then it is the charge's id.
+    pub request_id: Option<&'a str>,
+}
+
+/// What resolved a charge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeMemo {
+    /// The final cost; zero for what was voided.
+    pub cost: Credits,
+    /// Actual quantities, where usage was told.
+    pub measures: Option<Vec<u64>>,
+    /// What is particular about it.
+    pub flags: Flags,
+}
+
+/// Particulars of a charge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flags(u8);
+
+impl Flags {
+    /// The backend did not say how much was used, so the whole hold was captured (D30).
+    pub const USAGE_MISSING: Self = Self(1);
+    /// Resolved without its owner (D36).
+    pub const IN_DOUBT: Self = Self(2);
+    /// Captured after it was resolved otherwise (D36).
+    pub const LATE: Self = Self(4);
+
+    const WORDS: [(Self, &'static str); 3] = [
+        (Self::USAGE_MISSING, "usage_missing"),
+        (Self::IN_DOUBT, "in_doubt"),
+        (Self::LATE, "late"),
+    ];
+
+    /// Both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The words for the charge document.
+    pub fn words(self) -> Vec<&'static str> {
+        Self::WORDS
+            .into_iter()
+            .filter(|(flag, _)| self.0 & flag.0 != 0)
+            .map(|(_, word)| word)
+            .collect()
+    }
+}
+
+/// Where a charge stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Authorised, not yet settled.
+    Held,
+    /// Paid for, in part or whole.
+    Captured,
+    /// Not paid for.
+    Voided,
+    /// Voided because nobody settled it in time.
+    Expired,
+}
+
+impl State {
+    /// The word in receipts and documents.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Captured => "captured",
+            Self::Voided => "voided",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A leg as the charge document shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegDocument {
+    /// The account's name.
+    pub account: String,
+    /// licence, pool, overage or overdraft.
+    pub kind: String,
+    /// Credits of the cost that it covers.
+    pub covers: String,
+    /// What the account paid, in its unit.
+    pub amount: String,
+    /// credits or operations.
+    pub unit: String,
+}
+
+/// A charge as its user, its key and admins may read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChargeDocument {
+    /// Its id.
+    pub charge: String,
+    /// Where it stands.
+    pub state: State,
+    /// The org.
+    pub org: String,
+    /// The user; `null` for a principal's charge.
+    pub user: Option<String>,
+    /// The key that asked.
+    pub key: String,
+    /// The feature.
+    pub feature: String,
+    /// What was measured: a number as text, or by meter.
+    pub quantity: serde_json::Value,
+    /// The route's path pattern.
+    pub route: String,
+    /// Credits: held, or finally charged.
+    pub cost: Credits,
+    /// Who paid what.
+    pub legs: Vec<LegDocument>,
+    /// The rate card's version.
+    pub rate_card: String,
+    /// The cycle's label.
+    pub cycle: String,
+    /// The term's id.
+    pub term: Option<String>,
+    /// What is particular about it.
+    pub flags: Vec<String>,
+    /// The request's id.
+    pub request_id: String,
+    /// When it was held.
+    pub created_at: Timestamp,
+    /// When the hold ends by itself, if it does.
+    pub expires_at: Option<Timestamp>,
+    /// When it was resolved.
+    pub resolved_at: Option<Timestamp>,
+}
+
+/// A charge and how it ended, as read from the records.
+#[derive(Clone, Debug)]
+pub struct ChargeRecord<'a> {
+    /// Its id.
+    pub id: ChargeId,
+    /// When it was held.
+    pub held_at: Timestamp,
+    /// The hold's memo.
+    pub memo: HoldMemo<'a>,
+    /// Where it stands, when it was resolved and with what memo.
+    pub resolved: Option<(State, Timestamp, OutcomeMemo)>,
+}
+
+impl ChargeRecord<'_> {
+    /// The cost as it stands.
+    pub fn cost(&self) -> Credits {
+        self.resolved.as_ref().map_or(self.memo.price.cost, |(_, _, outcome)| outcome.cost)
+    }
+
+    /// The document, given the legs already described.
+    pub fn document(&self, legs: Vec<LegDocument>) -> ChargeDocument {
+        let memo = &self.memo;
+        let outcome = self.resolved.as_ref();
+        let flags = outcome.map_or(Flags::default(), |(_, _, memo)| memo.flags);
+        ChargeDocument {
+            charge: self.id.to_string(),
+            state: outcome.map_or(State::Held, |(state, _, _)| *state),
+            org: memo.org.to_owned(),
+            user: memo.user.map(str::to_owned),
+            key: memo.key.to_owned(),
+            feature: memo.feature.to_owned(),
+            quantity: self.quantity(),
+            route: memo.route.to_owned(),
+            cost: self.cost(),
+            legs,
+            rate_card: memo.rate_card.to_owned(),
+            cycle: memo.cycle.to_string(),
+            term: memo.term.map(str::to_owned),
+            flags: flags.words().into_iter().map(str::to_owned).collect(),
+            request_id: memo.request_id.map_or_else(|| self.id.to_string(), str::to_owned),
+            created_at: self.held_at,
+            expires_at: None,
+            resolved_at: outcome.map(|(_, at, _)| *at),
+        }
+    }
+
+    fn quantity(&self) -> serde_json::Value {
+        let actual = self.resolved.as_ref().and_then(|(_, _, outcome)| outcome.measures.as_ref());
+        let measured = self.memo.measures.iter().enumerate().map(|(index, (meter, held))| {
+            let quantity = actual.and_then(|actual| actual.get(index)).unwrap_or(held);
+            (*meter, serde_json::Value::from(Text::new(*quantity).as_str()))
+        });
+        let mut by_meter = serde_json::Map::new();
+        for (meter, quantity) in measured {
+            match meter {
+                None => return quantity,
+                Some(meter) => by_meter.insert(meter.to_owned(), quantity),
+            };
+        }
+        by_meter.into()
+    }
+}
+
+/// The measures of a quote, as a memo keeps them.
+pub fn memo_measures<'a>(measures: &[Measure<'a>]) -> Vec<(Option<&'a str>, u64)> {
+    measures.iter().map(|measure| (measure.meter, measure.quantity)).collect()
+}

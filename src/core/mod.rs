@@ -1,0 +1,13 @@
+//! The rules, pure: no I/O, no clock, no environment, no randomness. Whatever depends on time
+//! takes `now`. No float is near money.
+
+pub mod account;
+pub mod amount;
+pub mod charge;
+pub mod cycle;
+pub mod entitlement;
+pub mod ids;
+pub mod price;
+pub mod receipt;
+pub mod refusal;
+pub mod waterfall;

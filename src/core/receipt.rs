@@ -1,0 +1,168 @@
+//! Receipts: what a caller is told of a charge, as an RFC 9651 dictionary, and the `RateLimit`
+//! fields (IETF draft-ietf-httpapi-ratelimit-headers-11) for seats without pool access.
+
+use super::account::{LegKind, Taken, View};
+use super::amount::{MICRO, Text};
+use super::charge::State;
+use super::ids::ChargeId;
+use super::waterfall::{PoolAccess, Position};
+
+/// What a receipt says. Amounts are in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt<'a> {
+    /// The charge.
+    pub charge: ChargeId,
+    /// Where it stands.
+    pub state: State,
+    /// Credits: held, or finally charged.
+    pub cost: u64,
+    /// Credits the seat paid.
+    pub seat: u64,
+    /// Operations the pool paid.
+    pub pool: u64,
+    /// Operations past the pool.
+    pub overage: u64,
+    /// What nobody could pay, if anything (D31).
+    pub overdraft: u64,
+    /// What the seat has after this step; `None` without a seat.
+    pub seat_remaining: Option<u64>,
+    /// What the pool has after this step; `None` without pool access.
+    pub pool_remaining: Option<u64>,
+    /// When the seat resets, as RFC 3339; `None` without a seat.
+    pub resets: Option<&'a str>,
+    /// The rate card's version.
+    pub rate_card: &'a str,
+}
+
+impl<'a> Receipt<'a> {
+    /// The receipt of a charge with these legs, on balances read after the step.
+    pub fn new(
+        charge: ChargeId,
+        state: State,
+        cost: u64,
+        legs: &[Taken],
+        rate_card: &'a str,
+    ) -> Self {
+        let sum = |kind| legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum();
+        Self {
+            charge,
+            state,
+            cost,
+            seat: sum(LegKind::Licence),
+            pool: sum(LegKind::Pool),
+            overage: sum(LegKind::Overage),
+            overdraft: sum(LegKind::Overdraft),
+            seat_remaining: None,
+            pool_remaining: None,
+            resets: None,
+            rate_card,
+        }
+    }
+
+    /// Adds what is left, for those who have a seat and those who have pool access.
+    #[must_use]
+    pub fn remaining(mut self, position: &Position<'_>, view: &View, resets: &'a str) -> Self {
+        if position.overdraft.is_some() {
+            self.seat_remaining = position.seat_available(view);
+            self.resets = Some(resets);
+        }
+        if let PoolAccess::Open(side) = &position.pool {
+            self.pool_remaining = view.get(side.pool).map(|balance| balance.available());
+        }
+        self
+    }
+
+    /// Writes the field's value.
+    pub fn write(&self, to: &mut Vec<u8>) {
+        to.extend_from_slice(b"charge=\"");
+        to.extend_from_slice(self.charge.text(&mut [0; 36]).as_bytes());
+        to.extend_from_slice(b"\", state=");
+        to.extend_from_slice(self.state.word().as_bytes());
+        let mut amount = |key: &str, micro: u64| {
+            to.extend_from_slice(key.as_bytes());
+            to.extend_from_slice(Text::new(micro).as_str().as_bytes());
+            to.push(b'"');
+        };
+        amount(", cost=\"", self.cost);
+        amount(", seat=\"", self.seat);
+        amount(", pool=\"", self.pool);
+        amount(", overage=\"", self.overage);
+        if self.overdraft > 0 {
+            amount(", overdraft=\"", self.overdraft);
+        }
+        if let Some(micro) = self.seat_remaining {
+            amount(", seat-remaining=\"", micro);
+        }
+        if let Some(micro) = self.pool_remaining {
+            amount(", pool-remaining=\"", micro);
+        }
+        // Times, ids and versions hold neither a quote nor a backslash.
+        let mut text = |key: &str, value: &str| {
+            to.extend_from_slice(key.as_bytes());
+            to.extend_from_slice(value.as_bytes());
+            to.push(b'"');
+        };
+        if let Some(resets) = self.resets {
+            text(", resets=\"", resets);
+        }
+        text(", rate-card=\"", self.rate_card);
+    }
+}
+
+/// Writes `RateLimit-Policy`: the seat's quota in whole credits and its window in seconds.
+pub fn write_rate_limit_policy(granted: u64, window: i64, to: &mut Vec<u8>) {
+    to.extend_from_slice(b"\"seat\";q=");
+    to.extend_from_slice(itoa::Buffer::new().format(granted / MICRO).as_bytes());
+    to.extend_from_slice(b";qu=\"credits\";w=");
+    to.extend_from_slice(itoa::Buffer::new().format(window).as_bytes());
+}
+
+/// Writes `RateLimit`: what is left in whole credits and the seconds to the reset.
+pub fn write_rate_limit(available: u64, seconds: i64, to: &mut Vec<u8>) {
+    to.extend_from_slice(b"\"seat\";r=");
+    to.extend_from_slice(itoa::Buffer::new().format(available / MICRO).as_bytes());
+    to.extend_from_slice(b";t=");
+    to.extend_from_slice(itoa::Buffer::new().format(seconds.max(0)).as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_reads_as_a_structured_dictionary() {
+        let receipt = Receipt {
+            charge: ChargeId::v7(1_764_547_200_000, 7),
+            state: State::Captured,
+            cost: 100 * MICRO,
+            seat: 30 * MICRO,
+            pool: 1_400_000,
+            overage: 0,
+            overdraft: 0,
+            seat_remaining: Some(0),
+            pool_remaining: Some(998_600_000),
+            resets: Some("2026-12-01T08:00:00Z"),
+            rate_card: "2026-11",
+        };
+        let mut bytes = Vec::new();
+        receipt.write(&mut bytes);
+        let text = String::from_utf8(bytes).unwrap();
+        assert_eq!(
+            text,
+            "charge=\"019ad767-9c00-7000-8000-000000000007\", state=captured, cost=\"100\", \
+             seat=\"30\", pool=\"1.4\", overage=\"0\", seat-remaining=\"0\", \
+             pool-remaining=\"998.6\", resets=\"2026-12-01T08:00:00Z\", rate-card=\"2026-11\""
+        );
+        let parsed = sfv::Parser::new(&text).parse::<sfv::Dictionary>().unwrap();
+        assert_eq!(parsed.len(), 10);
+    }
+
+    #[test]
+    fn rate_limit_fields_are_in_whole_credits() {
+        let (mut policy, mut limit) = (Vec::new(), Vec::new());
+        write_rate_limit_policy(6_000_999_999, 2_592_000, &mut policy);
+        write_rate_limit(29_999_999, 86_400, &mut limit);
+        assert_eq!(policy, b"\"seat\";q=6000;qu=\"credits\";w=2592000");
+        assert_eq!(limit, b"\"seat\";r=29;t=86400");
+    }
+}

@@ -1,0 +1,465 @@
+//! The waterfall: seat → pool → overage, planned as one post and settled exactly (D24–D27, D30,
+//! D31). Pure: the books make a plan atomic, and return balances to plan again on.
+
+use smallvec::{SmallVec, smallvec};
+
+use super::account::{Account, LegKind, Legs, Payer, Post, Slot, Source, Taken, View};
+use super::amount::{Credits, Operations, prorate_down, prorate_up};
+use super::cycle::Cycle;
+use super::entitlement::{DrawLimit, Overage};
+use super::ids::Id;
+use super::price::{Price, Quote, Tier};
+use super::refusal::{Both, Code, Facts, Missing, Refusal};
+
+/// How often a post that failed is planned again before `books_contended`.
+pub const MAX_PLANS: usize = 8;
+
+/// What a seat does with a charge it can pay only in part (D25).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// The seat pays what it has, the pool the rest.
+    #[default]
+    Split,
+    /// The pool pays it whole.
+    Whole,
+}
+
+/// The accounts behind pool access.
+#[derive(Clone, Debug)]
+pub struct PoolSide {
+    /// The pool of the current term.
+    pub pool: Slot,
+    /// The org's overage of the term; absent where overage is refused.
+    pub overage: Option<Slot>,
+    /// The granting profile's own overage cap, counted beside the org's.
+    pub profile_cap: Option<Slot>,
+    /// The caller's draws of the cycle.
+    pub draw: Slot,
+    /// The policy that `overage` stands for.
+    pub policy: Overage,
+    /// The limit that `draw` has, and who set it.
+    pub limit: Option<DrawLimit>,
+    /// The granting profile.
+    pub profile: Id,
+}
+
+/// How a caller stands to the pool.
+#[derive(Clone, Debug)]
+pub enum PoolAccess {
+    /// No access, and what is missing for it.
+    None(Vec<Missing>),
+    /// Access, but no term now.
+    NoTerm,
+    /// Access.
+    Open(PoolSide),
+}
+
+/// Everything that can pay for a caller, at one instant: fixed when a charge is planned (D7).
+#[derive(Clone, Debug)]
+pub struct Position<'a> {
+    /// Every account, by slot.
+    pub accounts: SmallVec<[Account<'a>; 8]>,
+    /// How many of them, from the first on, are the seat's licences in burn order (D3).
+    pub licences: Slot,
+    /// What the user owes; absent for principals.
+    pub overdraft: Option<Slot>,
+    /// The pool.
+    pub pool: PoolAccess,
+    /// The org's choice for charges a seat can pay in part.
+    pub split: Split,
+    /// The cycle of seat and draws.
+    pub cycle: Cycle,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Ask the books this.
+    Post(Post),
+    /// Tell the caller this.
+    Refuse(Refusal),
+}
+
+/// Plans a charge. Without a view the first post names only the seat and the user's overdraft;
+/// a post that failed is planned again on the balances it returned, until one is done or all
+/// accounts of the waterfall are known from one step and refuse.
+pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan {
+    let cost = quote.price.cost.micro();
+    if quote.tier == Tier::Standard || cost == 0 {
+        return Plan::Post(Post::default());
+    }
+    let seat = view.and_then(|view| position.seat_available(view));
+    match (seat, view) {
+        (None, _) | (_, None) if position.licences > 0 || !position.is_open(quote) => {
+            Plan::Post(position.seat_post(cost))
+        }
+        (seat, view) => {
+            let seat = seat.unwrap_or(0);
+            match view.filter(|view| position.is_complete(quote, view)) {
+                Some(view) => position.decide(quote, seat, view),
+                None if seat >= cost && position.licences > 0 => {
+                    Plan::Post(position.seat_post(cost))
+                }
+                None => Plan::Post(position.spill_post(&quote.price, seat)),
+            }
+        }
+    }
+}
+
+impl Position<'_> {
+    /// Σ available of the licences; `None` unless all of them are known.
+    pub fn seat_available(&self, view: &View) -> Option<u64> {
+        (0..self.licences).try_fold(0u64, |sum, slot| {
+            view.get(slot).map(|balance| sum.saturating_add(balance.available()))
+        })
+    }
+
+    /// The pool's accounts, if the caller may use them for this quote.
+    fn open(&self, quote: &Quote) -> Option<&PoolSide> {
+        match &self.pool {
+            PoolAccess::Open(side) if quote.pool => Some(side),
+            _ => None,
+        }
+    }
+
+    fn is_open(&self, quote: &Quote) -> bool {
+        self.open(quote).is_some()
+    }
+
+    /// True when the view holds every account that decides about this quote.
+    fn is_complete(&self, quote: &Quote, view: &View) -> bool {
+        let known = |slot: Slot| view.get(slot).is_some();
+        let seat = (0..self.licences).all(known) && self.overdraft.is_none_or(known);
+        seat && self.open(quote).is_none_or(|side| {
+            known(side.pool)
+                && known(side.draw)
+                && side.overage.is_none_or(known)
+                && side.profile_cap.is_none_or(known)
+        })
+    }
+
+    /// The slot of the pool, to be shown in the receipt of whoever has access.
+    fn look(&self) -> SmallVec<[Slot; 4]> {
+        match &self.pool {
+            PoolAccess::Open(side) => smallvec![side.pool],
+            _ => SmallVec::new(),
+        }
+    }
+
+    fn seat_payers(&self) -> impl Iterator<Item = Payer> {
+        (0..self.licences).map(|slot| Payer { slot, kind: LegKind::Licence, cap: None })
+    }
+
+    /// The user must owe nothing.
+    fn solvent(&self) -> Option<Source> {
+        let payer = Payer { slot: self.overdraft?, kind: LegKind::Overdraft, cap: None };
+        Some(Source { solvent: true, ..Source::take(0, [payer]) })
+    }
+
+    /// The seat pays in full, or nothing happens.
+    fn seat_post(&self, cost: u64) -> Post {
+        let seat = Source::take(cost, self.seat_payers());
+        Post { sources: self.solvent().into_iter().chain([seat]).collect(), look: self.look() }
+    }
+
+    /// The seat pays `seat` (all it has, which is less than the price) and the pool the rest.
+    fn spill_post(&self, price: &Price, seat: u64) -> Post {
+        let cost = price.cost.micro();
+        let (seat_part, below) = match self.split {
+            Split::Split => (seat.min(cost), seat.min(cost).saturating_add(1)),
+            Split::Whole => (0, cost),
+        };
+        let operations = prorate_up(cost - seat_part, price.operations.micro(), cost);
+        let mut sources: SmallVec<[Source; 4]> = self.solvent().into_iter().collect();
+        if self.licences > 0 {
+            // The guard proves that the seat really cannot pay in full (D1).
+            let seat = Source::take(seat_part, self.seat_payers());
+            sources.push(Source { below: Some(below), ..seat });
+        }
+        if let PoolAccess::Open(side) = &self.pool {
+            sources.push(Source::take(operations, side.payers()));
+            sources.push(side.draw_source(operations));
+        }
+        Post { sources, look: self.look() }
+    }
+
+    /// Decides on balances that were all read in one step.
+    fn decide(&self, quote: &Quote, seat: u64, view: &View) -> Plan {
+        let price = &quote.price;
+        let refuse = |code, detail| Plan::Refuse(self.refusal(quote, code, detail, seat, view));
+        if self.owes(view) {
+            return refuse(Code::Overdrawn, "ask an admin for an adjustment, or wait for the reset");
+        }
+        if self.licences > 0 && seat >= price.cost.micro() {
+            return Plan::Post(self.seat_post(price.cost.micro()));
+        }
+        let side = match &self.pool {
+            PoolAccess::Open(side) if quote.pool => side,
+            PoolAccess::NoTerm if quote.pool => {
+                return refuse(Code::NoActiveTerm, "no contract period of the pool is active now");
+            }
+            _ => {
+                return refuse(
+                    Code::SeatExhausted,
+                    "ask an admin for what `pool.missing` lists, or wait for the reset",
+                );
+            }
+        };
+        let spill = self.spill_post(price, seat);
+        let needed = spill.sources.last().map_or(0, |draw| draw.take);
+        let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
+        if available(side.draw) < needed {
+            return refuse(Code::PoolLimitReached, "the limit on pool draws of this cycle is reached");
+        }
+        if available(side.pool).saturating_add(side.overage_available(view)) < needed {
+            return match side.policy {
+                Overage::Reject => refuse(Code::PoolExhausted, "the org's pool cannot pay this"),
+                _ => refuse(Code::OverageCapReached, "pool and overage cap cannot pay this"),
+            };
+        }
+        Plan::Post(spill)
+    }
+
+    fn owes(&self, view: &View) -> bool {
+        self.overdraft.and_then(|slot| view.get(slot)).is_some_and(|b| b.remaining() < 0)
+    }
+
+    fn refusal(
+        &self,
+        quote: &Quote,
+        code: Code,
+        detail: &'static str,
+        seat: u64,
+        view: &View,
+    ) -> Refusal {
+        let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
+        let (operations, missing, decided_by) = match &self.pool {
+            PoolAccess::Open(side) if quote.pool => {
+                let pool = available(side.pool).saturating_add(side.overage_available(view));
+                let decided_by = side.limit.as_ref().filter(|_| code == Code::PoolLimitReached);
+                (pool.min(available(side.draw)), None, decided_by.map(|limit| limit.decided_by))
+            }
+            PoolAccess::None(missing) => (0, Some(missing.clone()), None),
+            PoolAccess::NoTerm if quote.pool => (0, None, None),
+            PoolAccess::Open(_) | PoolAccess::NoTerm => (0, Some(vec![Missing::Feature]), None),
+        };
+        let profile = match (&self.pool, decided_by) {
+            (PoolAccess::Open(side), Some(super::refusal::DecidedBy::Profile)) => {
+                Some(side.profile.clone())
+            }
+            _ => None,
+        };
+        Refusal {
+            facts: Some(Box::new(Facts {
+                required: Both { credits: quote.price.cost, operations: quote.price.operations },
+                available: Both { credits: clamp_credits(seat), operations: clamp_operations(operations) },
+                resets_at: self.overdraft.map(|_| self.cycle.end),
+                missing,
+                decided_by: decided_by.map(|by| (by, profile)),
+            })),
+            ..Refusal::new(code, detail)
+        }
+    }
+}
+
+impl PoolSide {
+    /// Pool first, then overage.
+    fn payers(&self) -> impl Iterator<Item = Payer> {
+        let pool = Payer { slot: self.pool, kind: LegKind::Pool, cap: None };
+        let overage = self.overage.map(|slot| Payer {
+            slot,
+            kind: LegKind::Overage,
+            cap: self.profile_cap,
+        });
+        std::iter::once(pool).chain(overage)
+    }
+
+    fn draw_source(&self, operations: u64) -> Source {
+        Source::take(operations, [Payer { slot: self.draw, kind: LegKind::Limit, cap: None }])
+    }
+
+    fn overage_available(&self, view: &View) -> u64 {
+        let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
+        let own = self.overage.map_or(0, available);
+        self.profile_cap.map_or(own, |cap| own.min(available(cap)))
+    }
+}
+
+fn clamp_credits(micro: u64) -> Credits {
+    Credits::from_micro(micro).unwrap_or(Credits::MAX)
+}
+
+fn clamp_operations(micro: u64) -> Operations {
+    Operations::from_micro(micro).unwrap_or(Operations::MAX)
+}
+
+/// What of a hold a capture keeps, and what it still owes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// How much of each leg is captured, by the hold's order; the rest returns (D30).
+    pub keep: SmallVec<[u64; 6]>,
+    /// What the hold does not cover (D31).
+    pub excess: Option<Excess>,
+}
+
+/// What was used beyond a hold (D31).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excess {
+    /// E, in micro-credits.
+    pub credits: u64,
+    /// x′ − x, in micro-Operations.
+    pub operations: u64,
+}
+
+/// Sums of a hold's legs by what they stand for.
+fn held(legs: &[Taken], kind: LegKind) -> u64 {
+    legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
+}
+
+/// Settles a hold on the actual price (D30), and says what exceeds it (D31).
+pub fn settle(legs: &[Taken], actual: &Price) -> Settlement {
+    let cost = actual.cost.micro();
+    let seat_held = held(legs, LegKind::Licence);
+    let pool_held = held(legs, LegKind::Pool);
+    let operations_held = pool_held + held(legs, LegKind::Overage);
+    let seat = seat_held.min(cost);
+    let uncovered = cost - seat;
+    let operations = prorate_up(uncovered, actual.operations.micro(), cost);
+    // Where the pool may not pay a rate has no price in Operations: whatever the seat's part
+    // does not cover is excess.
+    let beyond = operations > operations_held || (operations == 0 && uncovered > 0);
+    let excess = beyond.then(|| Excess {
+        credits: uncovered - prorate_down(uncovered, operations_held, operations),
+        operations: operations - operations_held.min(operations),
+    });
+    let kept_operations = operations.min(operations_held);
+    let pool = pool_held.min(kept_operations);
+    Settlement {
+        keep: keep(legs, seat, pool, kept_operations - pool, kept_operations),
+        excess,
+    }
+}
+
+/// Spreads what is kept over the legs, first legs first, so that what returns goes to the last.
+fn keep(
+    legs: &[Taken],
+    mut seat: u64,
+    mut pool: u64,
+    mut overage: u64,
+    limit: u64,
+) -> SmallVec<[u64; 6]> {
+    let mut kept: SmallVec<[u64; 6]> = SmallVec::new();
+    for leg in legs {
+        let part = match leg.kind {
+            LegKind::Licence => take_from(&mut seat, leg.amount),
+            LegKind::Pool => take_from(&mut pool, leg.amount),
+            LegKind::Overage => take_from(&mut overage, leg.amount),
+            LegKind::Limit => limit.min(leg.amount),
+            LegKind::Cap => kept.last().copied().unwrap_or(0).min(leg.amount),
+            LegKind::Overdraft => leg.amount,
+        };
+        kept.push(part);
+    }
+    kept
+}
+
+fn take_from(rest: &mut u64, bound: u64) -> u64 {
+    let part = (*rest).min(bound);
+    *rest -= part;
+    part
+}
+
+/// Plans an excess on balances of the hold's own cycle and term: each account pays what it can,
+/// and what nobody can pay becomes overdraft (D31). The post fails only when balances moved
+/// since `view`; it is then planned again on those it returned. `pool` is false for a rate that
+/// only seats may pay. A view that lacks an account plans a post that names all of them.
+pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &View) -> Post {
+    let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
+    let side = match &position.pool {
+        PoolAccess::Open(side) if pool => Some(side),
+        _ => None,
+    };
+    let (pool_available, draw_available) = side.map_or((0, 0), |side| {
+        let pool = available(side.pool).saturating_add(side.overage_available(view));
+        (pool, available(side.draw))
+    });
+    let payable = pool_available.min(draw_available);
+    let seat_available = position.seat_available(view).unwrap_or(0);
+    let whole = position.split == Split::Whole
+        && seat_available < excess.credits
+        && payable >= excess.operations
+        && excess.operations > 0;
+    let seat = if whole { 0 } else { seat_available.min(excess.credits) };
+    let rest = excess.credits - seat;
+    let operations = prorate_up(rest, excess.operations, excess.credits);
+    let paid = operations.min(payable);
+    let unpaid = rest - prorate_down(rest, paid, operations);
+
+    let mut post = Post::default();
+    if position.licences > 0 {
+        let drained = (seat < excess.credits).then_some(if whole { excess.credits } else { seat + 1 });
+        let source = Source::take(seat, position.seat_payers());
+        post.sources.push(Source { below: drained, ..source });
+    }
+    if let Some(side) = side {
+        let short = |has: u64| (paid < operations && has == paid).then_some(paid + 1);
+        let payers = Source::take(paid, side.payers());
+        post.sources.push(Source { below: short(pool_available), ..payers });
+        let draw = side.draw_source(paid);
+        post.sources.push(Source { below: short(draw_available), ..draw });
+    }
+    let forced = |amount, slot| Source {
+        forced: true,
+        ..Source::take(amount, [Payer { slot, kind: LegKind::Overdraft, cap: None }])
+    };
+    match (position.overdraft, side) {
+        (Some(slot), _) => post.sources.push(forced(unpaid, slot)),
+        // A principal's overdraft falls on the pool, in Operations.
+        (None, Some(side)) => post.sources.push(forced(operations - paid, side.pool)),
+        (None, None) => {}
+    }
+    post
+}
+
+/// How many credits of `cost` each leg covers, by the legs' order (D25): seat and overdraft
+/// credits cover themselves, Operations share the rest, each rounded down but the last.
+/// Σ covers = cost.
+pub fn covers(legs: &[Taken], cost: Credits, is_credits: impl Fn(&Taken) -> bool) -> Vec<u64> {
+    let in_credits: u64 =
+        legs.iter().filter(|leg| leg.kind.pays() && is_credits(leg)).map(|leg| leg.amount).sum();
+    let rest = cost.micro().saturating_sub(in_credits);
+    let pays_operations = |leg: &Taken| leg.kind.pays() && !is_credits(leg);
+    let total: u64 = legs.iter().filter(|leg| pays_operations(leg)).map(|leg| leg.amount).sum();
+    let mut paid = 0;
+    let mut covered = 0;
+    legs.iter()
+        .map(|leg| {
+            if !leg.kind.pays() {
+                0
+            } else if is_credits(leg) {
+                leg.amount
+            } else {
+                paid += leg.amount;
+                let share = prorate_down(rest, paid, total) - covered;
+                covered += share;
+                share
+            }
+        })
+        .collect()
+}
+
+/// Adds what an excess took to what was kept of a hold: one leg per account and kind.
+pub fn merge(kept: &[Taken], extra: &[Taken]) -> Legs {
+    let mut legs: Legs = kept.iter().copied().filter(|leg| leg.amount > 0).collect();
+    for leg in extra.iter().filter(|leg| leg.amount > 0) {
+        match legs.iter_mut().find(|known| known.slot == leg.slot && known.kind == leg.kind) {
+            Some(known) => known.amount += leg.amount,
+            None => legs.push(*leg),
+        }
+    }
+    legs
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! Tollgate: a metering gateway for generative features.
+
+pub mod core;
