@@ -1,3 +1,6 @@
 //! Tollgate: a metering gateway for generative features.
 
+pub mod books;
+pub mod config;
 pub mod core;
+pub mod directory;

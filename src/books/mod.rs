@@ -184,7 +184,7 @@ pub trait Books: Send + Sync {
 }
 
 /// The engine behind a gateway. One engine so far; a second one makes this an enum.
-pub type Session = embedded::Session;
+pub type Session = (); // WIP
 
 /// Whether a grant replaces what an account has: the newest by version, and an older one never
 /// (D42).

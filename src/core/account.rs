@@ -315,12 +315,8 @@ mod tests {
             period: "2026-11-01".parse().unwrap(),
         };
         assert_eq!(name.to_string(), "acme/licence/lic-1/alice/2026-11-01");
-        let pool = AccountName {
-            kind: AccountKind::Pool,
-            ids: ["2026", ""],
-            period: Label::NONE,
-            ..name
-        };
+        let pool =
+            AccountName { kind: AccountKind::Pool, ids: ["2026", ""], period: Label::NONE, ..name };
         assert_eq!(pool.to_string(), "acme/pool/2026");
     }
 

@@ -433,9 +433,22 @@ mod tests {
 
     #[test]
     fn what_is_not_an_amount_is_refused() {
-        for text in
-            ["", ".", "1.", ".5", "01", "00", "-1", "+1", "1e3", "1.0000001", " 1", "1 ", "NaN", "١"]
-        {
+        for text in [
+            "",
+            ".",
+            "1.",
+            ".5",
+            "01",
+            "00",
+            "-1",
+            "+1",
+            "1e3",
+            "1.0000001",
+            " 1",
+            "1 ",
+            "NaN",
+            "١",
+        ] {
             assert_eq!(parse_micro(text), Err(AmountError::Syntax), "{text:?}");
         }
         for text in ["9007199254.740992", "99999999999999999999", "18446744073709551616"] {

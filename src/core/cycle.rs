@@ -162,9 +162,8 @@ impl Schedule {
             return regular;
         };
         let first_date = from.to_zoned(era.zone.clone()).date();
-        let earliest = first_date
-            .checked_add(Span::new().days(SHORTEST_FIRST_CYCLE))
-            .unwrap_or(first_date);
+        let earliest =
+            first_date.checked_add(Span::new().days(SHORTEST_FIRST_CYCLE)).unwrap_or(first_date);
         let mut anchor = era.anchor.in_month_of(earliest);
         if anchor < earliest {
             anchor = next_anchor(era.anchor, anchor);

@@ -136,14 +136,9 @@ pub fn access(
 }
 
 /// What a profile grants: limit, overage policy and offer (D17, D26).
-pub fn grant(
-    org: &OrgTerms<'_>,
-    profile: &Membership<'_>,
-    own_limit: Option<DrawLimit>,
-) -> Access {
-    let by = |limit: Option<Operations>, decided_by| {
-        limit.map(|limit| DrawLimit { limit, decided_by })
-    };
+pub fn grant(org: &OrgTerms<'_>, profile: &Membership<'_>, own_limit: Option<DrawLimit>) -> Access {
+    let by =
+        |limit: Option<Operations>, decided_by| limit.map(|limit| DrawLimit { limit, decided_by });
     let limit = own_limit
         .or_else(|| by(profile.pool_limit, DecidedBy::Profile))
         .or_else(|| by(org.pool_limit, DecidedBy::Org));

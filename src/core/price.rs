@@ -97,7 +97,9 @@ pub enum RateCardError {
     )]
     NoOperations(usize, Id),
     /// A standard rate with a price.
-    #[error("rate {0} of feature {1} is standard, so it can have neither `credits` nor `operations`")]
+    #[error(
+        "rate {0} of feature {1} is standard, so it can have neither `credits` nor `operations`"
+    )]
     PricedStandard(usize, Id),
     /// Rates of one feature disagree on the tier.
     #[error("rates {0} and {1} of feature {2} differ in tier but price meters of one request")]
@@ -316,7 +318,10 @@ fn unpriced(version: &Id, measure: &Measure<'_>, attributes: &Attributes<'_>) ->
     let meter = measure.meter.map(|meter| format!(", meter {meter}")).unwrap_or_default();
     Refusal::new(
         Code::Unpriced,
-        format!("rate card {version} has no rate for this feature with [{}]{meter}", listed.join(", ")),
+        format!(
+            "rate card {version} has no rate for this feature with [{}]{meter}",
+            listed.join(", ")
+        ),
     )
 }
 

@@ -189,7 +189,10 @@ impl Position<'_> {
         let price = &quote.price;
         let refuse = |code, detail| Plan::Refuse(self.refusal(quote, code, detail, seat, view));
         if self.owes(view) {
-            return refuse(Code::Overdrawn, "ask an admin for an adjustment, or wait for the reset");
+            return refuse(
+                Code::Overdrawn,
+                "ask an admin for an adjustment, or wait for the reset",
+            );
         }
         if self.licences > 0 && seat >= price.cost.micro() {
             return Plan::Post(self.seat_post(price.cost.micro()));
@@ -210,7 +213,10 @@ impl Position<'_> {
         let needed = spill.sources.last().map_or(0, |draw| draw.take);
         let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
         if available(side.draw) < needed {
-            return refuse(Code::PoolLimitReached, "the limit on pool draws of this cycle is reached");
+            return refuse(
+                Code::PoolLimitReached,
+                "the limit on pool draws of this cycle is reached",
+            );
         }
         if available(side.pool).saturating_add(side.overage_available(view)) < needed {
             return match side.policy {
@@ -253,7 +259,10 @@ impl Position<'_> {
         Refusal {
             facts: Some(Box::new(Facts {
                 required: Both { credits: quote.price.cost, operations: quote.price.operations },
-                available: Both { credits: clamp_credits(seat), operations: clamp_operations(operations) },
+                available: Both {
+                    credits: clamp_credits(seat),
+                    operations: clamp_operations(operations),
+                },
                 resets_at: self.overdraft.map(|_| self.cycle.end),
                 missing,
                 decided_by: decided_by.map(|by| (by, profile)),
@@ -267,11 +276,8 @@ impl PoolSide {
     /// Pool first, then overage.
     fn payers(&self) -> impl Iterator<Item = Payer> {
         let pool = Payer { slot: self.pool, kind: LegKind::Pool, cap: None };
-        let overage = self.overage.map(|slot| Payer {
-            slot,
-            kind: LegKind::Overage,
-            cap: self.profile_cap,
-        });
+        let overage =
+            self.overage.map(|slot| Payer { slot, kind: LegKind::Overage, cap: self.profile_cap });
         std::iter::once(pool).chain(overage)
     }
 
@@ -335,10 +341,7 @@ pub fn settle(legs: &[Taken], actual: &Price) -> Settlement {
     });
     let kept_operations = operations.min(operations_held);
     let pool = pool_held.min(kept_operations);
-    Settlement {
-        keep: keep(legs, seat, pool, kept_operations - pool, kept_operations),
-        excess,
-    }
+    Settlement { keep: keep(legs, seat, pool, kept_operations - pool, kept_operations), excess }
 }
 
 /// Spreads what is kept over the legs, first legs first, so that what returns goes to the last.
@@ -398,7 +401,8 @@ pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &
 
     let mut post = Post::default();
     if position.licences > 0 {
-        let drained = (seat < excess.credits).then_some(if whole { excess.credits } else { seat + 1 });
+        let drained =
+            (seat < excess.credits).then_some(if whole { excess.credits } else { seat + 1 });
         let source = Source::take(seat, position.seat_payers());
         post.sources.push(Source { below: drained, ..source });
     }

@@ -1,0 +1,474 @@
+//! The directory as the hot path reads it: immutable, in memory, one `Arc` an org and a user.
+//!
+//! [`Live`] holds the current [`Snapshot`]; a change builds a new one that shares whatever it
+//! did not touch, and swaps it in, so a request sees one state of the directory from beginning
+//! to end and the next request sees the change.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::Timestamp;
+use smallvec::SmallVec;
+
+use crate::core::account::{
+    Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version,
+};
+use crate::core::amount::Operations;
+use crate::core::cycle::{Cycle, Label, Schedule, Term};
+use crate::core::entitlement::{Access, Overage};
+use crate::core::ids::Id;
+use crate::core::price::RateCard;
+use crate::core::refusal::Missing;
+use crate::core::waterfall::{PoolAccess, PoolSide, Position, Split};
+
+/// The SHA-256 of a key's secret. Keys are found by it, never by the secret (f79).
+pub type KeyHash = [u8; 32];
+
+/// The snapshot in force; swapped whole.
+#[derive(Debug, Default)]
+pub struct Live(ArcSwap<Snapshot>);
+
+impl Live {
+    /// Starts with a snapshot.
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self(ArcSwap::from_pointee(snapshot))
+    }
+
+    /// The snapshot in force.
+    pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.0.load()
+    }
+
+    /// Puts another snapshot in force, from the next request on.
+    pub fn swap(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
+    }
+}
+
+/// Every org and every key.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Orgs by id.
+    pub orgs: HashMap<Id, Arc<Org>>,
+    /// Live keys by the hash of their secret; a key in rotation has two.
+    pub keys: HashMap<KeyHash, Arc<Key>>,
+}
+
+/// How an org is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// What nobody can pay is refused.
+    #[default]
+    Enforce,
+    /// Nothing is refused; decisions are only recorded (D28).
+    Observe,
+}
+
+/// An org as the hot path reads it.
+#[derive(Debug)]
+pub struct Org {
+    /// Its id.
+    pub id: Id,
+    /// Which state of the directory this is.
+    pub version: Version,
+    /// Enforce or observe.
+    pub mode: Mode,
+    /// What happens to a charge that the seat can pay in part.
+    pub split: Split,
+    /// The org's own overage policy: the base of its overage accounts.
+    pub overage: Overage,
+    /// Anchor and zone over time.
+    pub schedule: Schedule,
+    /// Contract periods of the pool, by start.
+    pub terms: Vec<PoolTerm>,
+    /// Checked rate cards; by effective time, those without one first.
+    pub cards: Vec<Arc<RateCard>>,
+    /// Users by id.
+    pub users: Users,
+    /// Overage caps of profiles that are stricter than the org, by profile.
+    pub profile_caps: HashMap<Id, ProfileCap>,
+    /// The cycle and term of the last request; almost always also that of the next.
+    pub now: ArcSwapOption<Moment>,
+}
+
+/// A term and what its pool has.
+#[derive(Clone, Debug)]
+pub struct PoolTerm {
+    /// When it applies.
+    pub term: Term,
+    /// The pool's Operations.
+    pub pool: Operations,
+    /// Identity of the pool's account.
+    pub pool_stem: Stem,
+    /// Identity of the org's overage account.
+    pub overage_stem: Stem,
+}
+
+/// A profile's own overage cap (D26).
+#[derive(Clone, Debug)]
+pub struct ProfileCap {
+    /// Operations per term.
+    pub cap: Operations,
+    /// Identities of its account by term, in the order of [`Org::terms`].
+    pub stems: Vec<Stem>,
+}
+
+/// What the clock says about an org: computed once per cycle and term.
+#[derive(Debug)]
+pub struct Moment {
+    /// The cycle.
+    pub cycle: Cycle,
+    /// The cycle's end as RFC 3339, for receipts.
+    pub resets: String,
+    /// Index of the active term, if there is one.
+    pub term: Option<usize>,
+    /// From when, and until when, all of this holds: the nearest edges of cycle and terms.
+    pub since: Timestamp,
+    /// See `since`.
+    pub until: Timestamp,
+}
+
+/// A user.
+#[derive(Debug)]
+pub struct User {
+    /// Its id.
+    pub id: Id,
+    /// An attribute, not an identity.
+    pub email: Option<Box<str>>,
+    /// Refused while true.
+    pub suspended: bool,
+    /// Licences in burn order: soonest expiry, then priority, then id (D3).
+    pub licences: Box<[Licence]>,
+    /// Groups, by id.
+    pub groups: Box<[Id]>,
+    /// Pool access, or what is missing for it (D12, D14).
+    pub access: Result<Arc<Access>, Arc<[Missing]>>,
+    /// Identity of the overdraft and draw accounts.
+    pub stem: Stem,
+}
+
+/// A licence assigned to a user.
+#[derive(Debug)]
+pub struct Licence {
+    /// Its id.
+    pub id: Id,
+    /// The plan it is an instance of.
+    pub plan: Id,
+    /// The plan's credits a month, in millionths.
+    pub credits: u64,
+    /// Whose bucket it pays from: the user who held it when the cycle's bucket was opened (D10).
+    pub bucket: Id,
+    /// From when it pays; `None` for always (D10, `next-cycle`).
+    pub pays_from: Option<Timestamp>,
+    /// Until when it pays; `None` for always.
+    pub expires: Option<Timestamp>,
+    /// Identity of its account.
+    pub stem: Stem,
+}
+
+/// What a key may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// Acts for users whom it names in `Tollgate-User`.
+    Service(ActsFor),
+    /// Is one user.
+    User(Id),
+    /// Has no seat: draws on the pool (D18).
+    Principal(Result<Arc<Access>, Arc<[Missing]>>),
+}
+
+/// For whom a service key may act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActsFor {
+    /// Every user of the org.
+    Everyone,
+    /// These users, and the members of these groups.
+    Some {
+        /// Users by id.
+        users: Vec<Id>,
+        /// Groups by id.
+        groups: Vec<Id>,
+    },
+}
+
+/// A key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its id, unique in the org.
+    pub id: Id,
+    /// The org it belongs to.
+    pub org: Id,
+    /// What it may do.
+    pub kind: KeyKind,
+    /// The hash it is found by, compared once more in constant time.
+    pub hash: KeyHash,
+    /// From when it is refused; `None` for never.
+    pub expires: Option<Timestamp>,
+    /// Identity of a principal's draw account.
+    pub stem: Stem,
+}
+
+/// How many buckets the users of an org are spread over: a change rebuilds one of them.
+const BUCKETS: usize = 1024;
+
+/// The users of an org, in buckets that snapshots share.
+#[derive(Clone, Debug)]
+pub struct Users {
+    buckets: Box<[Arc<HashMap<Id, Arc<User>>>]>,
+    count: usize,
+}
+
+impl Users {
+    /// Spreads users over the buckets.
+    pub fn new(users: impl IntoIterator<Item = User>) -> Self {
+        let mut buckets: Vec<HashMap<Id, Arc<User>>> = Vec::new();
+        buckets.resize_with(BUCKETS, HashMap::new);
+        let mut count = 0;
+        for user in users {
+            count += 1;
+            buckets[Self::bucket(user.id.as_str())].insert(user.id.clone(), Arc::new(user));
+        }
+        Self { buckets: buckets.into_iter().map(Arc::new).collect(), count }
+    }
+
+    /// The same users but for these: `None` removes one.
+    #[must_use]
+    pub fn with(&self, changes: impl IntoIterator<Item = (Id, Option<User>)>) -> Self {
+        let mut next = self.clone();
+        for (id, change) in changes {
+            let bucket = Arc::make_mut(&mut next.buckets[Self::bucket(id.as_str())]);
+            match change {
+                Some(user) => {
+                    next.count += usize::from(bucket.insert(id, Arc::new(user)).is_none())
+                }
+                None => next.count -= usize::from(bucket.remove(&id).is_some()),
+            }
+        }
+        next
+    }
+
+    /// A user by id.
+    pub fn get(&self, id: &str) -> Option<&Arc<User>> {
+        self.buckets[Self::bucket(id)].get(id)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Every user, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<User>> {
+        self.buckets.iter().flat_map(|bucket| bucket.values())
+    }
+
+    fn bucket(id: &str) -> usize {
+        // FNV-1a: the buckets only need to be of like size; the maps inside them are keyed with
+        // a secret, so chosen ids cannot crowd one.
+        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        (hash % BUCKETS as u64) as usize
+    }
+}
+
+/// Who pays: a user's seat and what stands behind it, or a principal.
+#[derive(Clone, Copy, Debug)]
+pub enum Payer<'a> {
+    /// A user.
+    User(&'a User),
+    /// A machine without a seat.
+    Principal(&'a Key, &'a Result<Arc<Access>, Arc<[Missing]>>),
+}
+
+impl<'a> Payer<'a> {
+    /// Pool access, or what is missing.
+    pub fn access(&self) -> Result<&'a Access, &'a [Missing]> {
+        let access = match self {
+            Payer::User(user) => &user.access,
+            Payer::Principal(_, access) => access,
+        };
+        match access {
+            Ok(access) => Ok(access),
+            Err(missing) => Err(missing),
+        }
+    }
+}
+
+impl Org {
+    /// The cycle and term of `now`, from the cache unless one of them has ended.
+    pub fn moment(&self, now: Timestamp) -> Arc<Moment> {
+        if let Some(moment) = &*self.now.load()
+            && moment.since <= now
+            && now < moment.until
+        {
+            return Arc::clone(moment);
+        }
+        let moment = Arc::new(self.compute_moment(now));
+        self.now.store(Some(Arc::clone(&moment)));
+        moment
+    }
+
+    fn compute_moment(&self, now: Timestamp) -> Moment {
+        let cycle = self.schedule.cycle_at(now);
+        let term = self.terms.iter().position(|entry| entry.term.contains(now));
+        let edges = || self.terms.iter().flat_map(|entry| [entry.term.start, entry.term.end]);
+        let since = edges().filter(|edge| *edge <= now).fold(cycle.start, Timestamp::max);
+        let until = edges().filter(|edge| *edge > now).fold(cycle.end, Timestamp::min);
+        Moment { cycle, resets: cycle.end.to_string(), term, since, until }
+    }
+
+    /// The rate card for a caller: the newest in force of the granting profile's offer, else of
+    /// those without an offer (D20, D23).
+    pub fn card(&self, access: Option<&Access>, now: Timestamp) -> Option<&Arc<RateCard>> {
+        let newest = |offer: Option<&Id>| {
+            self.cards.iter().rev().find(|card| {
+                let file = card.file();
+                file.offer.as_ref() == offer && file.effective.is_none_or(|from| from <= now)
+            })
+        };
+        access.and_then(|access| newest(Some(&access.offer))).or_else(|| newest(None))
+    }
+
+    /// Everything that can pay for a caller at `now`.
+    pub fn position<'a>(
+        &'a self,
+        payer: Payer<'a>,
+        moment: &Moment,
+        now: Timestamp,
+    ) -> Position<'a> {
+        let cycle = moment.cycle;
+        let mut accounts: SmallVec<[Account<'a>; 8]> = SmallVec::new();
+        let mut overdraft = None;
+        if let Payer::User(user) = payer {
+            let pays = |licence: &&Licence| {
+                licence.pays_from.is_none_or(|from| from <= now)
+                    && licence.expires.is_none_or(|end| now < end)
+            };
+            // A seat of more than a hundred licences would not fit the slots beside the pool.
+            for licence in user.licences.iter().filter(pays).take(MAX_LICENCES) {
+                let ids = [licence.id.as_str(), licence.bucket.as_str()];
+                let kind = AccountKind::Licence;
+                accounts.push(self.account(kind, licence.stem, ids, cycle.label, licence.credits));
+            }
+            overdraft = Some(accounts.len() as Slot);
+            let ids = [user.id.as_str(), ""];
+            accounts.push(self.account(AccountKind::Overdraft, user.stem, ids, cycle.label, 0));
+        }
+        let licences = overdraft.unwrap_or(0);
+        let pool = match (payer.access(), moment.term) {
+            (Err(missing), _) => PoolAccess::None(missing.to_vec()),
+            (Ok(_), None) => PoolAccess::NoTerm,
+            (Ok(access), Some(term)) => {
+                PoolAccess::Open(self.pool_side(payer, access, term, cycle.label, &mut accounts))
+            }
+        };
+        Position { accounts, licences, overdraft, pool, split: self.split, cycle }
+    }
+
+    fn pool_side<'a>(
+        &'a self,
+        payer: Payer<'a>,
+        access: &'a Access,
+        index: usize,
+        cycle: Label,
+        accounts: &mut SmallVec<[Account<'a>; 8]>,
+    ) -> PoolSide {
+        let term = &self.terms[index];
+        let id = term.term.id.as_str();
+        let mut push = |account: Account<'a>| {
+            accounts.push(account);
+            (accounts.len() - 1) as Slot
+        };
+        let base = term.pool.micro();
+        let pool =
+            push(self.account(AccountKind::Pool, term.pool_stem, [id, ""], Label::NONE, base));
+        let (stem, who) = match payer {
+            Payer::User(user) => (user.stem, ["user", user.id.as_str()]),
+            Payer::Principal(key, _) => (key.stem, ["key", key.id.as_str()]),
+        };
+        let limit = access.limit.as_ref().map_or(Operations::MAX, |limit| limit.limit).micro();
+        let draw = push(self.account(AccountKind::Draw, stem, who, cycle, limit));
+        let bills = !access.overage.cap().is_zero();
+        let overage = bills.then(|| {
+            let base = self.overage.cap().micro();
+            let kind = AccountKind::Overage;
+            push(self.account(kind, term.overage_stem, [id, ""], Label::NONE, base))
+        });
+        let cap = self.profile_caps.get(&access.profile).filter(|_| bills && access.profile_cap);
+        let profile_cap = cap.map(|cap| {
+            let ids = [id, access.profile.as_str()];
+            let kind = AccountKind::Overage;
+            push(self.account(kind, cap.stems[index], ids, Label::NONE, cap.cap.micro()))
+        });
+        PoolSide {
+            pool,
+            overage,
+            profile_cap,
+            draw,
+            policy: access.overage,
+            limit: access.limit.clone(),
+            profile: access.profile.clone(),
+        }
+    }
+
+    fn account<'a>(
+        &'a self,
+        kind: AccountKind,
+        stem: Stem,
+        ids: [&'a str; 2],
+        period: Label,
+        base: u64,
+    ) -> Account<'a> {
+        Account {
+            key: AccountKey { stem, period, kind },
+            name: AccountName { org: self.id.as_str(), kind, ids, period },
+            grant: Grant { base, version: self.version },
+        }
+    }
+}
+
+/// The most licences of one seat that are asked to pay.
+pub const MAX_LICENCES: usize = 100;
+
+/// Identities of accounts, by the ids in their names. The words keep kinds of owners apart.
+pub mod stems {
+    use super::Stem;
+
+    /// A licence's account: its org, id and bucket.
+    pub fn licence(org: &str, licence: &str, bucket: &str) -> Stem {
+        Stem::new(&[org, "licence", licence, bucket])
+    }
+
+    /// A user's overdraft and draws.
+    pub fn user(org: &str, user: &str) -> Stem {
+        Stem::new(&[org, "user", user])
+    }
+
+    /// A principal's draws.
+    pub fn key(org: &str, key: &str) -> Stem {
+        Stem::new(&[org, "key", key])
+    }
+
+    /// A term's pool.
+    pub fn pool(org: &str, term: &str) -> Stem {
+        Stem::new(&[org, "pool", term])
+    }
+
+    /// A term's overage.
+    pub fn overage(org: &str, term: &str) -> Stem {
+        Stem::new(&[org, "overage", term])
+    }
+
+    /// A profile's overage cap in a term.
+    pub fn profile_overage(org: &str, term: &str, profile: &str) -> Stem {
+        Stem::new(&[org, "overage", term, profile])
+    }
+}
