@@ -91,6 +91,17 @@ impl Flags {
     }
 }
 
+/// What resolves a hold that nobody settles (D36).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InDoubt {
+    /// Nothing is charged.
+    #[default]
+    Void,
+    /// The whole hold is captured.
+    Capture,
+}
+
 /// Where a charge stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
