@@ -77,12 +77,6 @@ fn types(document: &mut Document, mut texts: Texts) -> Result<Config, Vec<Proble
             Err(error) => error,
         };
         let (key, whole) = key(error.path());
-        if let Some(text) = texts.remove(&key)
-            && let Some(value) = document.get_mut(&key)
-        {
-            *value = Value::String(text);
-            continue;
-        }
         let message = error.inner().message();
         if let Some(name) = message.strip_prefix("missing field `") {
             let key = key.name(name.trim_end_matches('`'));
@@ -91,6 +85,9 @@ fn types(document: &mut Document, mut texts: Texts) -> Result<Config, Vec<Proble
                 problems.push(document.problem(&key, "expected a value, it is required"));
             }
             return Err(problems);
+        }
+        if as_text(document, &mut texts, &key) {
+            continue;
         }
         problems.push(match message.strip_prefix("unknown field ") {
             Some(rest) => document.problem_of_name(&key, unknown(rest)),
@@ -101,6 +98,18 @@ fn types(document: &mut Document, mut texts: Texts) -> Result<Config, Vec<Proble
         }
         removed.push(key);
     }
+}
+
+/// Turns one variable's value at or in this key back into its text; false where there is none.
+/// For a type of several forms, serde only says that none of them fits, not where.
+fn as_text(document: &mut Document, texts: &mut Texts, key: &Key) -> bool {
+    let next = texts.range(key..).next().map(|(at, _)| at.clone());
+    let Some(at) = next.filter(|at| at.0.starts_with(&key.0)) else { return false };
+    let text = texts.remove(&at).unwrap_or_default();
+    document.get_mut(&at).is_some_and(|value| {
+        *value = Value::String(text);
+        true
+    })
 }
 
 /// serde takes a list of values for a table, by the order of the keys in the type, which is no part

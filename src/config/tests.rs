@@ -1,6 +1,7 @@
 //! Tests of the configuration as a whole.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use super::*;
 
@@ -9,8 +10,14 @@ mod documented;
 mod environment;
 mod print;
 
-/// The sample of the contract, without what is not built yet.
-const SAMPLE: &str = include_str!("tests/sample.toml");
+/// The contract's sample, to the letter.
+const CONTRACT: &str = include_str!("tests/contract.toml");
+
+/// The same without what is not built yet.
+static SAMPLE: LazyLock<String> = LazyLock::new(|| {
+    let inject = "inject = { \"/stream_options/include_usage\" = true }\n";
+    CONTRACT.replace(inject, "").replace("usage = { sse_json", "usage = { json")
+});
 
 /// Every key that a file can have, with its type's full depth.
 const EVERY_KEY: &str = include_str!("tests/every_key.toml");
@@ -52,8 +59,16 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
+fn the_contract_s_sample_says_which_two_of_its_keys_are_not_built_yet() {
+    let error = load_text(CONTRACT, &[]).unwrap_err();
+    let keys: Vec<_> = error.problems.iter().map(|problem| &*problem.key).collect();
+    assert_eq!(keys, ["route[1].inject", "route[1].meter[0].usage.sse_json"]);
+    assert!(error.problems.iter().all(|problem| problem.expected.starts_with("not built yet")));
+}
+
+#[test]
 fn the_sample_is_valid() {
-    let config = load_text(SAMPLE, &[]).unwrap().config;
+    let config = load_text(&SAMPLE, &[]).unwrap().config;
     let [images, chat, models] = &*config.route else { panic!("three routes") };
     assert_eq!(images.quantity.as_ref().unwrap().json.as_deref(), Some("/n"));
     assert_eq!(images.attributes["resolution"].map.as_ref().unwrap()["1024x1024"], "1k");

@@ -325,7 +325,7 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("ENVOY__LISTEN", "127.0.0.1:9191", format!("envoy.listen: {absent}")),
     ] {
         let name = format!("TOLLGATE__{variable}");
-        let error = load_text(SAMPLE, &[(&name, value)]).unwrap_err();
+        let error = load_text(&SAMPLE, &[(&name, value)]).unwrap_err();
         let [problem] = &*error.problems else { panic!("{error}") };
         assert_eq!(format!("{}: {}", problem.key, problem.expected), expected);
     }
@@ -335,5 +335,5 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("TOLLGATE__ROUTE__0__ON_DISCONNECT", "cancel"),
         ("TOLLGATE__ROUTE__0__INJECT", "{}"),
     ];
-    assert!(load_text(SAMPLE, &built).is_ok());
+    assert!(load_text(&SAMPLE, &built).is_ok());
 }

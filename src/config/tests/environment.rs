@@ -119,7 +119,7 @@ fn an_error_names_the_variable() {
         ("DATA__DIRR", "x", "data.dirr: unknown key, expected `dir`"),
     ] {
         let name = format!("TOLLGATE__{name}");
-        assert_eq!(errors(SAMPLE, &[(&name, value)]), format!("${name}: {expected}"));
+        assert_eq!(errors(&SAMPLE, &[(&name, value)]), format!("${name}: {expected}"));
     }
 }
 
@@ -130,4 +130,24 @@ fn two_variables_for_one_key_are_an_error() {
         errors("", &env),
         "$TOLLGATE__DATA__dir: data.dir: expected one variable for this key, $TOLLGATE__DATA__DIR sets it too"
     );
+}
+
+#[test]
+fn what_a_table_from_a_variable_lacks_or_has_too_much_is_said_as_such() {
+    for (value, expected) in [
+        ("{ path = \"/x\" }", "route[3].upstream: expected a value, it is required"),
+        ("{ path = \"/x\", upstream = 7 }", "route[3].upstream: expected a string"),
+        ("[]", "route[3]: expected a table"),
+        ("7", "route[3]: expected a table"),
+    ] {
+        let shown = errors(&SAMPLE, &[("TOLLGATE__ROUTE__3", value)]);
+        assert_eq!(shown, format!("$TOLLGATE__ROUTE__3: {expected}"));
+    }
+}
+
+#[test]
+fn a_number_in_a_list_of_ids_is_an_id() {
+    let env = [("TOLLGATE__OPS__ORG_LABEL__0", "7"), ("TOLLGATE__OPS__ORG_LABEL__1", "acme")];
+    let label = load_text("", &env).unwrap().config.ops.org_label;
+    assert_eq!(label, OrgLabel::List(vec!["7".parse().unwrap(), "acme".parse().unwrap()]));
 }
