@@ -86,7 +86,7 @@ pub enum Plan {
 /// accounts of the waterfall are known from one step and refuse.
 pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan {
     let cost = quote.price.cost.micro();
-    if quote.tier == Tier::Standard || cost == 0 {
+    if quote.tier == Tier::Standard {
         return Plan::Post(Post::default());
     }
     let seat = view.and_then(|view| position.seat_available(view));
