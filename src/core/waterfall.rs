@@ -87,7 +87,8 @@ pub enum Plan {
 pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan {
     let cost = quote.price.cost.micro();
     if quote.tier == Tier::Standard {
-        return Plan::Post(Post::default());
+        let look = (0..position.licences).chain(position.look()).collect();
+        return Plan::Post(Post { sources: SmallVec::new(), look });
     }
     let seat = view.and_then(|view| position.seat_available(view));
     match (seat, view) {
