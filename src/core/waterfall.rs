@@ -90,6 +90,10 @@ pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan
         let look = (0..position.licences).chain(position.look()).collect();
         return Plan::Post(Post { sources: SmallVec::new(), look });
     }
+    if position.overdraft.is_none() && !position.is_open(quote) {
+        // A principal has nothing but the pool, so no balance can change the answer.
+        return position.decide(quote, 0, &View::default());
+    }
     let seat = view.and_then(|view| position.seat_available(view));
     match (seat, view) {
         (None, _) | (_, None) if position.licences > 0 || !position.is_open(quote) => {
@@ -206,6 +210,12 @@ impl Position<'_> {
             PoolAccess::Open(side) if quote.pool => side,
             PoolAccess::NoTerm if quote.pool => {
                 return refuse(Code::NoActiveTerm, "no contract period of the pool is active now");
+            }
+            _ if self.overdraft.is_none() => {
+                return refuse(
+                    Code::PoolAccessDenied,
+                    "ask an admin for what `pool.missing` lists",
+                );
             }
             _ => {
                 return refuse(
