@@ -261,7 +261,10 @@ impl Position<'_> {
                 let decided_by = side.limit.as_ref().filter(|_| code == Code::PoolLimitReached);
                 (pool.min(available(side.draw)), None, decided_by.map(|limit| limit.decided_by))
             }
-            PoolAccess::None(missing) => (0, Some(missing.clone()), None),
+            PoolAccess::None(missing) => {
+                let feature = (!quote.pool).then_some(Missing::Feature);
+                (0, Some(missing.iter().copied().chain(feature).collect()), None)
+            }
             PoolAccess::NoTerm if quote.pool => (0, None, None),
             PoolAccess::Open(_) | PoolAccess::NoTerm => (0, Some(vec![Missing::Feature]), None),
         };
