@@ -194,7 +194,9 @@ impl RateCard {
             let rate = rate.ok_or_else(|| unpriced(&self.file.version, measure, attributes))?;
             rates.push((rate, measure.quantity));
         }
-        let tier = rates.first().map_or(Tier::Premium, |(rate, _)| rate.tier);
+        let Some(tier) = rates.first().map(|(rate, _)| rate.tier) else {
+            return Err(Refusal::new(Code::Unpriced, "the request has nothing to measure"));
+        };
         let price = match tier {
             Tier::Standard => Price::default(),
             Tier::Premium => self.price(&rates).ok_or_else(too_dear)?,
