@@ -323,8 +323,11 @@ proptest! {
             common *= d * od;
         }
         let up = |sum: u128| sum / common + u128::from(!sum.is_multiple_of(common));
-        let asked = ask(&card, &[], &measures).unwrap();
-        prop_assert_eq!((u128::from(asked.0), u128::from(asked.1)), (up(cost), up(operations)));
+        let exact = (up(cost), up(operations));
+        let fits = exact.0.max(exact.1) <= u128::from(MAX_MICRO);
+        let asked = ask(&card, &[], &measures)
+            .map(|(cost, operations)| (u128::from(cost), u128::from(operations)));
+        prop_assert_eq!(asked, if fits { Ok(exact) } else { Err("unquotable") });
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::super::super::account::{LegKind, Slot};
 use super::super::super::entitlement::Overage;
 use super::super::super::price::Quote;
 use super::super::super::refusal::{Code, DecidedBy, Missing};
-use super::super::{PoolAccess, Split};
+use super::super::{MAX_PLANS, PoolAccess, Split};
 use super::world::{Outcome, Setup, World, cases, premium, principal, seat_only, user};
 
 /// The sums that a charge takes from the seat, the pool and overage.
@@ -116,6 +116,64 @@ pub fn disturb(world: &mut World, change: Option<&(Slot, i64)>) {
         let owed = Some(*slot) == world.position.overdraft;
         world.set(*slot, if owed { (*left).min(0) } else { *left });
     }
+}
+
+#[test]
+fn d24_balances_that_move_between_plan_and_post() {
+    let full = || premium(100, 10);
+    // What licence 0, and then the pool, have when the second post arrives; it was planned on 60
+    // credits and 10 Operations.
+    for (name, whole, seat, pool, expected) in [
+        ("nothing moved", false, 60, 10, "licence0 60, pool 4, limit 4"),
+        ("the seat has one less", false, 59, 10, "licence0 59, pool 5, limit 5"),
+        ("the seat has one more", false, 61, 10, "licence0 61, pool 4, limit 4"),
+        ("the seat is empty", false, 0, 10, "pool 10, limit 10"),
+        ("the seat can pay after all", false, 100, 10, "licence0 100"),
+        ("the pool has just enough", false, 60, 4, "licence0 60, pool 4, limit 4"),
+        ("the pool has too little", false, 60, 3, "pool_exhausted has 60/3"),
+        ("whole, nothing moved", true, 60, 10, "pool 10, limit 10"),
+        ("whole, the seat is one short", true, 99, 10, "pool 10, limit 10"),
+        ("whole, the seat can pay after all", true, 100, 10, "licence0 100"),
+        ("whole, the pool has too little", true, 60, 9, "pool_exhausted has 60/9"),
+    ] {
+        let setup = user(&[60]).pool(10);
+        let mut world = if whole { setup.whole() } else { setup }.world();
+        let (outcome, _) = world.run(&full(), |posts, world| {
+            if posts == 1 {
+                world.set(0, seat);
+                world.set(world.pool_slot(), pool);
+            }
+        });
+        assert_eq!(world.describe(&outcome), expected, "{name}");
+    }
+}
+
+#[test]
+fn d17_a_limit_that_just_suffices_is_enough_on_any_plan() {
+    for (limit, expected) in
+        [(4, "licence0 61, pool 4, limit 4"), (3, "pool_limit_reached has 61/3 by User")]
+    {
+        let mut world = user(&[60]).pool(10).limit(limit, DecidedBy::User).world();
+        let (outcome, _) = world.run(&premium(100, 10), |posts, world| {
+            if posts == 1 {
+                world.set(0, 61);
+            }
+        });
+        assert_eq!(world.describe(&outcome), expected);
+    }
+}
+
+#[test]
+fn d24_a_decision_that_balances_overtake_every_time_ends_as_contended() {
+    let mut world = user(&[60]).pool(10).world();
+    let mut seat = 60;
+    let (outcome, posts) = world.run(&premium(100, 10), |posts, world| {
+        if posts > 0 {
+            seat -= 1;
+            world.set(0, seat);
+        }
+    });
+    assert_eq!((outcome, posts), (Outcome::Contended, MAX_PLANS));
 }
 
 proptest! {
