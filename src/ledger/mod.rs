@@ -1,0 +1,4 @@
+//! The ledger behind the books: an archive of charges that follows the journal, and the verifier.
+
+pub mod archive;
+pub mod verify;
