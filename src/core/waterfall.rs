@@ -426,17 +426,8 @@ pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &
     }
     if let Some(side) = side {
         let short = |has: u64| (paid < operations && has == paid).then_some(paid + 1);
-        let pool_short = short(pool_available).is_some();
-        if let Some(slot) = side.profile_cap.filter(|_| pool_short) {
-            let cap = Source::take(0, [Payer { slot, kind: LegKind::Cap, cap: None }]);
-            post.sources.push(Source { below: Some(available(slot).saturating_add(1)), ..cap });
-        }
-        // The books sum what the payers have, whatever their caps; so each is guarded by itself.
-        let uncapped = available(side.pool)
-            .saturating_add(side.overage.map_or(0, available))
-            .saturating_add(1);
         let payers = Source::take(paid, side.payers());
-        post.sources.push(Source { below: pool_short.then_some(uncapped), ..payers });
+        post.sources.push(Source { below: short(pool_available), ..payers });
         let draw = side.draw_source(paid);
         post.sources.push(Source { below: short(draw_available), ..draw });
     }
