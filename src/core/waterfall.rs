@@ -74,6 +74,7 @@ pub struct Position<'a> {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a box would allocate for every request")]
 pub enum Plan {
     /// Ask the books this.
     Post(Post),

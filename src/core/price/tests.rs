@@ -256,9 +256,12 @@ fn f57_a_cost_beyond_the_bound_is_unquotable() {
     assert_eq!(ask(&super::tests::card(&dear).unwrap(), &[], &one(MAX_MICRO)), Err("unquotable"));
 }
 
+/// Numerator and denominator.
+type Parts = (u64, u64);
+
 /// A card with one rate for each of the meters m0, m1, …: credits and own Operations.
-fn metered(ratio: (u64, u64), rates: &[((u64, u64), Option<(u64, u64)>)]) -> RateCard {
-    let ratio_of = |(a, b): (u64, u64)| Ratio::new(a, b).unwrap();
+fn metered(ratio: Parts, rates: &[(Parts, Option<Parts>)]) -> RateCard {
+    let ratio_of = |(a, b): Parts| Ratio::new(a, b).unwrap();
     let rates = rates.iter().enumerate().map(|(index, (credits, operations))| Rate {
         feature: "image".parse().unwrap(),
         meter: Some(format!("m{index}").parse().unwrap()),

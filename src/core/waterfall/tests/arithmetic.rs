@@ -5,8 +5,7 @@ use proptest::prelude::*;
 
 use super::super::super::account::{LegKind, Legs, Taken};
 use super::super::super::entitlement::Overage;
-use super::super::covers;
-use super::world::{Outcome, PLENTY, cases, premium, price, principal, user};
+use super::world::{Outcome, PLENTY, cases, covers, premium, price, principal, user};
 use crate::core::amount::{Credits, MAX_MICRO};
 
 /// The smallest n with n·c ≥ a·b, found by comparing, not by dividing.
@@ -30,10 +29,6 @@ fn down(a: u64, b: u64, c: u64) -> u64 {
     }
 }
 
-fn in_credits(leg: &Taken) -> bool {
-    matches!(leg.kind, LegKind::Licence | LegKind::Overdraft)
-}
-
 fn sum(legs: &[Taken], kind: LegKind) -> u64 {
     legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
 }
@@ -54,7 +49,7 @@ fn hold(seat: u64, pool: u64, cost: u64, operations: u64) -> Legs {
 /// Seat credits, pool Operations, overage Operations; then the credits the latter two cover.
 fn split(seat: u64, pool: u64, cost: u64, operations: u64) -> [u64; 5] {
     let legs = hold(seat, pool, cost, operations);
-    let covers = covers(&legs, Credits::from_micro(cost).unwrap(), in_credits);
+    let covers = covers(&legs, Credits::from_micro(cost).unwrap(), None);
     [
         sum(&legs, LegKind::Licence),
         sum(&legs, LegKind::Pool),
@@ -96,7 +91,7 @@ fn d25_legs_cover_the_cost_also_over_several_licences_and_limits() {
         leg(6, LegKind::Limit, 3),
         leg(2, LegKind::Overdraft, 7),
     ];
-    let covers = covers(&legs, price(47, 0).cost, in_credits);
+    let covers = covers(&legs, price(47, 0).cost, Some(2));
     assert_eq!(covers, [10, 20, 6, 4, 0, 0, 7]);
 }
 
@@ -107,7 +102,7 @@ fn d31_a_principals_overdraft_covers_like_the_pool_it_falls_on() {
     let Outcome::Done(mut legs, _) = outcome else { panic!("{outcome:?}") };
     let pool = world.pool_slot();
     legs.push(Taken { slot: pool, kind: LegKind::Overdraft, amount: 5 });
-    let covers = covers(&legs, price(20, 0).cost, |leg| leg.kind == LegKind::Licence);
+    let covers = covers(&legs, price(20, 0).cost, None);
     assert_eq!(covers.iter().sum::<u64>(), 20);
     assert_eq!(covers.last(), Some(&10));
 }

@@ -5,10 +5,10 @@ use smallvec::SmallVec;
 
 use super::super::super::account::{LegKind, Legs, Taken, View};
 use super::super::super::price::{Price, Quote};
-use super::super::{Excess, MAX_PLANS, Settlement, Split, covers, merge, plan_excess, settle};
+use super::super::{Excess, MAX_PLANS, Settlement, Split, merge, plan_excess, settle};
 use super::races::{changes, disturb, quotes, setups};
 use super::world::{
-    Outcome, PLENTY, Setup, World, cases, premium, price, principal, seat_only, user,
+    Outcome, PLENTY, Setup, World, cases, covers, premium, price, principal, seat_only, user,
 };
 use crate::core::entitlement::Overage;
 use crate::core::refusal::DecidedBy;
@@ -49,7 +49,7 @@ fn pay(
         between(posts, world);
         match world.post(&post) {
             Ok(legs) => return Some(legs),
-            Err(seen) => view = seen,
+            Err(seen) => view = *seen,
         }
     }
     None
@@ -69,7 +69,7 @@ fn rule(legs: &Legs, actual: &Price) -> ([u64; 3], Option<Excess>) {
         let pool = p.min(due);
         return ([narrow(seat), narrow(pool), narrow(due - pool)], None);
     }
-    let covered = if due == 0 { 0 } else { rest * x / due };
+    let covered = (rest * x).checked_div(due).unwrap_or(0);
     let excess = Excess { credits: narrow(rest - covered), operations: narrow(due - x) };
     ([narrow(s), narrow(p), narrow(x - p)], Some(excess))
 }
@@ -89,7 +89,7 @@ fn excess_rule(world: &World, split: Split, excess: &Excess, pool: bool) -> [u64
     let rest = credits - seat;
     let due = (operations * rest).div_ceil(credits);
     let paid = due.min(u128::from(payable));
-    let uncovered = if due == 0 { rest } else { rest - rest * paid / due };
+    let uncovered = rest - (rest * paid).checked_div(due).unwrap_or(0);
     let overdraft = if position.overdraft.is_some() { uncovered } else { due - paid };
     [seat, paid, overdraft].map(|value| u64::try_from(value).unwrap())
 }
@@ -243,7 +243,7 @@ proptest! {
             prop_assert_eq!(balance.remaining() - i128::from(kept), world.balances[slot].remaining());
         }
         if excess.is_none() {
-            let covers = covers(&kept, actual.cost, |leg| leg.kind == LegKind::Licence);
+            let covers = covers(&kept, actual.cost, None);
             prop_assert_eq!(covers.iter().sum::<u64>(), actual.cost.micro());
         }
     }
@@ -296,9 +296,7 @@ proptest! {
             prop_assert_eq!(balance.remaining() - taken(false) - taken(true), after);
         }
         let legs = merge(&kept, &extra);
-        let covers = covers(&legs, actual.cost, |leg| {
-            leg.kind == LegKind::Licence || Some(leg.slot) == overdraft
-        });
+        let covers = covers(&legs, actual.cost, overdraft);
         prop_assert_eq!(covers.iter().sum::<u64>(), actual.cost.micro());
         let total = |legs: &[Taken]| legs.iter().map(|leg| u128::from(leg.amount)).sum::<u128>();
         prop_assert_eq!(total(&legs), total(&kept) + total(&extra));

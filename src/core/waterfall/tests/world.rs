@@ -173,7 +173,17 @@ fn balance(left: i64) -> Balance {
     }
 }
 
+/// How many credits each leg covers; `overdraft` is the slot of a user's, whose unit is credits.
+pub fn covers(legs: &[Taken], cost: Credits, overdraft: Option<Slot>) -> Vec<u64> {
+    let in_credits = |leg: &Taken| {
+        leg.kind == LegKind::Licence || overdraft.is_some_and(|slot| slot == leg.slot)
+    };
+    let legs: Vec<_> = legs.iter().map(|leg| (leg.kind, leg.amount, in_credits(leg))).collect();
+    super::super::covers(&legs, cost)
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one assertion")]
 pub enum Outcome {
     Done(Legs, View),
     Refused(Refusal),
@@ -232,19 +242,19 @@ impl World {
             between(posts, self);
             match self.post(&post) {
                 Ok(legs) => return (Outcome::Done(legs, self.view(&post)), posts + 1),
-                Err(seen) => view = Some(seen),
+                Err(seen) => view = Some(*seen),
             }
         }
         (Outcome::Contended, MAX_PLANS)
     }
 
     /// All of the post, or nothing and the balances it named.
-    pub fn post(&mut self, post: &Post) -> Result<Legs, View> {
+    pub fn post(&mut self, post: &Post) -> Result<Legs, Box<View>> {
         let mut after = self.balances.clone();
         let mut legs = Legs::new();
         for source in &post.sources {
             if self.take(source, &mut after, &mut legs).is_none() {
-                return Err(self.view(post));
+                return Err(Box::new(self.view(post)));
             }
         }
         self.balances = after;
@@ -253,14 +263,18 @@ impl World {
 
     fn take(&self, source: &Source, after: &mut [Balance], legs: &mut Legs) -> Option<()> {
         let at = |payer: &Payer| usize::from(payer.slot);
-        let sum: u64 = source.payers.iter().map(|p| self.balances[at(p)].available()).sum();
-        let red = source.payers.iter().any(|p| self.balances[at(p)].remaining() < 0);
+        let has = |after: &[Balance], payer: &Payer| {
+            let cap = payer.cap.map_or(u64::MAX, |cap| after[usize::from(cap)].available());
+            after[at(payer)].available().min(cap)
+        };
+        let sum: u64 = source.payers.iter().map(|payer| has(after, payer)).sum();
+        let red = source.payers.iter().any(|payer| after[at(payer)].remaining() < 0);
         if source.below.is_some_and(|below| sum >= below) || source.solvent && red {
             return None;
         }
         let mut rest = source.take;
         for payer in &source.payers {
-            let part = if source.forced { rest } else { rest.min(after[at(payer)].available()) };
+            let part = if source.forced { rest } else { rest.min(has(after, payer)) };
             if part == 0 {
                 continue;
             }
@@ -268,11 +282,7 @@ impl World {
             after[at(payer)].held += part;
             legs.push(Taken { slot: payer.slot, kind: payer.kind, amount: part });
             if let Some(cap) = payer.cap {
-                let counted = &mut after[usize::from(cap)];
-                if counted.available() < part {
-                    return None;
-                }
-                counted.held += part;
+                after[usize::from(cap)].held += part;
                 legs.push(Taken { slot: cap, kind: LegKind::Cap, amount: part });
             }
         }
