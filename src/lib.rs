@@ -1,6 +1,7 @@
 //! Tollgate: a metering gateway for generative features.
 
 pub mod books;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod directory;
