@@ -4,3 +4,4 @@ pub mod books;
 pub mod config;
 pub mod core;
 pub mod directory;
+pub mod sample_backend;
