@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::books::journal::{Cursor, Damage, Next};
 use crate::core::account::{AccountKey, LegKind};
-use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, leg_documents};
+use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, State, leg_documents};
 use crate::core::ids::ChargeId;
 use crate::core::record::{Hold, Leg, Record, Resolve, instant};
 
@@ -133,7 +133,8 @@ impl Archive {
         Ok(true)
     }
 
-    /// A charge, once everything up to `written` is archived.
+    /// A charge as of `written`: a hold whose end may be recorded, but not archived yet, is waited
+    /// for, so that whoever was told of a capture does not read that it is held.
     ///
     /// # Errors
     /// When the database fails.
@@ -144,11 +145,12 @@ impl Archive {
     ) -> Result<Option<ChargeDocument>, ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            if let Some(document) = self.look_up(id).await? {
-                return Ok(Some(document));
-            }
-            if self.position() >= written || tokio::time::Instant::now() >= deadline {
-                return Ok(None);
+            // Asked before the look-up: what is archived after it is not what it saw.
+            let caught_up = self.position() >= written;
+            let found = self.look_up(id).await?;
+            let resolved = found.as_ref().is_some_and(|charge| charge.state != State::Held);
+            if resolved || caught_up || tokio::time::Instant::now() >= deadline {
+                return Ok(found);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
