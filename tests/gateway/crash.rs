@@ -44,7 +44,21 @@ fn call(at: usize) -> Call {
 async fn load(world: &mut World, first: usize, kill_after: usize) -> Vec<Answer> {
     let (next, arrived) = (Arc::new(AtomicUsize::new(first)), Arc::new(AtomicUsize::new(0)));
     let killed = Arc::new(AtomicBool::new(false));
+    let seen = world.backend.count();
     let mut clients = JoinSet::new();
+    // Two that are certainly in flight when the gateway dies.
+    let gated = Script::gate("never");
+    for user in ["alice", "carol"] {
+        let (call, gateway) =
+            (Call::post("/v1/images", "{}").user(user).script(&gated), world.gateway());
+        clients.spawn(async move {
+            let answer = Client::connect(gateway).await.try_send(&call).await;
+            assert!(answer.is_err(), "{answer:?}");
+            Vec::new()
+        });
+    }
+    let both = || world.backend.seen()[seen..].iter().filter(|seen| seen.is_gated()).count() == 2;
+    until("two are in flight for good", || both().then_some(())).await;
     for _ in 0..CLIENTS {
         let (next, arrived) = (Arc::clone(&next), Arc::clone(&arrived));
         let (killed, gateway) = (Arc::clone(&killed), world.gateway());
@@ -75,6 +89,7 @@ async fn load(world: &mut World, first: usize, kill_after: usize) -> Vec<Answer>
 #[derive(Default)]
 struct Sums {
     seen: usize,
+    in_doubt: usize,
     seat: BTreeMap<&'static str, u64>,
     drawn: BTreeMap<&'static str, u64>,
 }
@@ -86,8 +101,10 @@ impl Sums {
         for seen in &seen[self.seen..] {
             let charge = world.charge(seen.charge().expect("forwarded without a charge"));
             let user = *USERS.iter().find(|user| charge["user"] == **user).unwrap();
+            let flags = charge["flags"].as_array().unwrap();
+            self.in_doubt += usize::from(flags.contains(&"in_doubt".into()));
             match charge["state"].as_str().unwrap() {
-                "captured" => {}
+                "captured" => assert!(!flags.contains(&"in_doubt".into()), "{charge}"),
                 "voided" => {
                     assert_eq!(charge["cost"], "0", "{charge}");
                     assert_eq!(charge["legs"].as_array().map(Vec::len), Some(0), "{charge}");
@@ -144,6 +161,7 @@ fn f02_d36_d37_twenty_kills_under_load_leave_exact_books() {
             ids.dedup();
             assert_eq!(ids.len(), answered, "a charge was told twice");
             sums.add(&world);
+            assert!(sums.in_doubt >= 2 * (cycle + 1), "what was in flight is in doubt");
             for user in USERS {
                 let balance = world.balance(user);
                 let sum = |of: &BTreeMap<&str, u64>| of.get(user).copied().unwrap_or(0);

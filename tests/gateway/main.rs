@@ -6,4 +6,6 @@ mod support;
 
 mod burst;
 mod crash;
+mod pool;
+mod price;
 mod seats;

@@ -98,6 +98,11 @@ impl Seen {
         value
     }
 
+    /// Whether its answer waits for a gate.
+    pub fn is_gated(&self) -> bool {
+        self.header("x-script").is_some_and(|script| script.contains("\"gate\":\""))
+    }
+
     /// The charge it was forwarded under.
     pub fn charge(&self) -> Option<&str> {
         self.header("tollgate-charge")
