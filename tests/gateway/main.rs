@@ -6,6 +6,8 @@ mod support;
 
 mod burst;
 mod crash;
+mod identity;
 mod pool;
 mod price;
 mod seats;
+mod settle;

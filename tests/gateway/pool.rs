@@ -113,10 +113,10 @@ fn d17_the_limit_counts_per_user_and_cycle_and_says_who_set_it() {
         world.apply(&by_user);
         world.send(&images("alice", "1")).await.is(200);
         assert_eq!(refuse(&world.send(&images("alice", "1")).await)["decided_by"], "user");
+        world.accounts_for(&["alice", "bob"]).await;
         world.move_clock("2026-12-01T00:00:00Z").await;
         world.send(&images("alice", "5")).await.is(200);
         refuse(&world.send(&images("alice", "1")).await);
-        world.accounts_for(&["bob"]).await;
     });
 }
 

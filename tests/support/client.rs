@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -178,15 +179,19 @@ impl Client {
         Some(Self { sender, driver })
     }
 
-    /// Sends a request and reads its answer to the end.
-    pub async fn try_send(&mut self, call: &Call) -> Result<Answer, hyper::Error> {
+    async fn begin(&mut self, call: &Call) -> Result<Response<Incoming>, hyper::Error> {
         let mut request = Request::builder().method(call.method).uri(&call.path);
         for (name, value) in &call.headers {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(call.body.clone())).unwrap();
         self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
+        self.sender.send_request(request).await
+    }
+
+    /// Sends a request and reads its answer to the end.
+    pub async fn try_send(&mut self, call: &Call) -> Result<Answer, hyper::Error> {
+        let response = self.begin(call).await?;
         let (head, mut body) = response.into_parts();
         let (mut bytes, mut whole) = (Vec::new(), true);
         while let Some(frame) = body.frame().await {
@@ -212,6 +217,14 @@ impl Client {
         answer
             .unwrap_or_else(|_| panic!("no answer in time: {call:?}"))
             .unwrap_or_else(|error| panic!("{error}: {call:?}"))
+    }
+
+    /// Sends a request, and leaves when some of the answer's body has arrived.
+    pub async fn leave_after_some(mut self, call: &Call) {
+        let mut response = timeout(PATIENCE, self.begin(call)).await.unwrap().unwrap();
+        let frame = timeout(PATIENCE, response.body_mut().frame()).await.unwrap();
+        frame.expect("no body").expect("a broken body");
+        self.leave().await;
     }
 
     /// Leaves: the connection is closed without regard to what is in flight.
