@@ -163,17 +163,6 @@ impl Routes {
 }
 
 fn metered(route: &config::Route) -> Result<Metered, String> {
-    let unbuilt = [
-        (!route.inject.is_empty(), "inject"),
-        (route.hold.is_some(), "hold"),
-        (route.pick.is_some(), "pick"),
-        (route.sse_receipt, "sse_receipt"),
-        (route.compat.is_some(), "compat"),
-        (route.mode.as_deref() == Some("observe"), "mode"),
-    ];
-    if let Some((_, key)) = unbuilt.iter().find(|(used, _)| *used) {
-        return Err(format!("`{key}` is not built yet"));
-    }
     let feature = route.feature.clone().ok_or("it needs a `feature`, or `free = true`")?;
     let mut pricing = Pricing::default();
     if route.meter.is_empty() {
@@ -402,7 +391,6 @@ mod tests {
             ("feature = \"f\"\nquantity = { json = \"/n\", header = \"n\" }", "exactly one"),
             ("feature = \"f\"\nquantity = { json = \"n\" }", "pointer"),
             ("feature = \"f\"\nusage = { sse_json = \"/n\" }", "not built"),
-            ("feature = \"f\"\nhold = \"slice\"", "not built"),
             ("free = true\nmethod = \"GET POST\"", "method"),
         ] {
             let error = routes(&format!("{base}{text}\n")).unwrap_err();

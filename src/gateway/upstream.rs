@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -135,7 +136,7 @@ impl Upstream {
     pub fn new(
         index: usize,
         config: &config::Upstream,
-        secret: Option<&str>,
+        secret: Option<&SecretString>,
     ) -> Result<Self, UpstreamError> {
         let fail = |problem| UpstreamError { name: config.name.to_string(), problem };
         let endpoints: Box<[Endpoint]> = (config.urls.iter())
@@ -151,7 +152,7 @@ impl Upstream {
                 let name = credential.header.parse();
                 let name = name.map_err(|_| fail("`credential.header` is not a header's name"))?;
                 let scheme = credential.scheme.as_ref().map(|scheme| format!("{scheme} "));
-                let text = scheme.unwrap_or_default() + secret;
+                let text = scheme.unwrap_or_default() + secret.expose_secret();
                 let mut value = HeaderValue::from_str(&text)
                     .map_err(|_| fail("its credential cannot be in a header"))?;
                 value.set_sensitive(true);
