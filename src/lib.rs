@@ -1,5 +1,7 @@
 //! Tollgate: a metering gateway for generative features.
 
+pub mod admin;
+pub mod app;
 pub mod books;
 pub mod cli;
 pub mod clock;
@@ -8,4 +10,7 @@ pub mod core;
 pub mod directory;
 pub mod gateway;
 pub mod ledger;
+pub mod ops;
+pub mod sample_backend;
+pub mod serve;
 pub mod telemetry;

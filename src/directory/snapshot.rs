@@ -11,6 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use smallvec::SmallVec;
 
+use super::rows::Details;
 use crate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version,
 };
@@ -91,6 +92,8 @@ pub struct Org {
     pub profile_caps: HashMap<Id, ProfileCap>,
     /// The cycle and term of the last request; almost always also that of the next.
     pub now: ArcSwapOption<Moment>,
+    /// What administrators see and changes start from: plans, groups, profiles, keys.
+    pub details: Arc<Details>,
 }
 
 /// A term and what its pool has.
@@ -166,6 +169,27 @@ pub struct Licence {
     pub expires: Option<Timestamp>,
     /// Identity of its account.
     pub stem: Stem,
+    /// Where `bucket` is somebody else: when the holder's own bucket takes over.
+    pub later: Option<Box<Later>>,
+}
+
+/// From when a licence that changed hands pays from its holder's own bucket (D10).
+#[derive(Debug)]
+pub struct Later {
+    /// The end of the cycle in which it changed hands.
+    pub from: Timestamp,
+    /// Identity of the account then.
+    pub stem: Stem,
+}
+
+impl Licence {
+    /// Whose bucket the licence pays from at `now`, and the identity of its account.
+    pub fn bucket_at<'a>(&'a self, holder: &'a Id, now: Timestamp) -> (&'a Id, Stem) {
+        match &self.later {
+            Some(later) if later.from <= now => (holder, later.stem),
+            _ => (&self.bucket, self.stem),
+        }
+    }
 }
 
 /// What a key may do.
@@ -180,7 +204,8 @@ pub enum KeyKind {
 }
 
 /// For whom a service key may act.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ActsFor {
     /// Every user of the org.
     Everyone,
@@ -231,6 +256,12 @@ impl Users {
             buckets[Self::bucket(user.id.as_str())].insert(user.id.clone(), Arc::new(user));
         }
         Self { buckets: buckets.into_iter().map(Arc::new).collect(), count }
+    }
+
+    /// Adds a user, or replaces the one with its id.
+    pub fn insert(&mut self, user: User) {
+        let bucket = Arc::make_mut(&mut self.buckets[Self::bucket(user.id.as_str())]);
+        self.count += usize::from(bucket.insert(user.id.clone(), Arc::new(user)).is_none());
     }
 
     /// The same users but for these: `None` removes one.
@@ -354,9 +385,10 @@ impl Org {
             };
             // A seat of more than a hundred licences would not fit the slots beside the pool.
             for licence in user.licences.iter().filter(pays).take(MAX_LICENCES) {
-                let ids = [licence.id.as_str(), licence.bucket.as_str()];
+                let (bucket, stem) = licence.bucket_at(&user.id, now);
+                let ids = [licence.id.as_str(), bucket.as_str()];
                 let kind = AccountKind::Licence;
-                accounts.push(self.account(kind, licence.stem, ids, cycle.label, licence.credits));
+                accounts.push(self.account(kind, stem, ids, cycle.label, licence.credits));
             }
             overdraft = Some(accounts.len() as Slot);
             let ids = [user.id.as_str(), ""];
