@@ -42,7 +42,9 @@ enum Command {
     /// Run the gateway
     Serve(serve::Options),
     /// Validate a configuration
-    #[command(after_help = "Examples:\n  tollgate check -c tollgate.toml\n  tollgate check --print")]
+    #[command(
+        after_help = "Examples:\n  tollgate check -c tollgate.toml\n  tollgate check --print"
+    )]
     Check {
         /// The configuration [default: tollgate.toml]
         #[arg(short, long, value_name = "FILE")]

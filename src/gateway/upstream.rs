@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -129,14 +128,14 @@ impl Lease {
 }
 
 impl Upstream {
-    /// A backend from its configuration, and the secret its credential names.
+    /// A backend from its configuration, and the header it is shown instead of the caller's.
     ///
     /// # Errors
-    /// What is wrong with its URLs or credential.
+    /// What is wrong with its URLs.
     pub fn new(
         index: usize,
         config: &config::Upstream,
-        secret: Option<&SecretString>,
+        credential: Option<(HeaderName, HeaderValue)>,
     ) -> Result<Self, UpstreamError> {
         let fail = |problem| UpstreamError { name: config.name.to_string(), problem };
         let endpoints: Box<[Endpoint]> = (config.urls.iter())
@@ -145,20 +144,6 @@ impl Upstream {
         if endpoints.is_empty() {
             return Err(fail("`urls` is empty"));
         }
-        let credential = match (&config.credential, secret) {
-            (None, _) => None,
-            (Some(_), None) => return Err(fail("its credential is not there")),
-            (Some(credential), Some(secret)) => {
-                let name = credential.header.parse();
-                let name = name.map_err(|_| fail("`credential.header` is not a header's name"))?;
-                let scheme = credential.scheme.as_ref().map(|scheme| format!("{scheme} "));
-                let text = scheme.unwrap_or_default() + secret.expose_secret();
-                let mut value = HeaderValue::from_str(&text)
-                    .map_err(|_| fail("its credential cannot be in a header"))?;
-                value.set_sensitive(true);
-                Some((name, value))
-            }
-        };
         Ok(Self {
             index,
             response_timeout: config.response_timeout,

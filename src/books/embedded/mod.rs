@@ -19,7 +19,7 @@ use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
 use super::{Books, BooksError, OpenCharge, Resolution, snapshot};
-use crate::core::account::{AccountKey, Balance, Legs, Slot, Taken};
+use crate::core::account::{AccountKey, Balance, Legs, Slot, Taken, View};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
 use crate::core::ids::ChargeId;
@@ -187,7 +187,8 @@ impl Engine {
             entries.push(self.shared.table.get(&leg.key));
         }
         let resolved = Mutex::new(None);
-        OpenHold { charge, at: hold.at, entries, legs, memo: hold.memo, resolved }
+        let view = View::new(entries.len());
+        OpenHold { charge, at: hold.at, entries, legs, view, memo: hold.memo, resolved }
     }
 
     /// A new session. Each worker has one.

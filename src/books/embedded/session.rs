@@ -67,6 +67,9 @@ pub(super) struct OpenHold {
     pub(super) at: i64,
     pub(super) entries: Entries,
     pub(super) legs: Legs,
+    /// Balances right after the hold: what is still true of accounts that nothing was ever taken
+    /// from, which have no entry.
+    pub(super) view: View,
     pub(super) memo: Box<[u8]>,
     /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
     /// it resolves the hold; it is set once.
@@ -130,6 +133,7 @@ impl Session {
             at: ask.now.as_microsecond(),
             entries,
             legs: legs.clone(),
+            view: view.clone(),
             memo: ask.memo.into(),
             resolved: Mutex::new(None),
         });
@@ -367,7 +371,7 @@ impl Queue {
 impl OpenHold {
     /// The balances of the accounts that the hold named, by its slots.
     fn view(&self) -> View {
-        let mut view = View::new(self.entries.len());
+        let mut view = self.view.clone();
         for (slot, entry) in self.entries.iter().enumerate() {
             if let Some(entry) = entry {
                 view.set(slot as Slot, entry.state.lock().balance);

@@ -42,7 +42,13 @@ const STEPS: &[Step] = &[
         title: "alice has 250 credits: the seat pays an image (D1)",
         path: IMAGE,
         body: r#"{"n": 1}"#,
-        expect: &["state=captured", "cost=\"1\"", "seat=\"1\"", "pool=\"0\"", "seat-remaining=\"249\""],
+        expect: &[
+            "state=captured",
+            "cost=\"1\"",
+            "seat=\"1\"",
+            "pool=\"0\"",
+            "seat-remaining=\"249\"",
+        ],
         ..PLAIN
     },
     Step {
@@ -53,7 +59,13 @@ const STEPS: &[Step] = &[
     },
     Step {
         title: "a second costs 100, the seat has 49: split, the pool pays the other 51 % (D25)",
-        expect: &["cost=\"100\"", "seat=\"49\"", "pool=\"1.02\"", "seat-remaining=\"0\"", "pool-remaining=\"38.98\""],
+        expect: &[
+            "cost=\"100\"",
+            "seat=\"49\"",
+            "pool=\"1.02\"",
+            "seat-remaining=\"0\"",
+            "pool-remaining=\"38.98\"",
+        ],
         ..PLAIN
     },
     Step {
@@ -102,7 +114,13 @@ const STEPS: &[Step] = &[
         org: "globex",
         user: "erin",
         body: TWO_SECONDS,
-        expect: &["cost=\"200\"", "seat=\"10\"", "pool=\"3\"", "overage=\"0.8\"", "pool-remaining=\"0\""],
+        expect: &[
+            "cost=\"200\"",
+            "seat=\"10\"",
+            "pool=\"3\"",
+            "overage=\"0.8\"",
+            "pool-remaining=\"0\"",
+        ],
         ..PLAIN
     },
 ];
@@ -115,7 +133,15 @@ pub fn play(gateway: SocketAddr, admin: SocketAddr, token: &SecretString) -> any
         let missing: Vec<&str> =
             step.expect.iter().copied().filter(|part| !told.contains(part)).collect();
         let fine = status == step.status && missing.is_empty();
-        println!("{}. {}\n   {} {} as {} of {}", index + 1, step.title, step.path, step.body, step.user, step.org);
+        println!(
+            "{}. {}\n   {} {} as {} of {}",
+            index + 1,
+            step.title,
+            step.path,
+            step.body,
+            step.user,
+            step.org
+        );
         println!("   {} {status} {told}\n", if fine { "ok" } else { "WRONG" });
         if !fine {
             println!("   expected {} with {missing:?}\n", step.status);
