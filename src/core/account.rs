@@ -208,6 +208,18 @@ pub enum LegKind {
 }
 
 impl LegKind {
+    /// The word in charge documents.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Licence => "licence",
+            Self::Pool => "pool",
+            Self::Overage => "overage",
+            Self::Overdraft => "overdraft",
+            Self::Limit => "limit",
+            Self::Cap => "cap",
+        }
+    }
+
     /// True for what pays; limits and caps only count.
     pub const fn pays(self) -> bool {
         !matches!(self, Self::Limit | Self::Cap)

@@ -9,5 +9,6 @@ pub mod entitlement;
 pub mod ids;
 pub mod price;
 pub mod receipt;
+pub mod record;
 pub mod refusal;
 pub mod waterfall;

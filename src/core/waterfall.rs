@@ -426,25 +426,24 @@ pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &
     post
 }
 
-/// How many credits of `cost` each leg covers, by the legs' order (D25): seat and overdraft
-/// credits cover themselves, Operations share the rest, each rounded down but the last.
-/// Σ covers = cost.
-pub fn covers(legs: &[Taken], cost: Credits, is_credits: impl Fn(&Taken) -> bool) -> Vec<u64> {
-    let in_credits: u64 =
-        legs.iter().filter(|leg| leg.kind.pays() && is_credits(leg)).map(|leg| leg.amount).sum();
-    let rest = cost.micro().saturating_sub(in_credits);
-    let pays_operations = |leg: &Taken| leg.kind.pays() && !is_credits(leg);
-    let total: u64 = legs.iter().filter(|leg| pays_operations(leg)).map(|leg| leg.amount).sum();
+/// How many credits of `cost` each paying leg covers, by the legs' order (D25): legs in credits
+/// cover themselves, Operations share the rest, each rounded down but the last. Σ covers = cost.
+/// A leg is its kind, its amount and whether that is credits.
+pub fn covers(legs: &[(LegKind, u64, bool)], cost: Credits) -> Vec<u64> {
+    let sum = |credits: bool| -> u64 {
+        let paying = legs.iter().filter(|(kind, _, unit)| kind.pays() && *unit == credits);
+        paying.map(|(_, amount, _)| amount).sum()
+    };
+    let rest = cost.micro().saturating_sub(sum(true));
+    let total = sum(false);
     let mut paid = 0;
     let mut covered = 0;
     legs.iter()
-        .map(|leg| {
-            if !leg.kind.pays() {
-                0
-            } else if is_credits(leg) {
-                leg.amount
-            } else {
-                paid += leg.amount;
+        .map(|(kind, amount, credits)| match (kind.pays(), credits) {
+            (false, _) => 0,
+            (true, true) => *amount,
+            (true, false) => {
+                paid += amount;
                 let share = prorate_down(rest, paid, total) - covered;
                 covered += share;
                 share

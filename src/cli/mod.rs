@@ -1,0 +1,3 @@
+//! The command line: what is not a server.
+
+pub mod check;
