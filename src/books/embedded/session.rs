@@ -117,12 +117,12 @@ impl Session {
         self.0.open.lock().insert(hold.charge, Arc::new(hold));
     }
 
-    fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, u64), BooksError> {
+    fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, Option<Written>), BooksError> {
         let inner = &*self.0;
         inner.shared.check()?;
         let applied = match table::apply(&inner.shared.table, ask.accounts, ask.post, Into::Held)? {
             Ok(applied) => applied,
-            Err(view) => return Ok((Posted::Short(view), 0)),
+            Err(view) => return Ok((Posted::Short(view), None)),
         };
         let Applied { legs, view, entries, openings } = applied;
         let hold = Arc::new(OpenHold {
@@ -149,7 +149,8 @@ impl Session {
         };
         drop(record);
         inner.open.lock().insert(hold.charge, hold);
-        Ok((Posted::Done(legs, view), batch))
+        let wait = Written { session: self.clone(), batch };
+        Ok((Posted::Done(legs, view), Some(wait)))
     }
 
     fn resolve_now(
@@ -221,12 +222,19 @@ enum Step {
 }
 
 impl Books for Session {
-    async fn hold(&self, ask: &Ask<'_>) -> Result<Posted, BooksError> {
-        let (posted, batch) = self.hold_now(ask)?;
-        if matches!(posted, Posted::Done(..)) {
-            Written { session: self.clone(), batch }.wait().await?;
+    fn hold(
+        &self,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
+        // All of it happens here, not at the first poll: a void that is called next meets it.
+        let begun = self.hold_now(ask);
+        async move {
+            let (posted, wait) = begun?;
+            if let Some(wait) = wait {
+                wait.wait().await?;
+            }
+            Ok(posted)
         }
-        Ok(posted)
     }
 
     fn resolve(
