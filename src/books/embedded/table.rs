@@ -295,7 +295,8 @@ fn take_from(
             legs.push(Taken { slot: cap, kind: LegKind::Cap, amount });
         }
     }
-    Ok(true)
+    // Payers that share a cap can give less together than each by itself.
+    Ok(rest == 0)
 }
 
 fn debit(balance: &mut Balance, amount: u64, into: Into) -> Result<(), BooksError> {
