@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use self::session::{Inner, OpenHold, in_doubt_memo};
 use self::table::{Entries, Entry, State, Table};
@@ -19,7 +20,7 @@ use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
 use super::{Books, BooksError, OpenCharge, Resolution, snapshot};
-use crate::core::account::{AccountKey, Balance, Legs, Slot, Taken};
+use crate::core::account::{AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
 use crate::core::ids::ChargeId;
@@ -182,12 +183,15 @@ impl Engine {
     fn reopen(&self, charge: [u8; 16], hold: FoldHold) -> OpenHold {
         let mut entries = Entries::new();
         let mut legs = Legs::new();
+        // Its accounts have the grant that their records say.
+        let grants = SmallVec::from_elem(Grant::default(), hold.legs.len());
         for leg in &hold.legs {
             legs.push(Taken { slot: entries.len() as Slot, kind: leg.kind, amount: leg.amount });
             entries.push(self.shared.table.get(&leg.key));
         }
         let resolved = Mutex::new(None);
-        OpenHold { charge, at: hold.at, entries, legs, memo: hold.memo, resolved }
+        let unopened = SmallVec::new();
+        OpenHold { charge, at: hold.at, entries, grants, unopened, legs, memo: hold.memo, resolved }
     }
 
     /// A new session. Each worker has one.

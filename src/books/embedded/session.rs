@@ -14,12 +14,12 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Shared;
-use super::table::{self, Applied, Entries, Entry, Into};
+use super::table::{self, Applied, Entries, Entry, Into, Table};
 use crate::books::journal::Frames;
 use crate::books::{
     Adjustment, Ask, Books, BooksError, OpenCharge, OpenLeg, Posted, Resolution, Resolved,
 };
-use crate::core::account::{Account, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
 use crate::core::charge::{InDoubt, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record, instant};
@@ -66,6 +66,11 @@ pub(super) struct OpenHold {
     pub(super) charge: [u8; 16],
     pub(super) at: i64,
     pub(super) entries: Entries,
+    /// What the directory granted the accounts when it was held, by slot: an account that was
+    /// named and not taken from knows nothing of it.
+    pub(super) grants: SmallVec<[Grant; 8]>,
+    /// Accounts that were named before anything had opened them.
+    pub(super) unopened: SmallVec<[(Slot, AccountKey); 2]>,
     pub(super) legs: Legs,
     pub(super) memo: Box<[u8]>,
     /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
@@ -125,10 +130,18 @@ impl Session {
             Err(view) => return Ok((Posted::Short(view), None)),
         };
         let Applied { legs, view, entries, openings } = applied;
+        let unopened = |(slot, account): (usize, &Account<'_>)| {
+            let slot = slot as Slot;
+            let named = entries[usize::from(slot)].is_none() && view.get(slot).is_some();
+            named.then_some((slot, account.key))
+        };
+        let unopened = ask.accounts.iter().enumerate().filter_map(unopened).collect();
         let hold = Arc::new(OpenHold {
             charge: ask.charge.0,
             at: ask.now.as_microsecond(),
             entries,
+            grants: ask.accounts.iter().map(|account| account.grant).collect(),
+            unopened,
             legs: legs.clone(),
             memo: ask.memo.into(),
             resolved: Mutex::new(None),
@@ -248,7 +261,7 @@ impl Books for Session {
                 Step::Ready(resolved) => Ok(resolved),
                 Step::Written { wait, hold, extra } => {
                     wait.wait().await?;
-                    Ok(Resolved::Done(extra, hold.view()))
+                    Ok(Resolved::Done(extra, hold.view(&wait.session.0.shared.table)))
                 }
             }
         }
@@ -303,7 +316,7 @@ impl Books for Session {
         self.0.shared.check()?;
         let mut view = View::new(accounts.len());
         for (slot, account) in accounts.iter().enumerate() {
-            view.set(slot as Slot, self.0.shared.table.balance(account));
+            view.set(slot as Slot, self.0.shared.table.balance(&account.key, &account.grant));
         }
         Ok(view)
     }
@@ -374,12 +387,15 @@ impl Queue {
 
 impl OpenHold {
     /// The balances of the accounts that the hold named, by its slots.
-    fn view(&self) -> View {
+    fn view(&self, table: &Table) -> View {
         let mut view = View::new(self.entries.len());
-        for (slot, entry) in self.entries.iter().enumerate() {
+        for (slot, (entry, grant)) in self.entries.iter().zip(&self.grants).enumerate() {
             if let Some(entry) = entry {
-                view.set(slot as Slot, entry.state.lock().balance);
+                view.set(slot as Slot, entry.state.lock().under(grant));
             }
+        }
+        for (slot, key) in &self.unopened {
+            view.set(*slot, table.balance(key, &self.grants[usize::from(*slot)]));
         }
         view
     }
@@ -419,7 +435,7 @@ struct Written {
 }
 
 impl Written {
-    async fn wait(self) -> Result<(), BooksError> {
+    async fn wait(&self) -> Result<(), BooksError> {
         // One turn of the event loop: whatever else is ready adds its records first.
         tokio::task::yield_now().await;
         self.finish()
