@@ -20,6 +20,7 @@ use crate::books::{
     Adjustment, Ask, Books, BooksError, OpenCharge, OpenLeg, Posted, Resolution, Resolved,
 };
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::amount::MAX_MICRO;
 use crate::core::charge::{InDoubt, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record, instant};
@@ -274,6 +275,7 @@ impl Books for Session {
         let entry = shared.table.get_or_open(account);
         let (grant, opening) = {
             let mut state = entry.state.lock();
+            let adjusted = in_range(state.balance.adjusted, adjustment.delta)?;
             if account.grant.version > state.version {
                 state.balance.base = account.grant.base;
                 state.version = account.grant.version;
@@ -281,11 +283,7 @@ impl Books for Session {
             }
             // Down at once, up only when it is written.
             if adjustment.delta < 0 {
-                state.balance.adjusted = state
-                    .balance
-                    .adjusted
-                    .checked_add(adjustment.delta)
-                    .ok_or(BooksError::Range)?;
+                state.balance.adjusted = adjusted;
             }
             (Grant { base: state.balance.base, version: state.version }, state.unwritten)
         };
@@ -475,6 +473,14 @@ fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 6]> {
             amount: leg.amount,
         })
         .collect()
+}
+
+/// The sum of an account's adjustments after one more. What waits to be written is not in it, so
+/// the bound is that of amounts, far below what the sum could hold.
+fn in_range(adjusted: i64, delta: i64) -> Result<i64, BooksError> {
+    let sum = adjusted.checked_add(delta).ok_or(BooksError::Range)?;
+    let largest = sum.unsigned_abs().max(delta.unsigned_abs());
+    if largest > MAX_MICRO { Err(BooksError::Range) } else { Ok(sum) }
 }
 
 /// The memo of a hold that was resolved without its owner: it captures what was held, or nothing.
