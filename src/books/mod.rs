@@ -96,7 +96,7 @@ pub enum BooksError {
     /// The record could not be written. Whatever was asked is not acknowledged.
     #[error("the books cannot record: {0}")]
     Unavailable(String),
-    /// An amount would leave its range.
+    /// An amount would leave its range, or a memo is longer than a record may be.
     #[error("an amount would leave its range")]
     Range,
 }

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::Shared;
 use super::table::{self, Applied, Entries, Entry, Into, Table};
-use crate::books::journal::Frames;
+use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{
     Adjustment, Ask, Books, BooksError, OpenCharge, OpenLeg, Posted, Resolution, Resolved,
 };
@@ -126,6 +126,7 @@ impl Session {
     fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, Option<Written>), BooksError> {
         let inner = &*self.0;
         inner.shared.check()?;
+        bounded(ask.memo)?;
         let applied = match table::apply(&inner.shared.table, ask.accounts, ask.post, Into::Held)? {
             Ok(applied) => applied,
             Err(view) => return Ok((Posted::Short(view), None)),
@@ -271,6 +272,7 @@ impl Books for Session {
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
         let shared = &self.0.shared;
         shared.check()?;
+        bounded(adjustment.memo)?;
         let account = adjustment.account;
         let entry = shared.table.get_or_open(account);
         let (grant, opening) = {
@@ -473,6 +475,11 @@ fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 6]> {
             amount: leg.amount,
         })
         .collect()
+}
+
+/// Refuses a memo that could make its record longer than the journal reads back.
+fn bounded(memo: &[u8]) -> Result<(), BooksError> {
+    if memo.len() > MAX_RECORD / 4 { Err(BooksError::Range) } else { Ok(()) }
 }
 
 /// The sum of an account's adjustments after one more. What waits to be written is not in it, so
