@@ -180,7 +180,9 @@ impl Session {
         };
         let mut resolved = hold.resolved.lock();
         if let Some(state) = *resolved {
-            return Ok(Step::Ready(Resolved::Already(state)));
+            // Its record may still wait in the queue, and the answer must not outrun it.
+            let batch = home.0.queue.lock().batch;
+            return Ok(Step::Already(Written { session: home, batch }, state));
         }
         let (accounts, applied) = match resolution.extra {
             None => (&[][..], None),
@@ -233,6 +235,7 @@ impl Session {
 /// How far a resolution came at once.
 enum Step {
     Ready(Resolved),
+    Already(Written, State),
     Written { wait: Written, hold: Arc<OpenHold>, extra: Legs },
 }
 
@@ -261,6 +264,10 @@ impl Books for Session {
         async move {
             match step? {
                 Step::Ready(resolved) => Ok(resolved),
+                Step::Already(wait, state) => {
+                    wait.wait().await?;
+                    Ok(Resolved::Already(state))
+                }
                 Step::Written { wait, hold, extra } => {
                     wait.wait().await?;
                     Ok(Resolved::Done(extra, hold.view(&wait.session.0.shared.table)))
