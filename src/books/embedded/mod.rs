@@ -57,8 +57,6 @@ pub struct Engine {
     recovery: Recovery,
     /// Serialises snapshots; the position of the last one.
     snapshot: Mutex<u64>,
-    /// Locked while the process runs; the lock goes with the file.
-    _lock: File,
 }
 
 /// What recovery found and did.
@@ -81,6 +79,9 @@ pub(super) struct Shared {
     journal: Journal,
     /// Grows by one for each session; written only when a session is made.
     sessions: RwLock<Vec<Arc<Inner>>>,
+    /// Locked while anybody can still write, which a session can that outlives the engine; the
+    /// lock goes with the file.
+    _lock: File,
 }
 
 impl Shared {
@@ -139,7 +140,7 @@ impl Engine {
             let state = State { balance, version: account.version, unwritten: false };
             table.insert(Entry { key, name: account.name, state: Mutex::new(state) });
         }
-        let shared = Arc::new(Shared { table, journal, sessions: RwLock::default() });
+        let shared = Arc::new(Shared { table, journal, sessions: RwLock::default(), _lock: lock });
         let session = Session::register(&shared);
         let recovery = Recovery {
             records: recovered.records,
@@ -147,8 +148,7 @@ impl Engine {
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);
-        let mut engine =
-            Self { shared, session, recovery, snapshot: Mutex::new(snapshot), _lock: lock };
+        let mut engine = Self { shared, session, recovery, snapshot: Mutex::new(snapshot) };
         engine.resolve_left_open(holds, now)?;
         Ok(engine)
     }
@@ -276,6 +276,14 @@ impl Engine {
         }
         let synced = self.shared.journal.sync();
         synced.map_err(|error| BooksError::Unavailable(error.to_string()))
+    }
+}
+
+impl Drop for Engine {
+    /// Sessions and what they share hold each other; without this nothing of it would ever be
+    /// freed, nor the lock.
+    fn drop(&mut self) {
+        self.shared.sessions.write().clear();
     }
 }
 
