@@ -4,7 +4,9 @@
 use tollgate::books::{Books, Resolved};
 use tollgate::core::charge::{OutcomeMemo, State};
 
-use crate::engine::{Embedded, Engine, account, ask, balance, done, id, name, resolution, run, take};
+use crate::engine::{
+    Embedded, Engine, account, ask, balance, done, id, name, resolution, run, take,
+};
 
 #[test]
 fn f23_who_is_told_of_a_resolution_finds_it_again() {
