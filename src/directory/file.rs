@@ -6,6 +6,7 @@
 
 mod document;
 mod reader;
+mod strict;
 
 use std::path::Path;
 
@@ -53,9 +54,11 @@ impl Source {
     /// Reads JSON.
     ///
     /// # Errors
-    /// When the text is not JSON.
+    /// When the text is not JSON, or has a key twice in one object.
     pub fn from_json(text: &[u8]) -> Result<Self, SourceError> {
-        serde_json::from_slice(text).map(Self).map_err(|error| SourceError::Json(error.to_string()))
+        serde_json::from_slice::<strict::Strict>(text)
+            .map(|strict::Strict(value)| Self(value))
+            .map_err(|error| SourceError::Json(error.to_string()))
     }
 
     /// The document as JSON, secrets included: what `tollgate apply` sends.
