@@ -219,6 +219,15 @@ fn f81_no_message_quotes_a_secret() {
 }
 
 #[test]
+fn f81_a_syntax_error_has_a_place_and_quotes_nothing() {
+    let Err(error) = Source::from_toml("a = 1\nsecret = \"canary-0123456789\nb = 2") else {
+        panic!("an open string was read");
+    };
+    let text = error.to_string();
+    assert!(text.contains("line 2, column ") && !text.contains("canary"), "{text}");
+}
+
+#[test]
 fn secrets_are_resolved_where_the_file_is_read() {
     let toml = "[[key]]\nid = \"a\"\nkind = \"service\"\nsecret_env = \"SECRET\"\n\
                 [[key]]\nid = \"b\"\nkind = \"service\"\nsecret_file = \"s\"";
