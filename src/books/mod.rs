@@ -5,12 +5,17 @@
 //! seats, profiles, prices or overage. All policy is in [`crate::core::waterfall`].
 
 pub mod embedded;
+pub mod fold;
+pub mod journal;
+pub mod recover;
+pub mod snapshot;
 
 use std::future::Future;
 
 use jiff::Timestamp;
 
-use crate::core::account::{Account, Balance, Legs, Post, Version, View};
+use crate::core::account::{Account, Balance, Legs, Post, View};
+pub use crate::core::charge::InDoubt;
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 
@@ -29,17 +34,6 @@ pub struct Ask<'a> {
     pub in_doubt: InDoubt,
     /// The encoded [`crate::core::charge::HoldMemo`]; opaque to the books.
     pub memo: &'a [u8],
-}
-
-/// What resolves a hold that nobody settles (D36).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum InDoubt {
-    /// Nothing is charged.
-    #[default]
-    Void,
-    /// The whole hold is captured.
-    Capture,
 }
 
 /// What became of a post.
@@ -138,8 +132,8 @@ pub struct OpenLeg {
 /// # Contract
 /// - **Whole or not at all.** A post takes from its sources greedily in order if and only if for
 ///   every source Σ max(0, available) ≥ `take`, and Σ < `below` where given, and no account of a
-///   `solvent` source is in the red, and every `cap` can give as much as its payer; else nothing
-///   changes. Either way every account named is returned, read in the same step; accounts that
+///   `solvent` source is in the red; else nothing changes. A payer counts for no more than its
+///   `cap` has, and sources see what those before them took. Either way every account named is returned, read in the same step; accounts that
 ///   are only looked at are read right after it.
 /// - **Begun when called.** [`Books::resolve`] and [`Books::hold`] take effect from the call on,
 ///   in the order of the calls of a session; dropping the future that they return gives up the
@@ -156,12 +150,13 @@ pub trait Books: Send + Sync {
     /// Takes from accounts and keeps what was taken until it is resolved.
     fn hold(&self, ask: &Ask<'_>) -> impl Future<Output = Result<Posted, BooksError>> + Send;
 
-    /// Resolves a charge: captures what is kept, returns the rest.
+    /// Resolves a charge: captures what is kept, returns the rest. The future owns all it needs,
+    /// so that a guard's `Drop` can hand it to a task that lives on.
     fn resolve(
         &self,
         charge: ChargeId,
         resolution: &Resolution<'_>,
-    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send;
+    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<Self>;
 
     /// Changes what an account is granted, by an admin's word.
     fn adjust(
@@ -184,10 +179,4 @@ pub trait Books: Send + Sync {
 }
 
 /// The engine behind a gateway. One engine so far; a second one makes this an enum.
-pub type Session = (); // WIP
-
-/// Whether a grant replaces what an account has: the newest by version, and an older one never
-/// (D42).
-pub fn is_newer(offered: Version, known: Version) -> bool {
-    offered > known
-}
+pub type Session = embedded::Session;

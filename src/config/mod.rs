@@ -1,18 +1,40 @@
 //! Configuration as the contract has it: names are fixed, unknown keys are errors. Every key is
 //! read, also those of parts that are not built yet; `check` says so where one is used.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::books::InDoubt;
 use crate::core::ids::Id;
 
+mod document;
+mod environment;
+mod error;
+mod load;
+mod not_built;
+mod route;
+pub mod secret;
+mod text;
+mod upstream;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use environment::environment;
+pub use error::{ConfigError, Place, Problem};
+pub use load::{DEFAULT_FILE, Loaded, load};
+pub use route::{
+    Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
+    Route, Usage,
+};
+pub use text::Url;
+pub use upstream::{Credential, Health, Upstream};
+
 /// The whole file.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `[gateway]`
@@ -33,10 +55,14 @@ pub struct Config {
     pub upstream: Vec<Upstream>,
     /// `[[route]]`
     pub route: Vec<Route>,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[envoy]`
+    pub envoy: Envoy,
 }
 
 /// The data plane.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gateway {
     /// Where generation traffic is taken.
@@ -44,17 +70,17 @@ pub struct Gateway {
     /// Workers; 0 means one per core.
     pub workers: usize,
     /// How long to keep serving after SIGTERM.
-    #[serde(with = "duration")]
+    #[serde(with = "text::duration")]
     pub drain_delay: Duration,
     /// How long to let requests finish after that.
-    #[serde(with = "duration")]
+    #[serde(with = "text::duration")]
     pub drain_timeout: Duration,
     /// CIDRs whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<String>,
 }
 
 /// The administrators' listener.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where admin requests are taken.
@@ -64,7 +90,7 @@ pub struct Admin {
 }
 
 /// The operators' listener.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ops {
     /// Where metrics and health are served.
@@ -74,8 +100,8 @@ pub struct Ops {
 }
 
 /// Which orgs have their own metric label; the rest is `other`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "`all`, `none` or a list of org ids")]
 pub enum OrgLabel {
     /// `all` or `none`.
     Word(OrgLabelWord),
@@ -84,7 +110,7 @@ pub enum OrgLabel {
 }
 
 /// See [`OrgLabel`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OrgLabelWord {
     /// Every org.
@@ -94,7 +120,7 @@ pub enum OrgLabelWord {
 }
 
 /// Where files are.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
     /// The data dir: journal, directory, archive. One process at a time.
@@ -102,7 +128,7 @@ pub struct Data {
 }
 
 /// Which engine keeps the balances.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// In memory, with a journal.
@@ -113,7 +139,7 @@ pub enum Engine {
 }
 
 /// What an acknowledged change survives.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// `kill -9`.
@@ -126,17 +152,17 @@ pub enum Durability {
 }
 
 /// One URL, or several.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "a URL or a list of URLs")]
 pub enum OneOrMany {
     /// One.
-    One(String),
+    One(Url),
     /// Several.
-    Many(Vec<String>),
+    Many(Vec<Url>),
 }
 
 /// The books.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Books {
     /// embedded or redis.
@@ -152,28 +178,28 @@ pub struct Books {
     /// How many shards the orgs are spread over; fixed at creation.
     pub shards: u16,
     /// After how long without renewal others may resolve a hold.
-    #[serde(with = "duration")]
+    #[serde(with = "text::duration")]
     pub owner_timeout: Duration,
     /// How long a shard waits for its sessions.
-    #[serde(with = "duration")]
+    #[serde(with = "text::duration")]
     pub rejoin_timeout: Duration,
     /// How long a capture waits for Redis.
-    #[serde(with = "duration")]
+    #[serde(with = "text::duration")]
     pub settle_timeout: Duration,
 }
 
 /// The directory.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Directory {
     /// PostgreSQL; default is SQLite in the data dir.
-    pub url: Option<String>,
+    pub url: Option<Url>,
     /// Globs of org files, applied at start and on change.
     pub org_files: Vec<String>,
 }
 
 /// A rate with a burst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     /// Requests a second.
@@ -183,7 +209,7 @@ pub struct RateLimit {
 }
 
 /// Rate limits, per replica.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// For each user (and each principal key).
@@ -194,215 +220,61 @@ pub struct Limits {
     pub max_in_flight: usize,
 }
 
-/// A generative backend.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Upstream {
-    /// Its name in routes and metrics.
-    pub name: Id,
-    /// `http://host:port`, one or more.
-    pub urls: Vec<String>,
-    /// How long a connection may take.
-    #[serde(default = "defaults::connect_timeout", with = "duration")]
-    pub connect_timeout: Duration,
-    /// How long the response's headers may take.
-    #[serde(default = "defaults::response_timeout", with = "duration")]
-    pub response_timeout: Duration,
-    /// Active health checks.
-    pub health: Option<Health>,
-    /// What the backend is shown instead of the caller's credential.
-    pub credential: Option<Credential>,
+/// Credentials beyond the directory's keys.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// `[auth.jwt]`
+    pub jwt: Option<Jwt>,
 }
 
-/// An active health check.
-#[derive(Debug, Clone, Deserialize)]
+/// Whose JWTs are believed.
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Health {
-    /// What is asked for.
-    pub path: String,
-    /// How often.
-    #[serde(default = "defaults::health_interval", with = "duration")]
-    pub interval: Duration,
+pub struct Jwt {
+    /// What `iss` must be.
+    pub issuer: String,
+    /// What `aud` must hold.
+    pub audience: String,
+    /// Where the issuer's keys are fetched.
+    pub jwks_url: Option<Url>,
+    /// A file that holds the issuer's keys.
+    pub jwks_file: Option<PathBuf>,
+    /// The claim that holds the org's id.
+    pub org_claim: Option<String>,
+    /// The claim that holds the user's id.
+    pub user_claim: Option<String>,
+    /// What happens to a user the directory does not know.
+    #[serde(default)]
+    pub on_unknown_user: OnUnknownUser,
 }
 
-/// A backend's credential: where it is read from, and the header it goes into.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Credential {
-    /// The header's name.
-    #[serde(default = "defaults::credential_header")]
-    pub header: String,
-    /// What stands before the secret, with a space.
-    pub scheme: Option<String>,
-    /// The environment variable that holds it.
-    pub env: Option<String>,
-    /// The file that holds it.
-    pub file: Option<PathBuf>,
-}
-
-/// What happens when a client leaves early (D33).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+/// What happens to a user the directory does not know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnDisconnect {
-    /// Read the backend to its end, settle on what it reports.
+pub enum OnUnknownUser {
+    /// The request is refused.
     #[default]
-    Finish,
-    /// Stop the backend, settle on what was delivered.
-    Cancel,
+    Refuse,
+    /// The user is added to the directory.
+    Create,
 }
 
-/// A route: what is metered, where it goes, how it is priced.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Route {
-    /// The method; `None` for any.
-    pub method: Option<String>,
-    /// The path, in matchit's syntax.
-    pub path: String,
-    /// The upstream's name.
-    pub upstream: Id,
-    /// The feature it meters; required unless free.
-    pub feature: Option<Id>,
-    /// Authenticated and forwarded, not metered.
-    #[serde(default)]
-    pub free: bool,
-    /// How much is asked for.
-    pub quantity: Option<Quantity>,
-    /// What else the price depends on.
-    #[serde(default)]
-    pub attributes: BTreeMap<Id, Attribute>,
-    /// Where the actual usage is told.
-    pub usage: Option<Usage>,
-    /// Several meters (D41), each with its quantity and usage.
-    #[serde(default)]
-    pub meter: Vec<Meter>,
-    /// Values set in a JSON request body before it is forwarded, by pointer.
-    #[serde(default)]
-    pub inject: BTreeMap<String, toml::Value>,
-    /// Which statuses are charged: `2xx` or `404`.
-    #[serde(default = "defaults::charge_on")]
-    pub charge_on: Vec<String>,
-    /// finish or cancel.
-    #[serde(default)]
-    pub on_disconnect: OnDisconnect,
-    /// void or capture, when the backend does not answer in time.
-    #[serde(default)]
-    pub on_timeout: InDoubt,
-    /// void or capture, when the gateway died in between.
-    #[serde(default)]
-    pub in_doubt: InDoubt,
-    /// The largest request body that is held to be priced.
-    #[serde(default = "defaults::max_body", with = "size")]
-    pub max_body: u64,
-    /// `slice`: the hold is topped up as a stream runs.
-    pub hold: Option<String>,
-    /// last, sum or max, where usage is told several times.
-    pub pick: Option<String>,
-    /// The last SSE event of a stream is the receipt.
-    #[serde(default)]
-    pub sse_receipt: bool,
-    /// `openai`: refusals in OpenAI's error body.
-    pub compat: Option<String>,
-    /// The status of refusals for lack of credit.
-    pub exhausted_status: Option<u16>,
-    /// enforce or observe.
-    pub mode: Option<String>,
-}
-
-/// One meter of a route.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Meter {
-    /// Its name, as rates have it.
-    pub name: Id,
-    /// How much is asked for.
-    pub quantity: Option<Quantity>,
-    /// Where the actual usage is told.
-    pub usage: Option<Usage>,
-}
-
-/// Where a quantity is read: exactly one place, and what its absence means.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// Envoy's gRPC services.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Quantity {
-    /// A JSON pointer into the request body (RFC 6901).
-    pub json: Option<String>,
-    /// A header's name.
-    pub header: Option<String>,
-    /// A query parameter's name.
-    pub query: Option<String>,
-    /// A path parameter's name.
-    pub path: Option<String>,
-    /// Always this.
-    #[serde(rename = "const")]
-    pub constant: Option<Number>,
-    /// When the place is absent.
-    pub default: Option<Number>,
+pub struct Envoy {
+    /// Where `ext_authz` and `ext_proc` are served; absent: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
-/// A number in a file: `2`, or `"0.5"`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum Number {
-    /// A whole number.
-    Whole(u64),
-    /// An exact decimal.
-    Decimal(String),
-}
-
-/// Where an attribute is read, and what its values are called in rates.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Attribute {
-    /// A JSON pointer into the request body (RFC 6901).
-    pub json: Option<String>,
-    /// A header's name.
-    pub header: Option<String>,
-    /// A query parameter's name.
-    pub query: Option<String>,
-    /// A path parameter's name.
-    pub path: Option<String>,
-    /// Always this.
-    #[serde(rename = "const")]
-    pub constant: Option<String>,
-    /// When the place is absent.
-    pub default: Option<String>,
-    /// From what is read to what rates say; a value that is not listed is refused.
-    pub map: Option<BTreeMap<String, String>>,
-}
-
-/// Where the actual usage is told: exactly one place.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Usage {
-    /// A JSON pointer into the response body.
-    pub json: Option<String>,
-    /// A JSON pointer into the events of a stream.
-    pub sse_json: Option<String>,
-    /// A response header's name.
-    pub header: Option<String>,
-}
-
-mod defaults {
-    use std::time::Duration;
-
-    pub fn connect_timeout() -> Duration {
-        Duration::from_secs(1)
-    }
-    pub fn response_timeout() -> Duration {
-        Duration::from_secs(120)
-    }
-    pub fn health_interval() -> Duration {
-        Duration::from_secs(5)
-    }
-    pub fn credential_header() -> String {
-        "Authorization".to_owned()
-    }
-    pub fn charge_on() -> Vec<String> {
-        vec!["2xx".to_owned()]
-    }
-    pub fn max_body() -> u64 {
-        1 << 20
+impl Config {
+    /// The effective configuration as TOML, with secrets hidden.
+    ///
+    /// # Errors
+    /// When a value in `inject` has no TOML form; what came from a file always has one.
+    pub fn print(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
     }
 }
 
@@ -455,42 +327,5 @@ impl Default for Books {
 impl Default for Limits {
     fn default() -> Self {
         Self { per_user: None, per_org: None, max_in_flight: 10_000 }
-    }
-}
-
-/// Durations as `"5s"`, `"250ms"`, `"2m"`.
-mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(from)?;
-        let expected =
-            || de::Error::custom(format!("expected a duration like \"5s\", got {text:?}"));
-        let span: jiff::SignedDuration = text.parse().map_err(|_| expected())?;
-        span.try_into().map_err(|_| expected())
-    }
-}
-
-/// Sizes as `"1MiB"`, `"64KiB"`, `"512"`.
-mod size {
-    use serde::{Deserialize, Deserializer, de};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-        let text = String::deserialize(from)?;
-        let (digits, unit) =
-            text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-        let factor = match unit.trim() {
-            "" | "B" => Some(1),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            "GiB" => Some(1_u64 << 30),
-            _ => None,
-        };
-        let value = digits.parse::<u64>().ok().zip(factor).and_then(|(n, f)| n.checked_mul(f));
-        value.ok_or_else(|| {
-            de::Error::custom(format!("expected a size like \"1MiB\", got {text:?}"))
-        })
     }
 }

@@ -208,6 +208,18 @@ pub enum LegKind {
 }
 
 impl LegKind {
+    /// The word in charge documents.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Licence => "licence",
+            Self::Pool => "pool",
+            Self::Overage => "overage",
+            Self::Overdraft => "overdraft",
+            Self::Limit => "limit",
+            Self::Cap => "cap",
+        }
+    }
+
     /// True for what pays; limits and caps only count.
     pub const fn pays(self) -> bool {
         !matches!(self, Self::Limit | Self::Cap)
@@ -233,7 +245,7 @@ pub struct Payer {
 pub struct Source {
     /// Taken greedily in order, in millionths.
     pub take: u64,
-    /// When given: nothing happens unless Σ available is below this.
+    /// When given: nothing happens unless Σ available, each no more than its cap, is below this.
     pub below: Option<u64>,
     /// When true: nothing happens if one of the accounts is in the red.
     pub solvent: bool,

@@ -9,10 +9,12 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::account::{AccountKind, LegKind};
 use super::amount::{Credits, Text};
 use super::cycle::Label;
 use super::ids::ChargeId;
 use super::price::{Measure, Price};
+use super::waterfall;
 
 /// What is known of a charge when it is held. Borrowed from the request, so that writing it
 /// costs no copies.
@@ -89,6 +91,17 @@ impl Flags {
             .map(|(_, word)| word)
             .collect()
     }
+}
+
+/// What resolves a hold that nobody settles (D36).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InDoubt {
+    /// Nothing is charged.
+    #[default]
+    Void,
+    /// The whole hold is captured.
+    Capture,
 }
 
 /// Where a charge stands.
@@ -177,6 +190,37 @@ pub struct ChargeDocument {
     pub expires_at: Option<Timestamp>,
     /// When it was resolved.
     pub resolved_at: Option<Timestamp>,
+}
+
+/// A leg to be described.
+#[derive(Clone, Copy, Debug)]
+pub struct LegLine<'a> {
+    /// The account's name.
+    pub account: &'a str,
+    /// What runs out there.
+    pub account_kind: AccountKind,
+    /// What the leg stands for.
+    pub kind: LegKind,
+    /// Millionths of the account's unit.
+    pub amount: u64,
+}
+
+/// Describes the legs that pay, with what each covers of the cost.
+pub fn leg_documents(lines: &[LegLine<'_>], cost: Credits) -> Vec<LegDocument> {
+    let paying: Vec<&LegLine<'_>> =
+        lines.iter().filter(|line| line.kind.pays() && line.amount > 0).collect();
+    let in_credits = |kind: AccountKind| kind.unit() == "credits";
+    let legs: Vec<(LegKind, u64, bool)> =
+        paying.iter().map(|line| (line.kind, line.amount, in_credits(line.account_kind))).collect();
+    let covers = waterfall::covers(&legs, cost);
+    let describe = |(line, covers): (&&LegLine<'_>, u64)| LegDocument {
+        account: line.account.to_owned(),
+        kind: line.kind.word().to_owned(),
+        covers: Text::new(covers).as_str().to_owned(),
+        amount: Text::new(line.amount).as_str().to_owned(),
+        unit: line.account_kind.unit().to_owned(),
+    };
+    paying.iter().zip(covers).map(describe).collect()
 }
 
 /// A charge and how it ended, as read from the records.

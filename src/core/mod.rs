@@ -3,11 +3,13 @@
 
 pub mod account;
 pub mod amount;
+pub mod balance;
 pub mod charge;
 pub mod cycle;
 pub mod entitlement;
 pub mod ids;
 pub mod price;
 pub mod receipt;
+pub mod record;
 pub mod refusal;
 pub mod waterfall;

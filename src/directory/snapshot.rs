@@ -410,6 +410,21 @@ impl Org {
         Position { accounts, licences, overdraft, pool, split: self.split, cycle }
     }
 
+    /// The org's pool and overage of the moment's term, if there is a term.
+    pub fn pool_accounts(&self, moment: &Moment) -> Option<[Account<'_>; 2]> {
+        moment.term.map(|index| self.term_accounts(&self.terms[index]))
+    }
+
+    /// The pool of a term, and what may be used past it.
+    fn term_accounts<'a>(&'a self, term: &'a PoolTerm) -> [Account<'a>; 2] {
+        let ids = [term.term.id.as_str(), ""];
+        let account = |kind, stem, base| self.account(kind, stem, ids, Label::NONE, base);
+        [
+            account(AccountKind::Pool, term.pool_stem, term.pool.micro()),
+            account(AccountKind::Overage, term.overage_stem, self.overage.cap().micro()),
+        ]
+    }
+
     fn pool_side<'a>(
         &'a self,
         payer: Payer<'a>,
@@ -424,9 +439,8 @@ impl Org {
             accounts.push(account);
             (accounts.len() - 1) as Slot
         };
-        let base = term.pool.micro();
-        let pool =
-            push(self.account(AccountKind::Pool, term.pool_stem, [id, ""], Label::NONE, base));
+        let [pool, overage] = self.term_accounts(term);
+        let pool = push(pool);
         let (stem, who) = match payer {
             Payer::User(user) => (user.stem, ["user", user.id.as_str()]),
             Payer::Principal(key, _) => (key.stem, ["key", key.id.as_str()]),
@@ -434,11 +448,7 @@ impl Org {
         let limit = access.limit.as_ref().map_or(Operations::MAX, |limit| limit.limit).micro();
         let draw = push(self.account(AccountKind::Draw, stem, who, cycle, limit));
         let bills = !access.overage.cap().is_zero();
-        let overage = bills.then(|| {
-            let base = self.overage.cap().micro();
-            let kind = AccountKind::Overage;
-            push(self.account(kind, term.overage_stem, [id, ""], Label::NONE, base))
-        });
+        let overage = bills.then(|| push(overage));
         let cap = self.profile_caps.get(&access.profile).filter(|_| bills && access.profile_cap);
         let profile_cap = cap.map(|cap| {
             let ids = [id, access.profile.as_str()];

@@ -1,0 +1,222 @@
+//! What the engine costs: planning, quoting, hold and capture with their journal records, and
+//! the journal alone. Times are of this machine and this minute; compare within one run.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use jiff::Timestamp;
+use smallvec::smallvec;
+use tollgate::books::embedded::{Engine, Session};
+use tollgate::books::journal::{Frames, Journal, SEGMENT_SIZE};
+use tollgate::books::{Ask, Books, InDoubt, Posted, Resolution};
+use tollgate::core::account::{
+    Account, AccountKey, AccountKind, AccountName, Grant, LegKind, Payer, Post, Source, Stem,
+    Version,
+};
+use tollgate::core::amount::MAX_MICRO;
+use tollgate::core::charge::{OutcomeMemo, State};
+use tollgate::core::cycle::{Anchor, Label, Schedule};
+use tollgate::core::ids::ChargeId;
+use tollgate::core::price::{Measure, RateCard, RateCardFile};
+use tollgate::core::waterfall::{self, PoolAccess, Position, Split};
+
+const SEATS: usize = 100_000;
+/// How many charges share a write: what a busy worker collects in one turn.
+const TURN: u64 = 16;
+
+struct Seats {
+    ids: Vec<String>,
+    stems: Vec<Stem>,
+}
+
+impl Seats {
+    fn new(count: usize) -> Self {
+        let ids: Vec<String> = (0..count).map(|n| format!("user-{n}")).collect();
+        let stems = ids.iter().map(|id| Stem::new(&["acme", id])).collect();
+        Self { ids, stems }
+    }
+
+    fn account(&self, n: usize, kind: AccountKind) -> Account<'_> {
+        let period = if kind == AccountKind::Pool { Label::NONE } else { label() };
+        Account {
+            key: AccountKey { stem: self.stems[n], period, kind },
+            name: AccountName { org: "acme", kind, ids: [&self.ids[n], ""], period },
+            grant: Grant { base: MAX_MICRO, version: Version { epoch: 1, number: 1 } },
+        }
+    }
+}
+
+fn label() -> Label {
+    "2026-11-01".parse().expect("a date")
+}
+
+fn take(kind: LegKind) -> Post {
+    let source = Source::take(1, [Payer { slot: 0, kind, cap: None }]);
+    Post { sources: smallvec![source], look: smallvec![] }
+}
+
+/// The memo of a usual charge is about this long.
+const MEMO: [u8; 96] = [7; 96];
+
+/// Polls a future of the books once: the work is done by then, the answer waits for the flush.
+fn begin<F: Future>(future: F) {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let polled = future.as_mut().poll(&mut context);
+    black_box(polled.is_ready());
+}
+
+/// Holds and captures `count` charges, a turn of holds and then a turn of captures at a time, as
+/// a worker with as many requests in flight does.
+fn charge(
+    session: &Session,
+    seats: &Seats,
+    kind: AccountKind,
+    seat: impl Fn(u64) -> usize,
+    count: u64,
+    base: u64,
+) {
+    let leg = if kind == AccountKind::Pool { LegKind::Pool } else { LegKind::Licence };
+    let post = take(leg);
+    let memo = OutcomeMemo::default();
+    let now = Timestamp::UNIX_EPOCH;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut n = 0;
+        while n < count {
+            let turn = TURN.min(count - n);
+            let accounts: Vec<[Account<'_>; 1]> =
+                (0..turn).map(|i| [seats.account(seat(n + i), kind)]).collect();
+            let ids: Vec<ChargeId> =
+                (0..turn).map(|i| ChargeId::v7(base + n + i, u128::from(n + i) << 7)).collect();
+            let asks: Vec<Ask<'_>> = ids
+                .iter()
+                .zip(&accounts)
+                .map(|(&charge, accounts)| Ask {
+                    charge,
+                    accounts,
+                    post: &post,
+                    now,
+                    in_doubt: InDoubt::Void,
+                    memo: &MEMO,
+                })
+                .collect();
+            let mut holds: Vec<_> = asks.iter().map(|ask| Box::pin(session.hold(ask))).collect();
+            for hold in &mut holds {
+                begin(hold.as_mut());
+            }
+            for hold in holds {
+                assert!(matches!(hold.await, Ok(Posted::Done(..))));
+            }
+            let resolution =
+                Resolution { state: State::Captured, keep: &[1], extra: None, now, memo: &memo };
+            let captures: Vec<_> = ids.iter().map(|id| session.resolve(*id, &resolution)).collect();
+            for capture in captures {
+                capture.await.expect("captured");
+            }
+            n += turn;
+        }
+    });
+}
+
+fn books(c: &mut Criterion) {
+    let seats = Seats::new(SEATS);
+    let mut group = c.benchmark_group("hold+capture");
+    group.throughput(Throughput::Elements(1)).measurement_time(Duration::from_secs(5));
+    type Case = (&'static str, AccountKind, fn(u64) -> usize);
+    let cases: [Case; 3] = [
+        ("one seat", AccountKind::Licence, |_| 0),
+        ("many seats", AccountKind::Licence, |n| {
+            (n.wrapping_mul(0x9e37_79b9) % SEATS as u64) as usize
+        }),
+        ("one hot pool", AccountKind::Pool, |_| 0),
+    ];
+    for (name, kind, seat) in cases {
+        for threads in [1, 2] {
+            group.bench_function(BenchmarkId::new(name, format!("{threads} threads")), |b| {
+                b.iter_custom(|count| {
+                    let dir = tempfile::tempdir().expect("a directory");
+                    let engine = Engine::open(dir.path(), Timestamp::UNIX_EPOCH).expect("opened");
+                    let sessions: Vec<Session> = (0..threads).map(|_| engine.session()).collect();
+                    let each = count / threads + 1;
+                    let seats = &seats;
+                    let start = Instant::now();
+                    std::thread::scope(|scope| {
+                        for (thread, session) in sessions.iter().enumerate() {
+                            let base = thread as u64 * (1 << 40);
+                            scope.spawn(move || charge(session, seats, kind, seat, each, base));
+                        }
+                    });
+                    start.elapsed()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn journal(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = Journal::open(dir.path(), 0, SEGMENT_SIZE).expect("opened");
+    let mut group = c.benchmark_group("journal");
+    for batch in [1_u64, 16, 64] {
+        group.throughput(Throughput::Elements(batch));
+        group.bench_function(BenchmarkId::new("append 200-byte records", batch), |b| {
+            let mut frames = Frames::default();
+            b.iter(|| {
+                for _ in 0..batch {
+                    frames.push(&[7; 200]);
+                }
+                journal.append(&mut frames).expect("written")
+            });
+        });
+    }
+    group.finish();
+}
+
+fn card() -> RateCard {
+    let file: RateCardFile = toml::from_str(
+        r#"
+        version = "2026-11"
+        operations_per_credit = "0.02"
+        [[rate]]
+        feature = "text-to-image"
+        credits = "1"
+        [[rate]]
+        feature = "text-to-image"
+        when = { resolution = "2k" }
+        credits = "3"
+        "#,
+    )
+    .expect("a card");
+    RateCard::new(file).expect("valid")
+}
+
+fn policy(c: &mut Criterion) {
+    let card = card();
+    let measures = [Measure { meter: None, quantity: 2_000_000 }];
+    let attributes = [("resolution", "2k")];
+    let quoted = || card.quote("text-to-image", &attributes, &measures);
+    c.bench_function("quote", |b| b.iter(|| black_box(quoted())));
+
+    let quote = quoted().expect("priced");
+    let seats = Seats::new(4);
+    let mut accounts: smallvec::SmallVec<[Account<'_>; 8]> = smallvec![];
+    accounts.extend((0..3).map(|n| seats.account(n, AccountKind::Licence)));
+    accounts.push(seats.account(3, AccountKind::Overdraft));
+    let cycle = Schedule::new(Anchor::CalendarMonth, jiff::tz::TimeZone::UTC)
+        .cycle_at(Timestamp::UNIX_EPOCH);
+    let position = Position {
+        accounts,
+        licences: 3,
+        overdraft: Some(3),
+        pool: PoolAccess::None(vec![]),
+        split: Split::Split,
+        cycle,
+    };
+    c.bench_function("plan", |b| b.iter(|| black_box(waterfall::plan(&quote, &position, None))));
+}
+
+criterion_group!(benches, books, journal, policy);
+criterion_main!(benches);

@@ -1,0 +1,288 @@
+//! The embedded engine: balances in memory, every change in the journal. One process per data
+//! dir; a killed process loses nothing that it acknowledged.
+
+mod session;
+mod table;
+
+pub use session::Session;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
+
+use self::session::{Inner, OpenHold, in_doubt_memo};
+use self::table::{Entries, Entry, State, Table};
+use super::fold::{Fold, FoldHold};
+use super::journal::{Journal, SEGMENT_SIZE};
+use super::recover::{RecoverError, recover};
+use super::{Books, BooksError, OpenCharge, Resolution, snapshot};
+use crate::core::account::{AccountKey, Balance, Legs, Slot, Taken, View};
+use crate::core::amount::Credits;
+use crate::core::charge::{HoldMemo, State as ChargeState};
+use crate::core::ids::ChargeId;
+
+/// Why the embedded books cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has the data dir (f44).
+    #[error("{0} is in use by another process; one gateway per data dir")]
+    Locked(PathBuf),
+    /// The file system.
+    #[error("{path}: {error}")]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// The journal.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// The holds of the previous process could not be resolved.
+    #[error(transparent)]
+    Books(#[from] BooksError),
+}
+
+/// The embedded books of a data dir, open.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    /// Resolves what the previous process left open, and serves whoever is no worker.
+    session: Session,
+    /// What recovery found.
+    recovery: Recovery,
+    /// Serialises snapshots; the position of the last one.
+    snapshot: Mutex<u64>,
+    /// Locked while the process runs; the lock goes with the file.
+    _lock: File,
+}
+
+/// What recovery found and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Records read behind the newest snapshot.
+    pub records: u64,
+    /// Accounts known.
+    pub accounts: usize,
+    /// Holds of the previous process that were voided.
+    pub voided: usize,
+    /// Holds of the previous process that were captured, as their routes said.
+    pub captured: usize,
+}
+
+/// What the sessions of an engine share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    table: Table,
+    journal: Journal,
+    /// Grows by one for each session; written only when a session is made.
+    sessions: RwLock<Vec<Arc<Inner>>>,
+}
+
+impl Shared {
+    /// Refuses whatever comes after a write error.
+    fn check(&self) -> Result<(), BooksError> {
+        if self.journal.has_failed() {
+            return Err(BooksError::Unavailable("the journal failed; restart to recover".into()));
+        }
+        Ok(())
+    }
+
+    /// Finds an open hold: mostly it is the asking session's own.
+    fn find_open(&self, asking: &Session, charge: ChargeId) -> Option<(Session, Arc<OpenHold>)> {
+        if let Some(hold) = asking.inner().find(&charge.0) {
+            return Some((asking.clone(), hold));
+        }
+        let sessions = self.sessions.read();
+        sessions.iter().find_map(|session| {
+            session.find(&charge.0).map(|hold| (Session::of(Arc::clone(session)), hold))
+        })
+    }
+}
+
+impl Engine {
+    /// Opens the books in `dir`, recovers them, and resolves the holds of the previous process
+    /// (D36).
+    ///
+    /// # Errors
+    /// [`OpenError`] says what to do about it; the journal is untouched then.
+    pub fn open(dir: &Path, now: Timestamp) -> Result<Self, OpenError> {
+        Self::open_with(dir, now, SEGMENT_SIZE)
+    }
+
+    /// As [`Engine::open`], with another segment size.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_with(dir: &Path, now: Timestamp, segment_size: u64) -> Result<Self, OpenError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| OpenError::Io { path, error }
+        };
+        std::fs::create_dir_all(dir).map_err(io(dir))?;
+        let lock_path = dir.join("lock");
+        let lock = File::create(&lock_path).map_err(io(&lock_path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::Locked(dir.to_owned()),
+            TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
+        })?;
+        let recovered = recover(dir, None)?;
+        let journal = Journal::open(dir, recovered.position, segment_size).map_err(io(dir))?;
+        let table = Table::default();
+        let Fold { accounts, holds } = recovered.fold;
+        for (key, account) in accounts {
+            let balance = account.balance;
+            let state = State { balance, version: account.version, unwritten: false };
+            table.insert(Entry { key, name: account.name, state: Mutex::new(state) });
+        }
+        let shared = Arc::new(Shared { table, journal, sessions: RwLock::default() });
+        let session = Session::register(&shared);
+        let recovery = Recovery {
+            records: recovered.records,
+            accounts: shared.table.len(),
+            ..Recovery::default()
+        };
+        let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);
+        let mut engine =
+            Self { shared, session, recovery, snapshot: Mutex::new(snapshot), _lock: lock };
+        engine.resolve_left_open(holds, now)?;
+        Ok(engine)
+    }
+
+    /// Resolves the holds of the previous process as their records say. Their records go through
+    /// the journal like any other, so a crash in the middle leaves the rest for the next start.
+    fn resolve_left_open(
+        &mut self,
+        holds: std::collections::HashMap<[u8; 16], FoldHold>,
+        now: Timestamp,
+    ) -> Result<(), BooksError> {
+        for (charge, hold) in holds {
+            let in_doubt = hold.in_doubt;
+            let cost = postcard::from_bytes::<HoldMemo<'_>>(&hold.memo)
+                .map_or(Credits::ZERO, |memo| memo.price.cost);
+            let open = self.reopen(charge, hold);
+            let (state, keep) = open.in_doubt_keep(in_doubt);
+            match state {
+                ChargeState::Captured => self.recovery.captured += 1,
+                _ => self.recovery.voided += 1,
+            }
+            self.session.adopt(open);
+            let memo = in_doubt_memo(state, cost);
+            let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
+            // The future only waits for the flush below.
+            drop(self.session.resolve(ChargeId(charge), &resolution));
+        }
+        self.session.flush()
+    }
+
+    /// A recovered hold in the shape of a live one.
+    fn reopen(&self, charge: [u8; 16], hold: FoldHold) -> OpenHold {
+        let mut entries = Entries::new();
+        let mut legs = Legs::new();
+        for leg in &hold.legs {
+            legs.push(Taken { slot: entries.len() as Slot, kind: leg.kind, amount: leg.amount });
+            entries.push(self.shared.table.get(&leg.key));
+        }
+        let resolved = Mutex::new(None);
+        let view = View::new(entries.len());
+        OpenHold { charge, at: hold.at, entries, legs, view, memo: hold.memo, resolved }
+    }
+
+    /// A new session. Each worker has one.
+    pub fn session(&self) -> Session {
+        Session::register(&self.shared)
+    }
+
+    /// What recovery found and did.
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
+    }
+
+    /// How many holds are open, and since when the oldest is.
+    pub fn open_holds(&self) -> (usize, Option<Timestamp>) {
+        let sessions = self.shared.sessions.read();
+        let (count, oldest) = sessions
+            .iter()
+            .map(|session| session.open_holds())
+            .fold((0, None::<i64>), |(count, oldest), (more, at)| {
+                (count + more, oldest.into_iter().chain(at).min())
+            });
+        (count, oldest.map(crate::core::record::instant))
+    }
+
+    /// Every open charge.
+    pub fn list_open(&self) -> Vec<OpenCharge> {
+        let sessions = self.shared.sessions.read();
+        let holds = sessions.iter().flat_map(|session| session.list_open());
+        holds.map(|hold| hold.describe()).collect()
+    }
+
+    /// Every account's balance as it is in memory, for the self-check: they must equal what the
+    /// records add up to.
+    pub fn for_each_balance(&self, mut see: impl FnMut(AccountKey, &str, Balance)) {
+        self.shared.table.for_each(|entry| {
+            let balance = entry.state.lock().balance;
+            see(entry.key, &entry.name, balance);
+        });
+    }
+
+    /// The position up to which records are written.
+    pub fn written(&self) -> u64 {
+        self.shared.journal.written()
+    }
+
+    /// True after a write error: nothing is taken any more, and the process has to be restarted.
+    pub fn has_failed(&self) -> bool {
+        self.shared.journal.has_failed()
+    }
+
+    /// Where the journal is.
+    pub fn dir(&self) -> &Path {
+        self.shared.journal.dir()
+    }
+
+    /// Writes a snapshot of all sealed segments, if there are any behind the last one. Takes
+    /// long; for a thread of its own.
+    ///
+    /// # Errors
+    /// The journal is read again for it, so damage is found here too.
+    pub fn snapshot(&self) -> Result<bool, RecoverError> {
+        let mut last = self.snapshot.lock();
+        let sealed = self.shared.journal.sealed();
+        if sealed <= *last {
+            return Ok(false);
+        }
+        let recovered = recover(self.dir(), Some(sealed))?;
+        snapshot::write(self.dir(), sealed, &recovered.fold)?;
+        *last = sealed;
+        Ok(true)
+    }
+
+    /// Writes and syncs all that waits, at the end of a process.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn close(&self) -> Result<(), BooksError> {
+        let sessions: Vec<Session> =
+            self.shared.sessions.read().iter().cloned().map(Session::of).collect();
+        for session in sessions {
+            session.flush()?;
+        }
+        let synced = self.shared.journal.sync();
+        synced.map_err(|error| BooksError::Unavailable(error.to_string()))
+    }
+}
+
+impl Session {
+    fn register(shared: &Arc<Shared>) -> Self {
+        let session = Self::new(Arc::clone(shared));
+        shared.sessions.write().push(Arc::clone(session.inner()));
+        session
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,464 @@
+//! A session: one worker's way into the embedded books, with the records that wait to be written.
+//!
+//! The rule that keeps every prefix of the journal a state without overspend: **debits take
+//! effect in memory before their record is written, credits only after it.** A session collects
+//! the records of one turn of its worker's event loop; whoever is polled first on the next turn
+//! writes them all.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use super::Shared;
+use super::table::{self, Applied, Entries, Entry, Into};
+use crate::books::journal::Frames;
+use crate::books::{
+    Adjustment, Ask, Books, BooksError, OpenCharge, OpenLeg, Posted, Resolution, Resolved,
+};
+use crate::core::account::{Account, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::charge::{InDoubt, OutcomeMemo, State};
+use crate::core::ids::ChargeId;
+use crate::core::record::{self, Leg, Opening, Record, instant};
+
+/// A session with the embedded books. Cheap to clone; clones share the session.
+#[derive(Clone, Debug)]
+pub struct Session(Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    shared: Arc<Shared>,
+    /// Records that wait, and what follows from their being written. Held during the write, so
+    /// that batches of a session keep their order.
+    queue: Mutex<Queue>,
+    /// The number of the last batch that was written. Stored under `queue`'s lock.
+    written: AtomicU64,
+    /// Open holds made through this session.
+    open: Mutex<HashMap<[u8; 16], Arc<OpenHold>>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    frames: Frames,
+    scratch: Vec<u8>,
+    after: Vec<After>,
+    /// The batch that records are collected for.
+    batch: u64,
+}
+
+/// What takes effect once its record is written.
+#[derive(Debug)]
+enum After {
+    /// A grant need not be repeated any more, if it is still this one.
+    GrantWritten(Arc<Entry>, Version),
+    /// Legs leave `held`; what is kept goes to `captured`, the rest is available again.
+    Settle(Arc<OpenHold>, SmallVec<[u64; 6]>),
+    /// An upward adjustment.
+    Raise(Arc<Entry>, i64),
+}
+
+/// A hold that is not resolved yet.
+#[derive(Debug)]
+pub(super) struct OpenHold {
+    pub(super) charge: [u8; 16],
+    pub(super) at: i64,
+    pub(super) entries: Entries,
+    pub(super) legs: Legs,
+    /// Balances right after the hold: what is still true of accounts that nothing was ever taken
+    /// from, which have no entry.
+    pub(super) view: View,
+    pub(super) memo: Box<[u8]>,
+    /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
+    /// it resolves the hold; it is set once.
+    pub(super) resolved: Mutex<Option<State>>,
+}
+
+impl Session {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let queue = Mutex::new(Queue { batch: 1, ..Queue::default() });
+        Self(Arc::new(Inner { shared, queue, written: AtomicU64::new(0), open: Mutex::default() }))
+    }
+
+    pub(super) fn of(inner: Arc<Inner>) -> Self {
+        Self(inner)
+    }
+
+    /// Writes what waits. Called by whoever waits for a record; callers that hold or resolve
+    /// without awaiting (a benchmark) call it themselves.
+    ///
+    /// # Errors
+    /// [`BooksError::Unavailable`] for good after the first write error.
+    pub fn flush(&self) -> Result<(), BooksError> {
+        let inner = &*self.0;
+        let mut queue = inner.queue.lock();
+        if queue.frames.is_empty() {
+            return inner.shared.check();
+        }
+        inner.shared.journal.append(&mut queue.frames).map_err(|error| {
+            tracing::error!(%error, "the journal cannot be written; the books are closed");
+            BooksError::Unavailable(error.to_string())
+        })?;
+        let Queue { after, .. } = &mut *queue;
+        for effect in after.drain(..) {
+            inner.take_effect(effect);
+        }
+        inner.written.store(queue.batch, Ordering::Release);
+        queue.batch += 1;
+        Ok(())
+    }
+
+    /// Open holds made through this session.
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+
+    /// Puts a hold in that recovery found open.
+    pub(super) fn adopt(&self, hold: OpenHold) {
+        self.0.open.lock().insert(hold.charge, Arc::new(hold));
+    }
+
+    fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, u64), BooksError> {
+        let inner = &*self.0;
+        inner.shared.check()?;
+        let applied = match table::apply(&inner.shared.table, ask.accounts, ask.post, Into::Held)? {
+            Ok(applied) => applied,
+            Err(view) => return Ok((Posted::Short(view), 0)),
+        };
+        let Applied { legs, view, entries, openings } = applied;
+        let hold = Arc::new(OpenHold {
+            charge: ask.charge.0,
+            at: ask.now.as_microsecond(),
+            entries,
+            legs: legs.clone(),
+            view: view.clone(),
+            memo: ask.memo.into(),
+            resolved: Mutex::new(None),
+        });
+        let record = Record::Hold(record::Hold {
+            charge: hold.charge,
+            at: hold.at,
+            in_doubt: ask.in_doubt,
+            openings: describe(&openings, &hold.entries),
+            legs: legs_of(&hold.legs, ask.accounts),
+            memo: ask.memo,
+        });
+        let batch = {
+            let mut queue = inner.queue.lock();
+            queue.push(&record)?;
+            queue.note_grants(&openings, &hold.entries);
+            queue.batch
+        };
+        drop(record);
+        inner.open.lock().insert(hold.charge, hold);
+        Ok((Posted::Done(legs, view), batch))
+    }
+
+    fn resolve_now(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> Result<Step, BooksError> {
+        let shared = &self.0.shared;
+        shared.check()?;
+        let Some((home, hold)) = shared.find_open(self, charge) else {
+            return Ok(Step::Ready(Resolved::Unknown));
+        };
+        let mut resolved = hold.resolved.lock();
+        if let Some(state) = *resolved {
+            return Ok(Step::Ready(Resolved::Already(state)));
+        }
+        let (accounts, applied) = match resolution.extra {
+            None => (&[][..], None),
+            Some((accounts, post)) => {
+                match table::apply(&shared.table, accounts, post, Into::Captured)? {
+                    Ok(applied) => (accounts, Some(applied)),
+                    Err(view) => return Ok(Step::Ready(Resolved::Short(view))),
+                }
+            }
+        };
+        let (extra, openings) = match &applied {
+            Some(applied) => {
+                (legs_of(&applied.legs, accounts), describe(&applied.openings, &applied.entries))
+            }
+            None => (SmallVec::new(), SmallVec::new()),
+        };
+        let keep: SmallVec<[u64; 6]> = hold
+            .legs
+            .iter()
+            .enumerate()
+            .map(|(index, leg)| resolution.keep.get(index).map_or(0, |&keep| keep.min(leg.amount)))
+            .collect();
+        let record = Record::Resolve(record::Resolve {
+            charge: charge.0,
+            at: resolution.now.as_microsecond(),
+            state: resolution.state,
+            keep: keep.clone(),
+            openings,
+            extra,
+            memo: resolution.memo.clone(),
+        });
+        let extra_legs = applied.as_ref().map(|a| a.legs.clone()).unwrap_or_default();
+        let batch = {
+            let mut queue = home.0.queue.lock();
+            queue.push(&record)?;
+            if let Some(applied) = &applied {
+                queue.note_grants(&applied.openings, &applied.entries);
+            }
+            queue.after.push(After::Settle(Arc::clone(&hold), keep));
+            queue.batch
+        };
+        *resolved = Some(resolution.state);
+        drop(resolved);
+        drop(record);
+        let wait = Written { session: home, batch };
+        Ok(Step::Written { wait, hold: Arc::clone(&hold), extra: extra_legs })
+    }
+}
+
+/// How far a resolution came at once.
+enum Step {
+    Ready(Resolved),
+    Written { wait: Written, hold: Arc<OpenHold>, extra: Legs },
+}
+
+impl Books for Session {
+    async fn hold(&self, ask: &Ask<'_>) -> Result<Posted, BooksError> {
+        let (posted, batch) = self.hold_now(ask)?;
+        if matches!(posted, Posted::Done(..)) {
+            Written { session: self.clone(), batch }.wait().await?;
+        }
+        Ok(posted)
+    }
+
+    fn resolve(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
+        let step = self.resolve_now(charge, resolution);
+        async move {
+            match step? {
+                Step::Ready(resolved) => Ok(resolved),
+                Step::Written { wait, hold, extra } => {
+                    wait.wait().await?;
+                    Ok(Resolved::Done(extra, hold.view()))
+                }
+            }
+        }
+    }
+
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+        let shared = &self.0.shared;
+        shared.check()?;
+        let account = adjustment.account;
+        let entry = shared.table.get_or_open(account);
+        let (grant, opening) = {
+            let mut state = entry.state.lock();
+            if account.grant.version > state.version {
+                state.balance.base = account.grant.base;
+                state.version = account.grant.version;
+                state.unwritten = true;
+            }
+            // Down at once, up only when it is written.
+            if adjustment.delta < 0 {
+                state.balance.adjusted = state
+                    .balance
+                    .adjusted
+                    .checked_add(adjustment.delta)
+                    .ok_or(BooksError::Range)?;
+            }
+            (Grant { base: state.balance.base, version: state.version }, state.unwritten)
+        };
+        let name = &entry.name;
+        let opening = opening.then(|| Opening { key: entry.key, name, grant });
+        let record = Record::Adjust(record::Adjust {
+            at: adjustment.now.as_microsecond(),
+            openings: opening.into_iter().collect(),
+            key: entry.key,
+            delta: adjustment.delta,
+            memo: adjustment.memo,
+        });
+        let batch = {
+            let mut queue = self.0.queue.lock();
+            queue.push(&record)?;
+            queue.after.push(After::GrantWritten(Arc::clone(&entry), grant.version));
+            if adjustment.delta > 0 {
+                queue.after.push(After::Raise(Arc::clone(&entry), adjustment.delta));
+            }
+            queue.batch
+        };
+        Written { session: self.clone(), batch }.wait().await?;
+        let balance = entry.state.lock().balance;
+        Ok(balance)
+    }
+
+    async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {
+        self.0.shared.check()?;
+        let mut view = View::new(accounts.len());
+        for (slot, account) in accounts.iter().enumerate() {
+            view.set(slot as Slot, self.0.shared.table.balance(account));
+        }
+        Ok(view)
+    }
+
+    async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
+        Ok(self.0.shared.find_open(self, charge).map(|(_, hold)| hold.describe()))
+    }
+}
+
+impl Inner {
+    pub(super) fn find(&self, charge: &[u8; 16]) -> Option<Arc<OpenHold>> {
+        self.open.lock().get(charge).cloned()
+    }
+
+    /// How many holds are open, and since when the oldest is.
+    pub(super) fn open_holds(&self) -> (usize, Option<i64>) {
+        let open = self.open.lock();
+        (open.len(), open.values().map(|hold| hold.at).min())
+    }
+
+    pub(super) fn list_open(&self) -> Vec<Arc<OpenHold>> {
+        self.open.lock().values().cloned().collect()
+    }
+
+    fn take_effect(&self, effect: After) {
+        match effect {
+            After::GrantWritten(entry, version) => {
+                let mut state = entry.state.lock();
+                if state.version == version {
+                    state.unwritten = false;
+                }
+            }
+            After::Settle(hold, keep) => {
+                for (leg, keep) in hold.legs.iter().zip(keep) {
+                    if let Some(entry) = &hold.entries[usize::from(leg.slot)] {
+                        let balance = &mut entry.state.lock().balance;
+                        // The hold put exactly this much there, and leaves once.
+                        balance.held -= leg.amount;
+                        balance.captured += keep;
+                    }
+                }
+                self.open.lock().remove(&hold.charge);
+            }
+            After::Raise(entry, delta) => {
+                let balance = &mut entry.state.lock().balance;
+                balance.adjusted = balance.adjusted.saturating_add(delta);
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, record: &Record<'_>) -> Result<(), BooksError> {
+        let encoded = record.encode(&mut self.scratch);
+        encoded.map_err(|error| BooksError::Unavailable(error.to_string()))?;
+        self.frames.push(&self.scratch);
+        Ok(())
+    }
+
+    fn note_grants(&mut self, openings: &[(Slot, Grant)], entries: &Entries) {
+        for (slot, grant) in openings {
+            if let Some(entry) = &entries[usize::from(*slot)] {
+                self.after.push(After::GrantWritten(Arc::clone(entry), grant.version));
+            }
+        }
+    }
+}
+
+impl OpenHold {
+    /// The balances of the accounts that the hold named, by its slots.
+    fn view(&self) -> View {
+        let mut view = self.view.clone();
+        for (slot, entry) in self.entries.iter().enumerate() {
+            if let Some(entry) = entry {
+                view.set(slot as Slot, entry.state.lock().balance);
+            }
+        }
+        view
+    }
+
+    pub(super) fn describe(&self) -> OpenCharge {
+        let legs = self.legs.iter().filter_map(|leg| {
+            let entry = self.entries[usize::from(leg.slot)].as_ref()?;
+            Some(OpenLeg {
+                account: entry.name.to_string(),
+                account_kind: entry.key.kind,
+                kind: leg.kind,
+                amount: leg.amount,
+            })
+        });
+        OpenCharge {
+            charge: ChargeId(self.charge),
+            held_at: instant(self.at),
+            memo: self.memo.clone(),
+            legs: legs.collect(),
+        }
+    }
+
+    /// How the hold is resolved without its owner (D36).
+    pub(super) fn in_doubt_keep(&self, policy: InDoubt) -> (State, SmallVec<[u64; 6]>) {
+        match policy {
+            InDoubt::Void => (State::Voided, SmallVec::new()),
+            InDoubt::Capture => (State::Captured, self.legs.iter().map(|leg| leg.amount).collect()),
+        }
+    }
+}
+
+/// Waits until a batch is written, and writes it if nobody else did. Dropped before that, it
+/// writes at once: giving up an answer must not leave a record waiting for the next caller.
+struct Written {
+    session: Session,
+    batch: u64,
+}
+
+impl Written {
+    async fn wait(self) -> Result<(), BooksError> {
+        // One turn of the event loop: whatever else is ready adds its records first.
+        tokio::task::yield_now().await;
+        self.finish()
+    }
+
+    fn is_done(&self) -> bool {
+        self.session.0.written.load(Ordering::Acquire) >= self.batch
+    }
+
+    fn finish(&self) -> Result<(), BooksError> {
+        if self.is_done() { Ok(()) } else { self.session.flush() }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        // An error closes the books for everyone, which the next caller is told.
+        let _closed = self.finish();
+    }
+}
+
+fn describe<'a>(openings: &[(Slot, Grant)], entries: &'a Entries) -> SmallVec<[Opening<'a>; 2]> {
+    openings
+        .iter()
+        .filter_map(|(slot, grant)| {
+            let entry = entries[usize::from(*slot)].as_ref()?;
+            Some(Opening { key: entry.key, name: &entry.name, grant: *grant })
+        })
+        .collect()
+}
+
+fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 6]> {
+    legs.iter()
+        .map(|leg| Leg {
+            key: accounts[usize::from(leg.slot)].key,
+            kind: leg.kind,
+            amount: leg.amount,
+        })
+        .collect()
+}
+
+/// The memo of a hold that was resolved without its owner: it captures what was held, or nothing.
+pub(super) fn in_doubt_memo(state: State, cost: crate::core::amount::Credits) -> OutcomeMemo {
+    let cost = if state == State::Captured { cost } else { crate::core::amount::Credits::ZERO };
+    OutcomeMemo { cost, measures: None, flags: crate::core::charge::Flags::IN_DOUBT }
+}

@@ -1,0 +1,319 @@
+//! Accounts in memory, and the application of a post to them.
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+
+use crate::books::BooksError;
+use crate::core::account::{
+    Account, AccountKey, Balance, Grant, LegKind, Legs, Post, Slot, Source, Taken, Version, View,
+};
+
+/// An account in memory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: AccountKey,
+    pub(super) name: Box<str>,
+    /// Written by posts and by the flush that follows them, each time under this lock only.
+    pub(super) state: Mutex<State>,
+}
+
+/// What an account has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct State {
+    pub(super) balance: Balance,
+    /// The grant's version; the default for an account that nothing was ever taken from.
+    pub(super) version: Version,
+    /// True until a record that names the grant is written: every debit that relies on it
+    /// repeats it until then, so that each prefix of the journal can be read by itself.
+    pub(super) unwritten: bool,
+}
+
+impl State {
+    /// The balance under the newer of two grants (D42).
+    fn under(&self, grant: &Grant) -> Balance {
+        if grant.version > self.version {
+            Balance { base: grant.base, ..self.balance }
+        } else {
+            self.balance
+        }
+    }
+}
+
+/// Spreads account keys, whose stems are uniform already.
+#[derive(Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+    fn write_u8(&mut self, word: u8) {
+        self.write_u64(u64::from(word));
+    }
+    fn write_isize(&mut self, word: isize) {
+        self.write_u64(word as u64);
+    }
+    fn write_usize(&mut self, _length: usize) {
+        // The length prefix of a fixed array tells nothing.
+    }
+}
+
+/// Every account that was ever taken from.
+#[derive(Debug, Default)]
+pub(super) struct Table(DashMap<AccountKey, Arc<Entry>, BuildHasherDefault<KeyHasher>>);
+
+impl Table {
+    /// Puts an account in, at recovery.
+    pub(super) fn insert(&self, entry: Entry) {
+        self.0.insert(entry.key, Arc::new(entry));
+    }
+
+    /// How many accounts there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Every account, for the self-check.
+    pub(super) fn for_each(&self, mut see: impl FnMut(&Entry)) {
+        for entry in &self.0 {
+            see(entry.value());
+        }
+    }
+
+    /// An account, if anything was ever taken from it. The map's guard ends here.
+    pub(super) fn get(&self, key: &AccountKey) -> Option<Arc<Entry>> {
+        self.0.get(key).map(|entry| Arc::clone(&entry))
+    }
+
+    /// An account, opened empty if need be.
+    pub(super) fn get_or_open(&self, account: &Account<'_>) -> Arc<Entry> {
+        if let Some(entry) = self.get(&account.key) {
+            return entry;
+        }
+        let open = || {
+            Arc::new(Entry {
+                key: account.key,
+                name: account.name.to_string().into(),
+                state: Mutex::new(State { unwritten: true, ..State::default() }),
+            })
+        };
+        Arc::clone(&self.0.entry(account.key).or_insert_with(open))
+    }
+
+    /// The balance of an account as a post would find it now.
+    pub(super) fn balance(&self, account: &Account<'_>) -> Balance {
+        match self.get(&account.key) {
+            Some(entry) => entry.state.lock().under(&account.grant),
+            None => State::default().under(&account.grant),
+        }
+    }
+}
+
+/// Entries by the slots of a post; `None` for slots it does not name or that do not exist.
+pub(super) type Entries = SmallVec<[Option<Arc<Entry>>; 8]>;
+
+/// A post that was applied in memory.
+pub(super) struct Applied {
+    pub(super) legs: Legs,
+    pub(super) view: View,
+    pub(super) entries: Entries,
+    /// Slots whose grant the record has to repeat, with the grant.
+    pub(super) openings: SmallVec<[(Slot, Grant); 2]>,
+}
+
+/// What becomes of what a post takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Into {
+    Held,
+    Captured,
+}
+
+/// Applies a post: all of it or nothing, in which case the view is the error's.
+pub(super) fn apply(
+    table: &Table,
+    accounts: &[Account<'_>],
+    post: &Post,
+    into: Into,
+) -> Result<Result<Applied, View>, BooksError> {
+    let mut entries = find(table, accounts, post)?;
+    let mut guards = lock(&entries)?;
+    let mut view = View::new(accounts.len());
+    let mut balances: SmallVec<[Balance; 8]> =
+        SmallVec::from_elem(Balance::default(), accounts.len());
+    for slot in named(post) {
+        let index = usize::from(slot);
+        let grant = &accounts[index].grant;
+        let found = guards[index]
+            .as_ref()
+            .map_or_else(|| State::default().under(grant), |state| state.under(grant));
+        balances[index] = found;
+        view.set(slot, found);
+    }
+    let Some(legs) = take(post, &mut balances, into)? else {
+        drop(guards);
+        look(table, accounts, post, &entries, &mut view);
+        return Ok(Err(view));
+    };
+    let mut openings = SmallVec::new();
+    for leg in &legs {
+        let index = usize::from(leg.slot);
+        // Every slot with a leg has an entry: `find` opened it.
+        let Some(state) = guards[index].as_mut() else { return Err(BooksError::Range) };
+        let grant = &accounts[index].grant;
+        if grant.version > state.version {
+            let changed = grant.base != state.balance.base || state.version == Version::default();
+            state.unwritten |= changed;
+            state.version = grant.version;
+        }
+        state.balance = balances[index];
+        view.set(leg.slot, balances[index]);
+        if state.unwritten && !openings.iter().any(|(slot, _)| *slot == leg.slot) {
+            let grant = Grant { base: state.balance.base, version: state.version };
+            openings.push((leg.slot, grant));
+        }
+    }
+    drop(guards);
+    look(table, accounts, post, &entries, &mut view);
+    for slot in &post.look {
+        let index = usize::from(*slot);
+        if entries[index].is_none() {
+            entries[index] = table.get(&accounts[index].key);
+        }
+    }
+    Ok(Ok(Applied { legs, view, entries, openings }))
+}
+
+/// The slots that a post's sources name, possibly more than once.
+fn named(post: &Post) -> impl Iterator<Item = Slot> {
+    let payers = post.sources.iter().flat_map(|source| source.payers.iter());
+    payers.flat_map(|payer| std::iter::once(payer.slot).chain(payer.cap))
+}
+
+/// Finds the accounts of a post's sources, and opens those that may be taken from.
+fn find(table: &Table, accounts: &[Account<'_>], post: &Post) -> Result<Entries, BooksError> {
+    let mut entries: Entries = SmallVec::from_elem(None, accounts.len());
+    for source in &post.sources {
+        for slot in source.payers.iter().flat_map(|payer| [Some(payer.slot), payer.cap]).flatten() {
+            let index = usize::from(slot);
+            let account = accounts.get(index).ok_or(BooksError::Range)?;
+            if entries[index].is_some() {
+                continue;
+            }
+            entries[index] = if source.take > 0 {
+                Some(table.get_or_open(account))
+            } else {
+                table.get(&account.key)
+            };
+        }
+    }
+    Ok(entries)
+}
+
+type Guards<'a> = SmallVec<[Option<MutexGuard<'a, State>>; 8]>;
+
+/// Locks each account once, in the one order that all posts share: by address.
+fn lock(entries: &Entries) -> Result<Guards<'_>, BooksError> {
+    let mut order: SmallVec<[(*const Entry, usize); 8]> = entries
+        .iter()
+        .enumerate()
+        .filter_map(|(index, entry)| entry.as_ref().map(|entry| (Arc::as_ptr(entry), index)))
+        .collect();
+    order.sort_unstable();
+    if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        // Two slots of one account would wait for each other.
+        return Err(BooksError::Range);
+    }
+    let mut guards: Guards<'_> = SmallVec::new();
+    guards.resize_with(entries.len(), || None);
+    for (_, index) in order {
+        guards[index] = entries[index].as_ref().map(|entry| entry.state.lock());
+    }
+    Ok(guards)
+}
+
+/// Takes greedily from every source, or returns `None` where one cannot give.
+fn take(post: &Post, balances: &mut [Balance], into: Into) -> Result<Option<Legs>, BooksError> {
+    let mut legs = Legs::new();
+    for source in &post.sources {
+        if !take_from(source, balances, into, &mut legs)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(legs))
+}
+
+fn take_from(
+    source: &Source,
+    balances: &mut [Balance],
+    into: Into,
+    legs: &mut Legs,
+) -> Result<bool, BooksError> {
+    let available = |balances: &[Balance], slot: Slot, cap: Option<Slot>| {
+        let own = balances[usize::from(slot)].available();
+        cap.map_or(own, |cap| own.min(balances[usize::from(cap)].available()))
+    };
+    let total = source
+        .payers
+        .iter()
+        .fold(0_u64, |sum, payer| sum.saturating_add(available(balances, payer.slot, payer.cap)));
+    let in_the_red = |slot: Slot| balances[usize::from(slot)].remaining() < 0;
+    if (source.solvent && source.payers.iter().any(|payer| in_the_red(payer.slot)))
+        || (!source.forced && total < source.take)
+        || source.below.is_some_and(|below| total >= below)
+    {
+        return Ok(false);
+    }
+    let mut rest = source.take;
+    for payer in &source.payers {
+        let amount = match source.forced {
+            true => rest,
+            false => rest.min(available(balances, payer.slot, payer.cap)),
+        };
+        if amount == 0 {
+            continue;
+        }
+        rest -= amount;
+        debit(&mut balances[usize::from(payer.slot)], amount, into)?;
+        legs.push(Taken { slot: payer.slot, kind: payer.kind, amount });
+        if let Some(cap) = payer.cap {
+            debit(&mut balances[usize::from(cap)], amount, into)?;
+            legs.push(Taken { slot: cap, kind: LegKind::Cap, amount });
+        }
+    }
+    Ok(true)
+}
+
+fn debit(balance: &mut Balance, amount: u64, into: Into) -> Result<(), BooksError> {
+    let side = match into {
+        Into::Held => &mut balance.held,
+        Into::Captured => &mut balance.captured,
+    };
+    *side = side.checked_add(amount).ok_or(BooksError::Range)?;
+    Ok(())
+}
+
+/// Reads the accounts that a post only looks at.
+fn look(table: &Table, accounts: &[Account<'_>], post: &Post, entries: &Entries, view: &mut View) {
+    for &slot in &post.look {
+        let index = usize::from(slot);
+        // One that is also a source was read under its lock already.
+        if entries.get(index).is_some_and(Option::is_none) && view.get(slot).is_none() {
+            view.set(slot, table.balance(&accounts[index]));
+        }
+    }
+}

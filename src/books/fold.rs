@@ -1,0 +1,135 @@
+//! The state of the books as their records add up to it: what recovery starts from, and what a
+//! snapshot stores. Snapshots are folded from the journal, never copied from live memory, so
+//! that they cannot hold what was not written.
+
+use std::collections::HashMap;
+
+use crate::core::account::{AccountKey, Balance, Version};
+use crate::core::charge::InDoubt;
+use crate::core::record::{Adjust, Hold, Leg, Opening, Record, Resolve};
+use smallvec::SmallVec;
+
+/// Why records do not add up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FoldError {
+    /// A leg of an account that no record opened.
+    #[error("a leg names an account that was never opened: {0:?}")]
+    UnknownAccount(AccountKey),
+    /// A resolution of a charge that is not open.
+    #[error("charge {0:02x?} is resolved but not open")]
+    NotOpen([u8; 16]),
+    /// A charge that was held twice.
+    #[error("charge {0:02x?} is held twice")]
+    HeldTwice([u8; 16]),
+    /// An amount that leaves its range, or a capture above its hold.
+    #[error("an amount is out of range")]
+    Range,
+}
+
+/// An account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoldAccount {
+    /// Its name.
+    pub name: Box<str>,
+    /// What it has.
+    pub balance: Balance,
+    /// Where its base comes from.
+    pub version: Version,
+}
+
+/// An open hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoldHold {
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// What resolves it if its owner disappears.
+    pub in_doubt: InDoubt,
+    /// What it took.
+    pub legs: SmallVec<[Leg; 6]>,
+    /// The hold's memo.
+    pub memo: Box<[u8]>,
+}
+
+/// Every account and every open hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fold {
+    /// Accounts by key.
+    pub accounts: HashMap<AccountKey, FoldAccount>,
+    /// Open holds by charge.
+    pub holds: HashMap<[u8; 16], FoldHold>,
+}
+
+impl Fold {
+    /// Applies one record.
+    ///
+    /// # Errors
+    /// [`FoldError`] when the record contradicts those before it; the state is then of no use.
+    pub fn apply(&mut self, record: &Record<'_>) -> Result<(), FoldError> {
+        for opening in record.openings() {
+            self.open(opening);
+        }
+        match record {
+            Record::Hold(hold) => self.hold(hold),
+            Record::Resolve(resolve) => self.resolve(resolve),
+            Record::Adjust(adjust) => self.adjust(adjust),
+        }
+    }
+
+    fn open(&mut self, opening: &Opening<'_>) {
+        let account = self.accounts.entry(opening.key).or_insert_with(|| FoldAccount {
+            name: opening.name.into(),
+            balance: Balance { base: opening.grant.base, ..Balance::default() },
+            version: opening.grant.version,
+        });
+        if opening.grant.version > account.version {
+            account.balance.base = opening.grant.base;
+            account.version = opening.grant.version;
+        }
+    }
+
+    fn balance(&mut self, key: AccountKey) -> Result<&mut Balance, FoldError> {
+        let account = self.accounts.get_mut(&key).ok_or(FoldError::UnknownAccount(key))?;
+        Ok(&mut account.balance)
+    }
+
+    fn hold(&mut self, hold: &Hold<'_>) -> Result<(), FoldError> {
+        for leg in &hold.legs {
+            let balance = self.balance(leg.key)?;
+            balance.held = balance.held.checked_add(leg.amount).ok_or(FoldError::Range)?;
+        }
+        let open = FoldHold {
+            at: hold.at,
+            in_doubt: hold.in_doubt,
+            legs: hold.legs.clone(),
+            memo: hold.memo.into(),
+        };
+        match self.holds.insert(hold.charge, open) {
+            None => Ok(()),
+            Some(_) => Err(FoldError::HeldTwice(hold.charge)),
+        }
+    }
+
+    fn resolve(&mut self, resolve: &Resolve<'_>) -> Result<(), FoldError> {
+        let hold = self.holds.remove(&resolve.charge).ok_or(FoldError::NotOpen(resolve.charge))?;
+        for (index, leg) in hold.legs.iter().enumerate() {
+            let keep = resolve.keep.get(index).copied().unwrap_or(0);
+            let balance = self.balance(leg.key)?;
+            if keep > leg.amount {
+                return Err(FoldError::Range);
+            }
+            balance.held = balance.held.checked_sub(leg.amount).ok_or(FoldError::Range)?;
+            balance.captured = balance.captured.checked_add(keep).ok_or(FoldError::Range)?;
+        }
+        for leg in &resolve.extra {
+            let balance = self.balance(leg.key)?;
+            balance.captured = balance.captured.checked_add(leg.amount).ok_or(FoldError::Range)?;
+        }
+        Ok(())
+    }
+
+    fn adjust(&mut self, adjust: &Adjust<'_>) -> Result<(), FoldError> {
+        let balance = self.balance(adjust.key)?;
+        balance.adjusted = balance.adjusted.checked_add(adjust.delta).ok_or(FoldError::Range)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! The journal: an append-only sequence of records in segment files.
+//!
+//! A *position* counts the bytes of frames since the journal began; a segment is named by the
+//! position at which it starts, so a position finds its segment. A frame is the record's length,
+//! a CRC-32 over position and record, and the record. The position in the checksum keeps a stale
+//! or misplaced frame from passing for a record.
+//!
+//! Writers bring whole batches of frames ([`Frames`]), and batches are written one at a time.
+//! After a write error the journal takes nothing more: what the failed batch left in the file is
+//! unknown, so the process has to stop and recover from the file (f41).
+
+mod read;
+
+pub use read::{Cursor, Damage, Next, Segments};
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::core::record;
+
+/// A segment's first bytes: what it is, the version of its records, where it starts.
+const MAGIC: &[u8; 8] = b"TOLLJRNL";
+/// Magic, version (u16), two zero bytes, start (u64), CRC-32 of all that.
+const HEADER: usize = 24;
+/// Length and checksum before each record.
+const FRAME: usize = 8;
+/// No record is longer: a length above it is damage, not a reason to allocate.
+pub const MAX_RECORD: usize = 1 << 20;
+/// A segment that has reached this many bytes is sealed.
+pub const SEGMENT_SIZE: u64 = 64 << 20;
+
+/// Frames waiting to be written, and the position they will be written at is not known yet: the
+/// checksum is finished by [`Journal::append`].
+#[derive(Debug, Default)]
+pub struct Frames {
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+}
+
+impl Frames {
+    /// Adds one record.
+    pub fn push(&mut self, record: &[u8]) {
+        debug_assert!(record.len() <= MAX_RECORD);
+        self.starts.push(self.bytes.len() as u32);
+        self.bytes.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        self.bytes.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
+        self.bytes.extend_from_slice(record);
+    }
+
+    /// True when nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// How many records wait.
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Forgets everything, keeping the memory.
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.starts.clear();
+    }
+
+    /// Binds each frame to the position it is about to be written at.
+    fn bind(&mut self, position: u64) {
+        for &start in &self.starts {
+            let at = start as usize + 4;
+            if let Some(slot) = self.bytes.get_mut(at..at + 4)
+                && let Ok(crc) = <[u8; 4]>::try_from(&*slot)
+            {
+                let bound = bound_crc(u32::from_le_bytes(crc), position + u64::from(start));
+                slot.copy_from_slice(&bound.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// The checksum of a record at a position. Mixing is a bijection of the CRC for any position, so
+/// it detects exactly what the CRC detects, and a frame elsewhere is refused.
+fn bound_crc(crc: u32, position: u64) -> u32 {
+    let mixed = position.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    crc ^ (mixed >> 32) as u32
+}
+
+/// The journal, open for writing.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    segment_size: u64,
+    writer: Mutex<Writer>,
+    /// The position up to which the file is written. Stored by the writer, read by followers.
+    written: AtomicU64,
+    failed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    start: u64,
+    position: u64,
+}
+
+impl Journal {
+    /// Opens the journal in `dir` for writing at `position`, which recovery found to be its end:
+    /// whatever a torn write left behind it is cut, and a new segment is begun there.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn open(dir: &Path, position: u64, segment_size: u64) -> io::Result<Self> {
+        let segments = Segments::list(dir)?;
+        if let Some(last) = segments.last_before(position) {
+            let file = OpenOptions::new().write(true).open(&last.path)?;
+            file.set_len(HEADER as u64 + position - last.start)?;
+            file.sync_data()?;
+        }
+        for torn in segments.from(position) {
+            std::fs::remove_file(&torn.path)?;
+        }
+        let file = begin_segment(dir, position)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            segment_size,
+            writer: Mutex::new(Writer { file, start: position, position }),
+            written: AtomicU64::new(position),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Writes frames, and forgets them. When it returns, a killed process has still written them.
+    ///
+    /// # Errors
+    /// After the first error the journal is closed to all writers for good.
+    pub fn append(&self, frames: &mut Frames) -> io::Result<u64> {
+        let mut writer = self.writer.lock();
+        if self.failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("the journal failed before; restart to recover"));
+        }
+        frames.bind(writer.position);
+        match self.write(&mut writer, &frames.bytes) {
+            Ok(()) => {
+                frames.clear();
+                self.written.store(writer.position, Ordering::Release);
+                Ok(writer.position)
+            }
+            Err(error) => {
+                self.failed.store(true, Ordering::Release);
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&self, writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
+        // Finishes short writes and goes on after interruptions (f42).
+        writer.file.write_all(bytes)?;
+        writer.position += bytes.len() as u64;
+        if writer.position - writer.start >= self.segment_size {
+            // A sealed segment is whole on the disk: only the last one can have a torn tail.
+            writer.file.sync_data()?;
+            writer.file = begin_segment(&self.dir, writer.position)?;
+            writer.start = writer.position;
+        }
+        Ok(())
+    }
+
+    /// The position up to which records are written.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// The position at which the segment being written starts: all before it is sealed.
+    pub fn sealed(&self) -> u64 {
+        self.writer.lock().start
+    }
+
+    /// True after a write error.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Makes all that is written survive a power failure.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the journal is then closed, and never synced again (f41).
+    pub fn sync(&self) -> io::Result<()> {
+        let writer = self.writer.lock();
+        let result = writer.file.sync_data();
+        if result.is_err() {
+            self.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Where the segments are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Creates a segment, with its name safe in the directory (f43).
+fn begin_segment(dir: &Path, start: u64) -> io::Result<File> {
+    let path = dir.join(segment_name(start));
+    let mut file = OpenOptions::new().append(true).create_new(true).open(&path)?;
+    file.write_all(&header(start))?;
+    file.sync_data()?;
+    File::open(dir)?.sync_all()?;
+    Ok(file)
+}
+
+fn segment_name(start: u64) -> String {
+    format!("{start:020}.journal")
+}
+
+fn header(start: u64) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..10].copy_from_slice(&record::VERSION.to_le_bytes());
+    bytes[12..20].copy_from_slice(&start.to_le_bytes());
+    let crc = crc32fast::hash(&bytes[..20]);
+    bytes[20..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

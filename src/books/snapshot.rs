@@ -1,0 +1,151 @@
+//! Snapshot files: the fold of all records before a position, so that recovery need not read
+//! them again. A snapshot is written beside the old one and renamed over nothing: a crash leaves
+//! either none or a whole one. The newest that reads back whole is used.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::fold::{Fold, FoldAccount, FoldHold};
+use crate::core::account::{AccountKey, Balance, Version};
+use crate::core::charge::InDoubt;
+use crate::core::record::{Leg, VERSION};
+
+const MAGIC: &[u8; 8] = b"TOLLSNAP";
+
+/// One entry of a snapshot file.
+#[derive(Serialize, Deserialize)]
+enum Entry<'a> {
+    Account {
+        key: AccountKey,
+        name: &'a str,
+        balance: Balance,
+        version: Version,
+    },
+    Hold {
+        charge: [u8; 16],
+        at: i64,
+        in_doubt: InDoubt,
+        legs: SmallVec<[Leg; 6]>,
+        memo: &'a [u8],
+    },
+    /// The last entry: how many came before it.
+    End {
+        entries: u64,
+    },
+}
+
+/// Writes the fold of everything before `position`, safe against power failure, and removes the
+/// snapshots before the last two.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn write(dir: &Path, position: u64, fold: &Fold) -> io::Result<()> {
+    let temporary = dir.join("snapshot.tmp");
+    let mut out = Out { file: BufWriter::new(File::create(&temporary)?), scratch: Vec::new() };
+    out.file.write_all(MAGIC)?;
+    out.file.write_all(&VERSION.to_le_bytes())?;
+    for (key, account) in &fold.accounts {
+        let FoldAccount { name, balance, version } = account;
+        out.entry(&Entry::Account { key: *key, name, balance: *balance, version: *version })?;
+    }
+    for (charge, hold) in &fold.holds {
+        let FoldHold { at, in_doubt, legs, memo } = hold;
+        let (charge, at, in_doubt, legs) = (*charge, *at, *in_doubt, legs.clone());
+        out.entry(&Entry::Hold { charge, at, in_doubt, legs, memo })?;
+    }
+    out.entry(&Entry::End { entries: (fold.accounts.len() + fold.holds.len()) as u64 })?;
+    let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, dir.join(format!("{position:020}.snapshot")))?;
+    File::open(dir)?.sync_all()?;
+    for (_, old) in list(dir)?.iter().rev().skip(2) {
+        std::fs::remove_file(old)?;
+    }
+    Ok(())
+}
+
+/// The snapshots in `dir`, oldest first, by the position they were folded to.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let digits = name.strip_suffix(".snapshot").filter(|digits| digits.len() == 20);
+        if let Some(position) = digits.and_then(|digits| digits.parse().ok()) {
+            found.push((position, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads a snapshot.
+///
+/// # Errors
+/// When the file is not a whole snapshot of this version.
+pub fn read(path: &Path) -> io::Result<Fold> {
+    let invalid = |what: &str| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
+    };
+    let mut file = BufReader::with_capacity(1 << 18, File::open(path)?);
+    let mut head = [0; 10];
+    file.read_exact(&mut head)?;
+    if &head[..8] != MAGIC || head[8..] != VERSION.to_le_bytes() {
+        return Err(invalid("not a snapshot of this version"));
+    }
+    let mut fold = Fold::default();
+    let mut bytes = Vec::new();
+    let mut entries = 0;
+    loop {
+        let mut frame = [0; 8];
+        file.read_exact(&mut frame)?;
+        let word = |at: usize| {
+            u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
+        };
+        if word(0) as usize > super::journal::MAX_RECORD {
+            return Err(invalid("an entry is too long"));
+        }
+        bytes.resize(word(0) as usize, 0);
+        file.read_exact(&mut bytes)?;
+        if crc32fast::hash(&bytes) != word(4) {
+            return Err(invalid("an entry's checksum is wrong"));
+        }
+        match postcard::from_bytes(&bytes).map_err(|_| invalid("an entry cannot be read"))? {
+            Entry::Account { key, name, balance, version } => {
+                let account = FoldAccount { name: name.into(), balance, version };
+                fold.accounts.insert(key, account);
+            }
+            Entry::Hold { charge, at, in_doubt, legs, memo } => {
+                fold.holds.insert(charge, FoldHold { at, in_doubt, legs, memo: memo.into() });
+            }
+            Entry::End { entries: expected } if expected == entries => return Ok(fold),
+            Entry::End { .. } => return Err(invalid("entries are missing")),
+        }
+        entries += 1;
+    }
+}
+
+struct Out {
+    file: BufWriter<File>,
+    scratch: Vec<u8>,
+}
+
+impl Out {
+    fn entry(&mut self, entry: &Entry<'_>) -> io::Result<()> {
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        bytes = postcard::to_extend(entry, bytes).map_err(io::Error::other)?;
+        self.file.write_all(&(bytes.len() as u32).to_le_bytes())?;
+        self.file.write_all(&crc32fast::hash(&bytes).to_le_bytes())?;
+        self.file.write_all(&bytes)?;
+        self.scratch = bytes;
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Keys of parts that are still to come. They parse, so that a file need not change later; where
+//! one asks for its part, `check` says that it is not built yet. Who builds a part deletes its rows.
+
+use toml::Value;
+
+use super::document::{Document, Key, Step};
+use super::error::Problem;
+
+/// The one list: a key (`*` is any element or name), and which of its values ask for the part.
+const NOT_BUILT: &[(&str, Asks)] = &[
+    ("gateway.trusted_proxies", Asks::NotEmpty),
+    ("books.engine", Asks::Word("redis")),
+    ("books.durability", Asks::Word("power")),
+    ("books.durability", Asks::Word("replica")),
+    ("books.url", Asks::Always),
+    ("books.url_env", Asks::Always),
+    ("books.url_file", Asks::Always),
+    ("directory.url", Asks::Always),
+    ("directory.org_files", Asks::NotEmpty),
+    ("upstream.*.urls", Asks::Several),
+    ("upstream.*.urls.*", Asks::Prefix("https://")),
+    ("upstream.*.health", Asks::Always),
+    ("route.*.usage.sse_json", Asks::Always),
+    ("route.*.meter.*.usage.sse_json", Asks::Always),
+    ("route.*.inject", Asks::NotEmpty),
+    ("route.*.hold", Asks::Always),
+    ("route.*.pick", Asks::Always),
+    ("route.*.sse_receipt", Asks::True),
+    ("route.*.compat", Asks::Always),
+    ("route.*.exhausted_status", Asks::Always),
+    ("route.*.mode", Asks::Word("observe")),
+    ("route.*.front", Asks::Always),
+    ("route.*.idempotency", Asks::Always),
+    ("auth.jwt", Asks::Always),
+    ("envoy.listen", Asks::Always),
+];
+
+/// Which values of a key ask for the part that is not there.
+#[derive(Clone, Copy)]
+enum Asks {
+    Always,
+    NotEmpty,
+    Several,
+    True,
+    Word(&'static str),
+    Prefix(&'static str),
+}
+
+/// The keys that ask for a part that is not built.
+pub(super) fn find(document: &Document) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (pattern, asks) in NOT_BUILT {
+        let steps: Vec<&str> = pattern.split('.').collect();
+        walk(&document.root, Key::default(), &steps, &mut |key, value| {
+            if asks.of(value) {
+                problems.push(document.problem(&key, asks.expected()));
+            }
+        });
+    }
+    problems
+}
+
+impl Asks {
+    fn of(self, value: &Value) -> bool {
+        let empty = || match value {
+            Value::Array(array) => array.is_empty(),
+            Value::Table(table) => table.is_empty(),
+            _ => false,
+        };
+        match self {
+            Self::Always => true,
+            Self::NotEmpty => !empty(),
+            Self::Several => value.as_array().is_some_and(|array| array.len() > 1),
+            Self::True => value.as_bool() == Some(true),
+            Self::Word(word) => value.as_str() == Some(word),
+            Self::Prefix(prefix) => value.as_str().is_some_and(|text| text.starts_with(prefix)),
+        }
+    }
+
+    fn expected(self) -> String {
+        match self {
+            Self::Always => "not built yet, expected the key to be absent".to_owned(),
+            Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
+            Self::Several => "more than one is not built yet, expected one".to_owned(),
+            Self::True => "not built yet, expected false".to_owned(),
+            Self::Word(word) => format!("{word:?} is not built yet, expected another value"),
+            Self::Prefix(prefix) => format!("{prefix} is not built yet, expected http://"),
+        }
+    }
+}
+
+fn walk(value: &Value, key: Key, steps: &[&str], found: &mut dyn FnMut(Key, &Value)) {
+    let Some((step, rest)) = steps.split_first() else { return found(key, value) };
+    match value {
+        Value::Array(array) if *step == "*" => {
+            for (index, element) in array.iter().enumerate() {
+                walk(element, key.index(index), rest, found);
+            }
+        }
+        Value::Table(table) => {
+            for (name, value) in table.iter().filter(|(name, _)| *step == "*" || name == step) {
+                walk(value, key.step(Step::Name(name.clone())), rest, found);
+            }
+        }
+        _ => {}
+    }
+}

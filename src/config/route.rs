@@ -1,0 +1,223 @@
+//! Routes: what is metered, where quantities and usage are read, and what is charged.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::text;
+use crate::books::InDoubt;
+use crate::core::ids::Id;
+
+/// What happens when a client leaves early (D33).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDisconnect {
+    /// Read the backend to its end, settle on what it reports.
+    #[default]
+    Finish,
+    /// Stop the backend, settle on what was delivered.
+    Cancel,
+}
+
+/// A route: what is metered, where it goes, how it is priced.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// The method; `None` for any.
+    pub method: Option<String>,
+    /// The path, in matchit's syntax.
+    pub path: String,
+    /// The upstream's name.
+    pub upstream: Id,
+    /// The feature it meters; required unless free.
+    pub feature: Option<Id>,
+    /// Authenticated and forwarded, not metered.
+    #[serde(default)]
+    pub free: bool,
+    /// How much is asked for.
+    pub quantity: Option<Quantity>,
+    /// What else the price depends on.
+    #[serde(default)]
+    pub attributes: BTreeMap<Id, Attribute>,
+    /// Where the actual usage is told.
+    pub usage: Option<Usage>,
+    /// Several meters (D41), each with its quantity and usage.
+    #[serde(default)]
+    pub meter: Vec<Meter>,
+    /// Values set in a JSON request body before it is forwarded, by pointer.
+    #[serde(default)]
+    pub inject: BTreeMap<String, toml::Value>,
+    /// Which statuses are charged: `2xx` or `404`.
+    #[serde(default = "defaults::charge_on")]
+    pub charge_on: Vec<String>,
+    /// finish or cancel.
+    #[serde(default)]
+    pub on_disconnect: OnDisconnect,
+    /// void or capture, when the backend does not answer in time.
+    #[serde(default)]
+    pub on_timeout: InDoubt,
+    /// void or capture, when the gateway died in between.
+    #[serde(default)]
+    pub in_doubt: InDoubt,
+    /// The largest request body that is held to be priced.
+    #[serde(default = "defaults::max_body", with = "text::size")]
+    pub max_body: u64,
+    /// `slice`: the hold is topped up as a stream runs.
+    pub hold: Option<Hold>,
+    /// last, sum or max, where usage is told several times.
+    pub pick: Option<Pick>,
+    /// The last SSE event of a stream is the receipt.
+    #[serde(default)]
+    pub sse_receipt: bool,
+    /// `openai`: refusals in OpenAI's error body.
+    pub compat: Option<Compat>,
+    /// The status of refusals for lack of credit.
+    pub exhausted_status: Option<u16>,
+    /// enforce or observe.
+    pub mode: Option<Mode>,
+    /// `hold` or `capture`: another gateway forwards, and asks this one first.
+    pub front: Option<Front>,
+    /// Whether callers must send an `Idempotency-Key`.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// How a hold is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hold {
+    /// A slice at a time, topped up as the stream runs.
+    Slice,
+}
+
+/// Which usage counts where a stream tells it several times (f15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pick {
+    /// The last.
+    Last,
+    /// All of them together.
+    Sum,
+    /// The largest.
+    Max,
+}
+
+/// Whose error body refusals are wrapped in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compat {
+    /// OpenAI's.
+    Openai,
+}
+
+/// Whether the decision is carried out (D28).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Refuse what cannot be paid.
+    Enforce,
+    /// Refuse nothing, record what would have been.
+    Observe,
+}
+
+/// How a route that another gateway fronts is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Front {
+    /// By the holds API.
+    Hold,
+    /// At once, when it is allowed.
+    Capture,
+}
+
+/// Whether callers must send an `Idempotency-Key` (D35).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Idempotency {
+    /// It is honoured where it is sent.
+    Optional,
+    /// A request without one is refused.
+    Required,
+}
+
+/// One meter of a route.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meter {
+    /// Its name, as rates have it.
+    pub name: Id,
+    /// How much is asked for.
+    pub quantity: Option<Quantity>,
+    /// Where the actual usage is told.
+    pub usage: Option<Usage>,
+}
+
+/// Where a quantity is read: exactly one place, and what its absence means.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quantity {
+    /// A JSON pointer into the request body (RFC 6901).
+    pub json: Option<String>,
+    /// A header's name.
+    pub header: Option<String>,
+    /// A query parameter's name.
+    pub query: Option<String>,
+    /// A path parameter's name.
+    pub path: Option<String>,
+    /// Always this.
+    #[serde(rename = "const")]
+    pub constant: Option<Number>,
+    /// When the place is absent.
+    pub default: Option<Number>,
+}
+
+/// A number in a file: `2`, or `"0.5"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "a whole number, or an exact decimal in quotes like \"0.5\"")]
+pub enum Number {
+    /// A whole number.
+    Whole(u64),
+    /// An exact decimal.
+    Decimal(String),
+}
+
+/// Where an attribute is read, and what its values are called in rates.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Attribute {
+    /// A JSON pointer into the request body (RFC 6901).
+    pub json: Option<String>,
+    /// A header's name.
+    pub header: Option<String>,
+    /// A query parameter's name.
+    pub query: Option<String>,
+    /// A path parameter's name.
+    pub path: Option<String>,
+    /// Always this.
+    #[serde(rename = "const")]
+    pub constant: Option<String>,
+    /// When the place is absent.
+    pub default: Option<String>,
+    /// From what is read to what rates say; a value that is not listed is refused.
+    pub map: Option<BTreeMap<String, String>>,
+}
+
+/// Where the actual usage is told: exactly one place.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Usage {
+    /// A JSON pointer into the response body.
+    pub json: Option<String>,
+    /// A JSON pointer into the events of a stream.
+    pub sse_json: Option<String>,
+    /// A response header's name.
+    pub header: Option<String>,
+}
+
+mod defaults {
+    pub fn charge_on() -> Vec<String> {
+        vec!["2xx".to_owned()]
+    }
+    pub fn max_body() -> u64 {
+        1 << 20
+    }
+}

@@ -1,0 +1,155 @@
+//! Secrets are read from the environment or from files, into types that cannot be printed. An
+//! error names the variable or the file, never what it holds.
+
+use std::path::{Path, PathBuf};
+
+use http::{HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::Credential;
+
+/// The longest secret; a larger file is not one.
+const MAX_LENGTH: u64 = 64 * 1024;
+
+/// Why a secret could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The variable is not there.
+    #[error("${0}: expected a secret, the variable is not set")]
+    Unset(String),
+    /// The variable holds nothing that can be a secret.
+    #[error("${0}: expected a secret of visible characters")]
+    Variable(String),
+    /// The file cannot be read.
+    #[error("{}: expected a file that holds a secret: {}", .0.display(), .1)]
+    Unreadable(PathBuf, std::io::ErrorKind),
+    /// The file holds nothing that can be a secret.
+    #[error("{}: expected a secret of visible characters", .0.display())]
+    File(PathBuf),
+    /// The credential names no source, or its header is none; `validate` refuses that earlier.
+    #[error("credential: expected exactly one of env, file, and a header's name")]
+    Credential,
+}
+
+/// The secret in an environment variable. `look_up` is `|name| std::env::var_os(name)` outside
+/// tests.
+///
+/// # Errors
+/// See [`SecretError`].
+pub fn from_variable(
+    name: &str,
+    look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<SecretString, SecretError> {
+    let value = look_up(name).ok_or_else(|| SecretError::Unset(name.to_owned()))?;
+    let text = value.into_string().ok();
+    text.and_then(accept).ok_or_else(|| SecretError::Variable(name.to_owned()))
+}
+
+/// The secret in a file; newlines at its end do not belong to it.
+///
+/// # Errors
+/// See [`SecretError`].
+pub fn from_file(path: &Path) -> Result<SecretString, SecretError> {
+    use std::io::Read as _;
+    let unreadable = |error: std::io::Error| SecretError::Unreadable(path.to_owned(), error.kind());
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_LENGTH + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).ok().filter(|text| text.len() as u64 <= MAX_LENGTH);
+    text.and_then(accept).ok_or_else(|| SecretError::File(path.to_owned()))
+}
+
+/// What a backend is shown: the header, and its value marked as sensitive.
+///
+/// # Errors
+/// See [`SecretError`].
+pub fn credential(
+    credential: &Credential,
+    look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<(HeaderName, HeaderValue), SecretError> {
+    let secret = match (&credential.env, &credential.file) {
+        (Some(name), None) => from_variable(name, look_up)?,
+        (None, Some(path)) => from_file(path)?,
+        _ => return Err(SecretError::Credential),
+    };
+    let name = credential.header.parse().map_err(|_| SecretError::Credential)?;
+    let text = match &credential.scheme {
+        Some(scheme) => SecretString::from(format!("{scheme} {}", secret.expose_secret())),
+        None => secret,
+    };
+    let mut value =
+        HeaderValue::from_str(text.expose_secret()).map_err(|_| SecretError::Credential)?;
+    value.set_sensitive(true);
+    Ok((name, value))
+}
+
+/// Whatever may become a header's value must not end it (f62).
+fn accept(text: String) -> Option<SecretString> {
+    let text = text.trim_end_matches(['\r', '\n']);
+    let visible = text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    (!text.trim().is_empty() && visible).then(|| SecretString::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CANARY: &str = "canary-5e1f";
+
+    fn look_up(name: &str) -> Option<std::ffi::OsString> {
+        match name {
+            "TOKEN" => Some(CANARY.into()),
+            "BROKEN" => Some(format!("{CANARY}\r\nx: y").into()),
+            "EMPTY" => Some("".into()),
+            _ => None,
+        }
+    }
+
+    fn from_env(env: &str) -> Credential {
+        Credential {
+            header: "Authorization".to_owned(),
+            scheme: Some("Bearer".to_owned()),
+            env: Some(env.to_owned()),
+            file: None,
+        }
+    }
+
+    #[test]
+    fn f81_a_credential_is_usable_and_not_printable() {
+        let (name, value) = credential(&from_env("TOKEN"), look_up).unwrap();
+        assert_eq!(name, http::header::AUTHORIZATION);
+        assert_eq!(value.to_str().unwrap(), format!("Bearer {CANARY}"));
+        assert!(!format!("{value:?}").contains(CANARY));
+        assert!(!format!("{:?}", from_variable("TOKEN", look_up).unwrap()).contains(CANARY));
+    }
+
+    #[test]
+    fn f81_an_error_names_the_source_and_never_the_secret() {
+        let directory = tempfile::tempdir().unwrap();
+        let broken = directory.path().join("broken");
+        std::fs::write(&broken, format!("{CANARY}\nsecond line")).unwrap();
+        let file = Credential { env: None, file: Some(broken.clone()), ..from_env("") };
+        let absent = directory.path().join("absent");
+        let no_file = Credential { env: None, file: Some(absent.clone()), ..from_env("") };
+        for (from, names) in [
+            (from_env("BROKEN"), "$BROKEN"),
+            (from_env("EMPTY"), "$EMPTY"),
+            (from_env("ABSENT"), "$ABSENT"),
+            (file, broken.to_str().unwrap()),
+            (no_file, absent.to_str().unwrap()),
+        ] {
+            let error = credential(&from, look_up).unwrap_err();
+            assert!(error.to_string().contains(names), "{error}");
+            assert!(!format!("{error} {error:?}").contains(CANARY), "{error}");
+        }
+    }
+
+    #[test]
+    fn f62_a_newline_at_the_end_of_a_file_is_not_the_secret() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{CANARY}\r\n")).unwrap();
+        assert_eq!(from_file(file.path()).unwrap().expose_secret(), CANARY);
+        std::fs::write(file.path(), "x".repeat(MAX_LENGTH as usize + 1)).unwrap();
+        assert!(matches!(from_file(file.path()), Err(SecretError::File(_))));
+    }
+}

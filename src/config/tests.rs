@@ -1,0 +1,93 @@
+//! Tests of the configuration as a whole.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use super::*;
+
+mod bad;
+mod documented;
+mod environment;
+mod print;
+
+/// The contract's sample, to the letter.
+const CONTRACT: &str = include_str!("tests/contract.toml");
+
+/// The same without what is not built yet.
+static SAMPLE: LazyLock<String> = LazyLock::new(|| {
+    let inject = "inject = { \"/stream_options/include_usage\" = true }\n";
+    CONTRACT.replace(inject, "").replace("usage = { sse_json", "usage = { json")
+});
+
+/// Every key that a file can have, with its type's full depth.
+const EVERY_KEY: &str = include_str!("tests/every_key.toml");
+
+/// Loads a text as `t.toml` would be.
+fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("t.toml");
+    std::fs::write(&file, text).unwrap();
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    load(Some(&file), env)
+}
+
+/// The errors, a line each, without the directory of the file.
+fn errors(text: &str, env: &[(&str, &str)]) -> String {
+    let error = load_text(text, env).expect_err("this is not valid");
+    let lines = error.problems.iter().map(|problem| {
+        let line = problem.to_string();
+        match &problem.place {
+            Place::File(path) | Place::Line(path, ..) => {
+                line.replace(&format!("{}/", path.parent().unwrap().display()), "")
+            }
+            Place::Variable(_) => line,
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    let Loaded { config, file } = load_text("", &[]).unwrap();
+    assert_eq!(file.file_name().unwrap(), "t.toml");
+    assert_eq!(config.gateway.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8081");
+    assert_eq!(config.ops.listen.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.books.shards, 32);
+    assert_eq!(config.limits.max_in_flight, 10_000);
+    assert!(config.route.is_empty() && config.upstream.is_empty());
+}
+
+#[test]
+fn the_contract_s_sample_says_which_two_of_its_keys_are_not_built_yet() {
+    let error = load_text(CONTRACT, &[]).unwrap_err();
+    let keys: Vec<_> = error.problems.iter().map(|problem| &*problem.key).collect();
+    assert_eq!(keys, ["route[1].inject", "route[1].meter[0].usage.sse_json"]);
+    assert!(error.problems.iter().all(|problem| problem.expected.starts_with("not built yet")));
+}
+
+#[test]
+fn the_sample_is_valid() {
+    let config = load_text(&SAMPLE, &[]).unwrap().config;
+    let [images, chat, models] = &*config.route else { panic!("three routes") };
+    assert_eq!(images.quantity.as_ref().unwrap().json.as_deref(), Some("/n"));
+    assert_eq!(images.attributes["resolution"].map.as_ref().unwrap()["1024x1024"], "1k");
+    assert_eq!(images.max_body, 1 << 20);
+    assert_eq!(chat.meter[0].name.as_str(), "output");
+    assert!(models.free && models.method.is_none());
+    assert_eq!(config.gateway.drain_delay, std::time::Duration::from_secs(5));
+}
+
+#[test]
+fn a_missing_file_is_an_error_unless_the_environment_says_everything() {
+    let absent = Path::new("/nonexistent/t.toml");
+    let error = load(Some(absent), std::iter::empty()).unwrap_err().to_string();
+    assert_eq!(error, "/nonexistent/t.toml: expected a configuration file: entity not found");
+    let listen = ("TOLLGATE__GATEWAY__LISTEN".to_owned(), "127.0.0.1:7".to_owned());
+    assert!(load(Some(absent), [listen.clone()].into_iter()).is_err(), "named, so it must exist");
+    // The tests' working directory is the package's root, which has no tollgate.toml.
+    let config = load(None, [listen].into_iter()).unwrap().config;
+    assert_eq!(config.gateway.listen.port(), 7);
+    let other = ("TOLLGATE_ADMIN_TOKEN".to_owned(), "x".to_owned());
+    assert!(load(None, [other].into_iter()).is_err(), "says nothing about the configuration");
+}

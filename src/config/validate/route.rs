@@ -1,0 +1,198 @@
+//! What is wrong with routes.
+
+use super::super::document::Key;
+use super::super::{Attribute, Config, Number, Quantity, Route, Usage};
+use super::{Check, is_header};
+use crate::core::amount::parse_micro;
+
+/// Methods that everybody writes in capitals; methods are compared byte for byte.
+const USUAL: [&str; 8] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"];
+
+pub(super) fn routes(check: &mut Check<'_>, key: &Key, config: &Config) {
+    paths(check, key, &config.route);
+    for (index, route) in config.route.iter().enumerate() {
+        let key = key.index(index);
+        let known = config.upstream.iter().any(|upstream| upstream.name == route.upstream);
+        check.that(known, &key.name("upstream"), "expected the name of an [[upstream]]");
+        self::method(check, &key.name("method"), route.method.as_deref());
+        metering(check, &key, route);
+        for (name, attribute) in &route.attributes {
+            self::attribute(check, &key.name("attributes").name(name.as_str()), attribute, route);
+        }
+        for pointer in route.inject.keys() {
+            let fine = is_pointer(pointer);
+            check.that(fine, &key.name("inject").name(pointer), POINTER);
+        }
+        let charged = key.name("charge_on");
+        let any = !route.charge_on.is_empty();
+        check.that(any, &charged, "expected a status; what never charges is `free = true`");
+        for (index, status) in route.charge_on.iter().enumerate() {
+            let expected = "expected a class like \"2xx\" or a status like \"404\"";
+            check.that(is_status(status), &charged.index(index), expected);
+        }
+        check.that(route.max_body > 0, &key.name("max_body"), "expected a size above zero");
+        let refusal = route.exhausted_status.is_none_or(|status| matches!(status, 402 | 403 | 429));
+        check.that(refusal, &key.name("exhausted_status"), "expected 402, 403 or 429");
+    }
+}
+
+/// Paths parse, and no request could belong to two routes. One table of all paths serves every
+/// method, so paths that differ only in the names of their parameters conflict, too.
+fn paths(check: &mut Check<'_>, key: &Key, routes: &[Route]) {
+    let mut table = matchit::Router::new();
+    for (index, route) in routes.iter().enumerate() {
+        let key = key.index(index).name("path");
+        let form = route.path.starts_with('/')
+            && !route.path.contains("//")
+            && route.path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+        if !form {
+            check.that(false, &key, "expected a path like \"/v1/images/{name}\"");
+            continue;
+        }
+        let reserved = route.path == "/.tollgate" || route.path.starts_with("/.tollgate/");
+        check.that(!reserved, &key, "expected a path outside the reserved prefix /.tollgate/");
+        if routes[..index].iter().any(|earlier| earlier.path == route.path) {
+            continue;
+        }
+        match table.insert(&*route.path, ()) {
+            Ok(()) => {}
+            Err(matchit::InsertError::Conflict { with }) => {
+                let expected = format!("expected a path that does not conflict with {with:?}");
+                check.that(false, &key, expected);
+            }
+            Err(error) => {
+                let error = error.to_string();
+                let expected = "expected matchit's syntax, {name} or {*rest} at the end";
+                check.that(false, &key, format!("{expected}: {}", error.to_lowercase()));
+            }
+        }
+    }
+    let method_and_path = routes.iter().enumerate().map(|(index, route)| {
+        (key.index(index).name("path"), (&*route.path, route.method.as_deref()))
+    });
+    check.unique(method_and_path, "a method and path");
+}
+
+fn method(check: &mut Check<'_>, key: &Key, method: Option<&str>) {
+    let Some(text) = method else { return };
+    let token = http::Method::from_bytes(text.as_bytes()).is_ok();
+    check.that(token, key, "expected a method like \"POST\"");
+    let capitals = text.to_ascii_uppercase();
+    let misspelt = text != capitals && USUAL.contains(&&*capitals);
+    check.that(!misspelt, key, format!("expected \"{capitals}\", methods are case-sensitive"));
+    check.that(text != "CONNECT", key, "expected another method, CONNECT is refused");
+}
+
+/// What is metered has a feature; what is free has nothing that could suggest it is metered.
+fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
+    let feature = key.name("feature");
+    let meter = key.name("meter");
+    if route.free {
+        let free = "expected no such key on a free route";
+        check.that(route.feature.is_none(), &feature, free);
+        check.that(route.quantity.is_none(), &key.name("quantity"), free);
+        check.that(route.usage.is_none(), &key.name("usage"), free);
+        check.that(route.meter.is_empty(), &meter, free);
+    } else {
+        check.that(route.feature.is_some(), &feature, "expected a feature, or `free = true`");
+    }
+    if !route.meter.is_empty() {
+        let own = "expected no such key beside [[route.meter]], each meter has its own";
+        check.that(route.quantity.is_none(), &key.name("quantity"), own);
+        check.that(route.usage.is_none(), &key.name("usage"), own);
+    }
+    amounts(check, key, route, route.quantity.as_ref(), route.usage.as_ref());
+    let names = route.meter.iter().enumerate();
+    check.unique(names.map(|(index, one)| (meter.index(index).name("name"), &one.name)), "a name");
+    for (index, one) in route.meter.iter().enumerate() {
+        amounts(check, &meter.index(index), route, one.quantity.as_ref(), one.usage.as_ref());
+    }
+}
+
+fn amounts(
+    check: &mut Check<'_>,
+    key: &Key,
+    route: &Route,
+    quantity: Option<&Quantity>,
+    usage: Option<&Usage>,
+) {
+    if let Some(quantity) = quantity {
+        let key = key.name("quantity");
+        let Quantity { json, header, query, path, constant, default } = quantity;
+        Sources { json, header, query, path }.check(check, &key, constant.is_some(), route);
+        for (name, number) in [("const", constant), ("default", default)] {
+            let fine = number.as_ref().is_none_or(is_amount);
+            let expected = "expected an exact decimal with at most six decimals";
+            check.that(fine, &key.name(name), expected);
+        }
+    }
+    if let Some(usage) = usage {
+        let key = key.name("usage");
+        let Usage { json, sse_json, header } = usage;
+        let told = [json, sse_json, header].into_iter().flatten().count();
+        check.that(told == 1, &key, "expected exactly one of json, sse_json, header");
+        for (name, text) in [("json", json), ("sse_json", sse_json)] {
+            check.that(text.as_deref().is_none_or(is_pointer), &key.name(name), POINTER);
+        }
+        let header = header.as_deref().is_none_or(is_header);
+        check.that(header, &key.name("header"), "expected a header's name");
+    }
+}
+
+fn attribute(check: &mut Check<'_>, key: &Key, attribute: &Attribute, route: &Route) {
+    let Attribute { json, header, query, path, constant, default: _, map } = attribute;
+    Sources { json, header, query, path }.check(check, key, constant.is_some(), route);
+    let listed = map.as_ref().is_none_or(|map| !map.is_empty());
+    check.that(listed, &key.name("map"), "expected at least one value, others are refused");
+}
+
+/// The places of a request that can be read.
+struct Sources<'a> {
+    json: &'a Option<String>,
+    header: &'a Option<String>,
+    query: &'a Option<String>,
+    path: &'a Option<String>,
+}
+
+impl Sources<'_> {
+    fn check(&self, check: &mut Check<'_>, key: &Key, constant: bool, route: &Route) {
+        let &Self { json, header, query, path } = self;
+        let read = [json, header, query, path].into_iter().flatten().count();
+        let one = read + usize::from(constant) == 1;
+        check.that(one, key, "expected exactly one of json, header, query, path, const");
+        check.that(json.as_deref().is_none_or(is_pointer), &key.name("json"), POINTER);
+        let header = header.as_deref().is_none_or(is_header);
+        check.that(header, &key.name("header"), "expected a header's name");
+        let named = query.as_deref().is_none_or(|name| !name.is_empty());
+        check.that(named, &key.name("query"), "expected a query parameter's name");
+        let parameter = |name: &str| {
+            route.path.contains(&format!("{{{name}}}"))
+                || route.path.contains(&format!("{{*{name}}}"))
+        };
+        let there = path.as_deref().is_none_or(parameter);
+        check.that(
+            there,
+            &key.name("path"),
+            "expected the name of a parameter in the route's path",
+        );
+    }
+}
+
+const POINTER: &str = "expected a JSON pointer like \"/a/b\" (RFC 6901)";
+
+fn is_pointer(text: &str) -> bool {
+    let escaped = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    escaped && (text.is_empty() || text.starts_with('/'))
+}
+
+fn is_amount(number: &Number) -> bool {
+    match number {
+        Number::Whole(whole) => parse_micro(&whole.to_string()).is_ok(),
+        Number::Decimal(text) => parse_micro(text).is_ok(),
+    }
+}
+
+/// Interim statuses (1xx) never settle a request.
+fn is_status(text: &str) -> bool {
+    matches!(text.as_bytes(), [b'2'..=b'5', b'x', b'x'] | [b'2'..=b'5', b'0'..=b'9', b'0'..=b'9'])
+}

@@ -1,0 +1,208 @@
+//! The ledger's records: what the books write before they acknowledge anything, and what the
+//! archive and the verifier read. One record is one step of one charge, or one change of a grant.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::account::{AccountKey, Grant, LegKind};
+use super::charge::{InDoubt, OutcomeMemo, State};
+use super::ids::ChargeId;
+
+/// The version of this encoding. A journal of a newer one is refused, untouched (f45).
+pub const VERSION: u16 = 1;
+
+/// Why bytes are not a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a record of version {VERSION}: {0}")]
+pub struct RecordError(String);
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record<'a> {
+    /// A charge was authorised.
+    #[serde(borrow)]
+    Hold(Hold<'a>),
+    /// A charge was resolved.
+    #[serde(borrow)]
+    Resolve(Resolve<'a>),
+    /// An admin changed what an account is granted.
+    #[serde(borrow)]
+    Adjust(Adjust<'a>),
+}
+
+/// An account as a record first names it, or with a grant that no earlier record is sure to
+/// have. Repeating one changes nothing: the newest version counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening<'a> {
+    /// Its identity in the legs.
+    pub key: AccountKey,
+    /// Its name.
+    pub name: &'a str,
+    /// What the directory grants it.
+    pub grant: Grant,
+}
+
+/// What one account gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leg {
+    /// The account.
+    pub key: AccountKey,
+    /// What the leg stands for.
+    pub kind: LegKind,
+    /// Millionths of the account's unit.
+    pub amount: u64,
+}
+
+/// See [`Record::Hold`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold<'a> {
+    /// The charge.
+    pub charge: [u8; 16],
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// What resolves it if its owner disappears.
+    pub in_doubt: InDoubt,
+    /// Accounts that no earlier record is sure to have.
+    #[serde(borrow)]
+    pub openings: SmallVec<[Opening<'a>; 2]>,
+    /// What is taken.
+    pub legs: SmallVec<[Leg; 6]>,
+    /// The encoded [`super::charge::HoldMemo`].
+    pub memo: &'a [u8],
+}
+
+/// See [`Record::Resolve`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve<'a> {
+    /// The charge.
+    pub charge: [u8; 16],
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// Captured, voided or expired.
+    pub state: State,
+    /// How much of each leg is captured, by the hold's order; missing entries are zero.
+    pub keep: SmallVec<[u64; 6]>,
+    /// Accounts that no earlier record is sure to have.
+    #[serde(borrow)]
+    pub openings: SmallVec<[Opening<'a>; 2]>,
+    /// What was captured beyond the hold.
+    pub extra: SmallVec<[Leg; 6]>,
+    /// What is particular about it.
+    pub memo: OutcomeMemo,
+}
+
+/// See [`Record::Adjust`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adjust<'a> {
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// Accounts that no earlier record is sure to have.
+    #[serde(borrow)]
+    pub openings: SmallVec<[Opening<'a>; 2]>,
+    /// The account.
+    pub key: AccountKey,
+    /// Millionths of its unit, up or down.
+    pub delta: i64,
+    /// Why, and by whom.
+    pub memo: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Writes the record's bytes into an empty `scratch` buffer, replacing what it held.
+    ///
+    /// # Errors
+    /// Only if the encoder refuses a shape, which none of these types has.
+    pub fn encode(&self, scratch: &mut Vec<u8>) -> Result<(), RecordError> {
+        let mut bytes = std::mem::take(scratch);
+        bytes.clear();
+        *scratch =
+            postcard::to_extend(self, bytes).map_err(|error| RecordError(error.to_string()))?;
+        Ok(())
+    }
+
+    /// Reads one record, whole.
+    ///
+    /// # Errors
+    /// When the bytes are anything else than one record.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, RecordError> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((record, [])) => Ok(record),
+            Ok((_, rest)) => Err(RecordError(format!("{} bytes too many", rest.len()))),
+            Err(error) => Err(RecordError(error.to_string())),
+        }
+    }
+
+    /// The charge it belongs to, if it belongs to one.
+    pub fn charge(&self) -> Option<ChargeId> {
+        match self {
+            Record::Hold(hold) => Some(ChargeId(hold.charge)),
+            Record::Resolve(resolve) => Some(ChargeId(resolve.charge)),
+            Record::Adjust(_) => None,
+        }
+    }
+
+    /// Accounts it opens or whose grant it repeats.
+    pub fn openings(&self) -> &[Opening<'a>] {
+        match self {
+            Record::Hold(hold) => &hold.openings,
+            Record::Resolve(resolve) => &resolve.openings,
+            Record::Adjust(adjust) => &adjust.openings,
+        }
+    }
+}
+
+/// The instant of a record; the epoch where the number is out of range.
+pub fn instant(at: i64) -> Timestamp {
+    Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::core::account::{AccountKind, Stem, Version};
+    use crate::core::cycle::Label;
+
+    fn sample<'a>() -> Record<'a> {
+        let key = AccountKey {
+            stem: Stem::new(&["acme", "licence", "lic-1", "alice"]),
+            period: "2026-11-01".parse().unwrap(),
+            kind: AccountKind::Licence,
+        };
+        let grant = Grant { base: 4_000_000_000, version: Version { epoch: 1, number: 7 } };
+        assert_ne!(key.period, Label::NONE);
+        Record::Hold(Hold {
+            charge: [7; 16],
+            at: 1_764_547_200_000_000,
+            in_doubt: InDoubt::Void,
+            openings: smallvec![Opening {
+                key,
+                name: "acme/licence/lic-1/alice/2026-11-01",
+                grant
+            }],
+            legs: [Leg { key, kind: LegKind::Licence, amount: 1_000_000 }].into_iter().collect(),
+            memo: b"memo",
+        })
+    }
+
+    #[test]
+    fn records_read_back_as_they_were_written() {
+        let mut bytes = vec![1, 2, 3];
+        sample().encode(&mut bytes).unwrap();
+        assert_eq!(Record::decode(&bytes).unwrap(), sample());
+    }
+
+    #[test]
+    fn f39_other_bytes_are_not_a_record() {
+        let mut bytes = Vec::new();
+        sample().encode(&mut bytes).unwrap();
+        for end in 0..bytes.len() {
+            assert!(Record::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+        bytes.push(0);
+        assert!(Record::decode(&bytes).is_err());
+        assert!(Record::decode(&[9]).is_err());
+    }
+}

@@ -1,0 +1,340 @@
+//! The archive: a row for each charge, written behind the journal by a thread of its own, so that
+//! a charge can be looked up long after it was settled. It follows the journal's records and
+//! commits its position with them, so a crash repeats nothing and loses nothing.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::books::journal::{Cursor, Damage, Next};
+use crate::core::account::{AccountKey, LegKind};
+use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, leg_documents};
+use crate::core::ids::ChargeId;
+use crate::core::record::{Hold, Leg, Record, Resolve, instant};
+
+/// Records per transaction at most.
+const BATCH: usize = 4096;
+/// How long the archive rests when it has caught up.
+const REST: Duration = Duration::from_millis(200);
+/// How long a look-up waits for the archive to catch up with the record it asks for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the archive cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The database.
+    #[error("the archive's database: {0}")]
+    Sql(#[from] sqlx::Error),
+    /// Its schema.
+    #[error("the archive's schema: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The journal.
+    #[error(transparent)]
+    Damage(#[from] Damage),
+    /// A record that cannot be read.
+    #[error("a record before position {position} cannot be read: {what}")]
+    Record {
+        /// Where it ends.
+        position: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// The archive of a data dir. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    pool: SqlitePool,
+    journal: PathBuf,
+    progress: Arc<Progress>,
+}
+
+/// How far the archive is. Stored by the following task only.
+#[derive(Debug, Default)]
+struct Progress {
+    position: AtomicU64,
+    /// Microseconds since the epoch: when the last archived record was made.
+    newest: AtomicI64,
+}
+
+impl Archive {
+    /// Opens the archive in `data_dir`, which follows the journal in `journal`.
+    ///
+    /// # Errors
+    /// When the database cannot be opened or migrated.
+    pub async fn open(data_dir: &Path, journal: &Path) -> Result<Self, ArchiveError> {
+        let options = SqliteConnectOptions::new()
+            .filename(data_dir.join("archive.db"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(5))
+            // The threads' names let a measurement tell the archive's CPU from the gateway's.
+            .thread_name(|id| format!("archive-sql-{id}"));
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        sqlx::migrate!("src/ledger/migrations").run(&pool).await?;
+        let position: i64 = sqlx::query_scalar("SELECT position FROM progress WHERE id = 1")
+            .fetch_one(&pool)
+            .await?;
+        let progress = Arc::new(Progress::default());
+        progress.position.store(position as u64, Ordering::Release);
+        Ok(Self { pool, journal: journal.to_owned(), progress })
+    }
+
+    /// The journal's position up to which everything is archived.
+    pub fn position(&self) -> u64 {
+        self.progress.position.load(Ordering::Acquire)
+    }
+
+    /// Follows the journal until `stop`, and then to its end.
+    ///
+    /// # Errors
+    /// When the journal is damaged or the database fails for good; charges are still made and
+    /// recorded then, and archived when the cause is gone.
+    pub async fn follow(&self, stop: CancellationToken) -> Result<(), ArchiveError> {
+        let mut cursor = Cursor::new(&self.journal, self.position());
+        loop {
+            let last = stop.is_cancelled();
+            while self.step(&mut cursor).await? {}
+            if last {
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REST) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Archives one batch; false when there was nothing to archive.
+    async fn step(&self, cursor: &mut Cursor) -> Result<bool, ArchiveError> {
+        let mut batch = Batch::default();
+        for _ in 0..BATCH {
+            if cursor.next()? == Next::End {
+                break;
+            }
+            batch
+                .add(&cursor.record)
+                .map_err(|what| ArchiveError::Record { position: cursor.position(), what })?;
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        batch.write(&self.pool, cursor.position()).await?;
+        self.progress.newest.store(batch.newest, Ordering::Release);
+        self.progress.position.store(cursor.position(), Ordering::Release);
+        Ok(true)
+    }
+
+    /// A charge, once everything up to `written` is archived.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn charge(
+        &self,
+        id: ChargeId,
+        written: u64,
+    ) -> Result<Option<ChargeDocument>, ArchiveError> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(document) = self.look_up(id).await? {
+                return Ok(Some(document));
+            }
+            if self.position() >= written || tokio::time::Instant::now() >= deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn look_up(&self, id: ChargeId) -> Result<Option<ChargeDocument>, ArchiveError> {
+        let row: Option<(Vec<u8>, Option<Vec<u8>>)> =
+            sqlx::query_as("SELECT hold, resolution FROM charges WHERE id = ?")
+                .bind(&id.0[..])
+                .fetch_optional(&self.pool)
+                .await?;
+        let Some((hold, resolution)) = row else { return Ok(None) };
+        let unreadable = |what: &str| ArchiveError::Record { position: 0, what: what.to_owned() };
+        let Ok(Record::Hold(hold)) = Record::decode(&hold) else {
+            return Err(unreadable("an archived hold"));
+        };
+        let resolution = match resolution.as_deref().map(Record::decode) {
+            None => None,
+            Some(Ok(Record::Resolve(resolve))) => Some(resolve),
+            Some(_) => return Err(unreadable("an archived resolution")),
+        };
+        let names = self.names(&hold, resolution.as_ref()).await?;
+        Ok(Some(document(&hold, resolution, &names).map_err(|what| unreadable(&what))?))
+    }
+
+    async fn names(
+        &self,
+        hold: &Hold<'_>,
+        resolution: Option<&Resolve<'_>>,
+    ) -> Result<HashMap<AccountKey, String>, ArchiveError> {
+        let mut names = HashMap::new();
+        let extra = resolution.map(|resolve| resolve.extra.as_slice()).unwrap_or_default();
+        for leg in hold.legs.iter().chain(extra) {
+            let name: Option<String> =
+                sqlx::query_scalar("SELECT name FROM accounts WHERE key = ?")
+                    .bind(key_bytes(&leg.key))
+                    .fetch_optional(&self.pool)
+                    .await?;
+            names.insert(leg.key, name.unwrap_or_default());
+        }
+        Ok(names)
+    }
+
+    /// Closes the database.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Rows to write in one transaction.
+#[derive(Default)]
+struct Batch {
+    charges: HashMap<[u8; 16], Row>,
+    /// Resolutions of charges whose rows are there already.
+    resolutions: Vec<([u8; 16], Vec<u8>)>,
+    accounts: HashMap<AccountKey, String>,
+    newest: i64,
+    records: usize,
+}
+
+struct Row {
+    org: String,
+    user: Option<String>,
+    key: String,
+    hold: Vec<u8>,
+    resolution: Option<Vec<u8>>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let record = Record::decode(bytes).map_err(|error| error.to_string())?;
+        self.records += 1;
+        for opening in record.openings() {
+            self.accounts.insert(opening.key, opening.name.to_owned());
+        }
+        match &record {
+            Record::Hold(hold) => {
+                self.newest = hold.at;
+                let memo: HoldMemo<'_> =
+                    postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
+                let row = Row {
+                    org: memo.org.to_owned(),
+                    user: memo.user.map(str::to_owned),
+                    key: memo.key.to_owned(),
+                    hold: bytes.to_vec(),
+                    resolution: None,
+                };
+                self.charges.insert(hold.charge, row);
+            }
+            Record::Resolve(resolve) => {
+                self.newest = resolve.at;
+                match self.charges.get_mut(&resolve.charge) {
+                    Some(row) => row.resolution = Some(bytes.to_vec()),
+                    None => self.resolutions.push((resolve.charge, bytes.to_vec())),
+                }
+            }
+            Record::Adjust(adjust) => self.newest = adjust.at,
+        }
+        Ok(())
+    }
+
+    async fn write(&self, pool: &SqlitePool, position: u64) -> Result<(), sqlx::Error> {
+        let mut transaction = pool.begin().await?;
+        for (key, name) in &self.accounts {
+            sqlx::query("INSERT INTO accounts (key, name) VALUES (?, ?) ON CONFLICT DO NOTHING")
+                .bind(key_bytes(key))
+                .bind(name)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        // In the order of their ids, which is that of time: the table grows at its end.
+        let mut rows: Vec<_> = self.charges.iter().collect();
+        rows.sort_unstable_by_key(|(id, _)| **id);
+        for (id, row) in rows {
+            sqlx::query(
+                "INSERT INTO charges (id, org, user_id, key_id, hold, resolution) \
+                 VALUES (?, ?, ?, ?, ?, ?)",
+            )
+            .bind(&id[..])
+            .bind(&row.org)
+            .bind(&row.user)
+            .bind(&row.key)
+            .bind(&row.hold)
+            .bind(&row.resolution)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        for (id, bytes) in &self.resolutions {
+            sqlx::query("UPDATE charges SET resolution = ? WHERE id = ?")
+                .bind(bytes)
+                .bind(&id[..])
+                .execute(&mut *transaction)
+                .await?;
+        }
+        sqlx::query("UPDATE progress SET position = ? WHERE id = 1")
+            .bind(position as i64)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await
+    }
+}
+
+fn key_bytes(key: &AccountKey) -> Vec<u8> {
+    // A fixed-size value of plain integers always encodes.
+    postcard::to_stdvec(key).unwrap_or_default()
+}
+
+/// The document of a charge from its records.
+fn document(
+    hold: &Hold<'_>,
+    resolution: Option<Resolve<'_>>,
+    names: &HashMap<AccountKey, String>,
+) -> Result<ChargeDocument, String> {
+    let memo = postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
+    let mut legs: Vec<Leg> = hold.legs.to_vec();
+    if let Some(resolve) = &resolution {
+        for (index, leg) in legs.iter_mut().enumerate() {
+            leg.amount = resolve.keep.get(index).copied().unwrap_or(0);
+        }
+        for extra in &resolve.extra {
+            let same = |leg: &&mut Leg| leg.key == extra.key && leg.kind == extra.kind;
+            match legs.iter_mut().find(same) {
+                Some(leg) => leg.amount += extra.amount,
+                None => legs.push(*extra),
+            }
+        }
+    }
+    let record = ChargeRecord {
+        id: ChargeId(hold.charge),
+        held_at: instant(hold.at),
+        memo,
+        resolved: resolution.map(|resolve| (resolve.state, instant(resolve.at), resolve.memo)),
+    };
+    let lines: Vec<LegLine<'_>> = legs
+        .iter()
+        .filter(|leg| leg.amount > 0 && leg.kind != LegKind::Limit && leg.kind != LegKind::Cap)
+        .map(|leg| LegLine {
+            account: names.get(&leg.key).map_or("", String::as_str),
+            account_kind: leg.key.kind,
+            kind: leg.kind,
+            amount: leg.amount,
+        })
+        .collect();
+    Ok(record.document(leg_documents(&lines, record.cost())))
+}

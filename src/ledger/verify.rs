@@ -1,0 +1,315 @@
+//! The verifier: D37 from the records alone. It shares nothing with the books but the records'
+//! format, and adds up in its own plain way: `held = Σ open legs`, `captured = Σ captured legs`,
+//! `granted = Σ grant and adjustment records`, and no account spends beyond what it was granted,
+//! except as recorded overdraft.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::core::account::{AccountKey, Balance, LegKind, Version};
+use crate::core::record::{Leg, Record};
+
+/// Something that does not add up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The account's name, or the charge.
+    pub subject: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.what)
+    }
+}
+
+/// What the verifier knows of an account.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    name: String,
+    base: i128,
+    version: Version,
+    adjusted: i128,
+    held: i128,
+    captured: i128,
+    /// Taken without regard to what was there (D31).
+    forced: i128,
+    /// The most it was ever granted: what was taken under a grant stays taken when the grant is
+    /// lowered later.
+    peak: i128,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Open,
+    Resolved,
+}
+
+/// Adds up records.
+#[derive(Debug, Default)]
+pub struct Verifier {
+    accounts: HashMap<AccountKey, Tally>,
+    /// Legs of open charges, and which charges are over.
+    open: HashMap<[u8; 16], Vec<Leg>>,
+    seen: HashMap<[u8; 16], Status>,
+    findings: Vec<Finding>,
+    records: u64,
+}
+
+/// Numbers for the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Records read.
+    pub records: u64,
+    /// Charges seen.
+    pub charges: usize,
+    /// Charges not resolved yet.
+    pub open: usize,
+    /// Accounts seen.
+    pub accounts: usize,
+}
+
+impl Verifier {
+    /// Adds one record, in the journal's order.
+    pub fn see(&mut self, record: &Record<'_>) {
+        self.records += 1;
+        for opening in record.openings() {
+            let tally = self.accounts.entry(opening.key).or_default();
+            if tally.name.is_empty() {
+                opening.name.clone_into(&mut tally.name);
+            }
+            if opening.grant.version >= tally.version {
+                tally.version = opening.grant.version;
+                tally.base = i128::from(opening.grant.base);
+            }
+            tally.peak = tally.peak.max(tally.base + tally.adjusted);
+        }
+        match record {
+            Record::Hold(hold) => {
+                if self.seen.insert(hold.charge, Status::Open).is_some() {
+                    self.find_charge(hold.charge, "is held twice");
+                }
+                for leg in &hold.legs {
+                    self.debit(leg, |tally, amount| tally.held += amount);
+                }
+                self.open.insert(hold.charge, hold.legs.to_vec());
+            }
+            Record::Resolve(resolve) => {
+                match self.seen.insert(resolve.charge, Status::Resolved) {
+                    Some(Status::Open) => {}
+                    Some(Status::Resolved) => self.find_charge(resolve.charge, "is resolved twice"),
+                    None => self.find_charge(resolve.charge, "is resolved but was never held"),
+                }
+                let legs = self.open.remove(&resolve.charge).unwrap_or_default();
+                for (index, leg) in legs.iter().enumerate() {
+                    let kept = resolve.keep.get(index).copied().unwrap_or(0);
+                    if kept > leg.amount {
+                        self.find_charge(resolve.charge, "captures more than it held");
+                    }
+                    if let Some(tally) = self.accounts.get_mut(&leg.key) {
+                        tally.held -= i128::from(leg.amount);
+                        tally.captured += i128::from(kept);
+                        if leg.kind == LegKind::Overdraft {
+                            tally.forced -= i128::from(leg.amount - kept.min(leg.amount));
+                        }
+                    }
+                }
+                for leg in &resolve.extra {
+                    self.debit(leg, |tally, amount| tally.captured += amount);
+                }
+            }
+            Record::Adjust(adjust) => match self.accounts.get_mut(&adjust.key) {
+                Some(tally) => {
+                    tally.adjusted += i128::from(adjust.delta);
+                    tally.peak = tally.peak.max(tally.base + tally.adjusted);
+                }
+                None => self.find(format!("{:?}", adjust.key), "is adjusted but was never opened"),
+            },
+        }
+    }
+
+    fn debit(&mut self, leg: &Leg, apply: impl FnOnce(&mut Tally, i128)) {
+        let Some(tally) = self.accounts.get_mut(&leg.key) else {
+            self.find(format!("{:?}", leg.key), "is debited but was never opened");
+            return;
+        };
+        apply(tally, i128::from(leg.amount));
+        if leg.kind == LegKind::Overdraft {
+            tally.forced += i128::from(leg.amount);
+        }
+        let over = tally.held + tally.captured - tally.peak - tally.forced;
+        if over > 0 {
+            let finding = Finding {
+                subject: tally.name.clone(),
+                what: format!("spent {over} micro beyond what it was granted"),
+            };
+            self.findings.push(finding);
+        }
+    }
+
+    /// Compares the sums with balances that somebody states for the same records. An account
+    /// that nobody stated must be empty; one that only they state must be so too.
+    pub fn compare(&mut self, who: &str, stated: &HashMap<AccountKey, (String, Balance)>) {
+        let mut findings = Vec::new();
+        for (key, tally) in &self.accounts {
+            let summed = (tally.base, tally.adjusted, tally.held, tally.captured);
+            let balance = stated.get(key).map(|(_, balance)| *balance).unwrap_or_default();
+            let claimed = (
+                i128::from(balance.base),
+                i128::from(balance.adjusted),
+                i128::from(balance.held),
+                i128::from(balance.captured),
+            );
+            if summed != claimed {
+                findings.push(Finding {
+                    subject: tally.name.clone(),
+                    what: format!(
+                        "(base, adjusted, held, captured) in micro is {summed:?} by the records, \
+                         {claimed:?} by {who}"
+                    ),
+                });
+            }
+        }
+        for (key, (name, balance)) in stated {
+            if !self.accounts.contains_key(key) && *balance != Balance::default() {
+                let what = format!("{who} states {balance:?}, and no record names it");
+                findings.push(Finding { subject: name.clone(), what });
+            }
+        }
+        findings.sort_by(|a, b| a.subject.cmp(&b.subject));
+        self.findings.append(&mut findings);
+    }
+
+    /// All that does not add up.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Numbers for the report.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            records: self.records,
+            charges: self.seen.len(),
+            open: self.open.len(),
+            accounts: self.accounts.len(),
+        }
+    }
+
+    fn find_charge(&mut self, charge: [u8; 16], what: &str) {
+        self.find(format!("charge {}", crate::core::ids::ChargeId(charge)), what);
+    }
+
+    fn find(&mut self, subject: String, what: &str) {
+        self.findings.push(Finding { subject, what: what.to_owned() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::core::account::{AccountKind, Grant, Stem};
+    use crate::core::charge::{InDoubt, OutcomeMemo, State};
+    use crate::core::record::{Adjust, Hold, Opening, Resolve};
+
+    fn key() -> AccountKey {
+        let period = "2026-11-01".parse().unwrap();
+        AccountKey { stem: Stem::new(&["a"]), period, kind: AccountKind::Licence }
+    }
+
+    fn opening(base: u64, number: u64) -> Opening<'static> {
+        let grant = Grant { base, version: Version { epoch: 1, number } };
+        Opening { key: key(), name: "acme/licence/a", grant }
+    }
+
+    fn hold(charge: u8, amount: u64) -> Record<'static> {
+        Record::Hold(Hold {
+            charge: [charge; 16],
+            at: 0,
+            in_doubt: InDoubt::Void,
+            openings: smallvec![opening(10, 1)],
+            legs: smallvec![Leg { key: key(), kind: LegKind::Licence, amount }],
+            memo: b"",
+        })
+    }
+
+    fn resolve(charge: u8, keep: u64, extra: Option<LegKind>) -> Record<'static> {
+        Record::Resolve(Resolve {
+            charge: [charge; 16],
+            at: 0,
+            state: State::Captured,
+            keep: smallvec![keep],
+            openings: smallvec![],
+            extra: extra.map(|kind| Leg { key: key(), kind, amount: 5 }).into_iter().collect(),
+            memo: OutcomeMemo::default(),
+        })
+    }
+
+    fn verify(records: &[Record<'_>], stated: Option<Balance>) -> Vec<String> {
+        let mut verifier = Verifier::default();
+        for record in records {
+            verifier.see(record);
+        }
+        if let Some(balance) = stated {
+            verifier.compare("test", &[(key(), ("a".to_owned(), balance))].into());
+        }
+        verifier.findings().iter().map(|finding| finding.what.clone()).collect()
+    }
+
+    fn balance(held: u64, captured: u64) -> Balance {
+        Balance { base: 10, adjusted: 0, held, captured }
+    }
+
+    #[test]
+    fn d37_records_that_add_up_have_no_finding() {
+        let records = [hold(1, 4), hold(2, 6), resolve(1, 3, None), hold(3, 1)];
+        assert!(verify(&records, Some(balance(7, 3))).is_empty());
+        let forced = [hold(1, 10), resolve(1, 10, Some(LegKind::Overdraft))];
+        assert!(verify(&forced, Some(balance(0, 15))).is_empty());
+    }
+
+    #[test]
+    fn d37_each_way_not_to_add_up_is_found() {
+        let stated = |held, captured| Some(balance(held, captured));
+        let adjust = Record::Adjust(Adjust {
+            at: 0,
+            openings: smallvec![opening(10, 1)],
+            key: key(),
+            delta: -3,
+            memo: b"",
+        });
+        for (records, stated, what) in [
+            (vec![hold(1, 11)], None, "spent 1 micro beyond"),
+            (vec![hold(1, 6), hold(2, 6)], None, "spent 2 micro beyond"),
+            (vec![hold(1, 6), resolve(1, 6, Some(LegKind::Licence))], None, "spent 1 micro"),
+            (vec![hold(1, 6), hold(1, 1)], None, "held twice"),
+            (vec![hold(1, 6), resolve(1, 7, None)], None, "captures more"),
+            (vec![hold(1, 6), resolve(1, 6, None), resolve(1, 6, None)], None, "resolved twice"),
+            (vec![resolve(1, 6, None)], None, "never held"),
+            (vec![hold(1, 6)], stated(5, 0), "by the records"),
+            (vec![hold(1, 6), resolve(1, 6, None)], stated(0, 5), "by the records"),
+            (vec![hold(1, 6), adjust], stated(6, 0), "by the records"),
+        ] {
+            let findings = verify(&records, stated);
+            assert!(findings.iter().any(|f| f.contains(what)), "{what}: {findings:?}");
+        }
+    }
+
+    #[test]
+    fn a_lowered_grant_does_not_accuse_what_was_taken_before() {
+        let mut verifier = Verifier::default();
+        verifier.see(&hold(1, 9));
+        let lowered = Record::Hold(Hold {
+            charge: [2; 16],
+            at: 0,
+            in_doubt: InDoubt::Void,
+            openings: smallvec![opening(2, 2)],
+            legs: smallvec![],
+            memo: b"",
+        });
+        verifier.see(&lowered);
+        assert!(verifier.findings().is_empty());
+    }
+}
