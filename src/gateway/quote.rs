@@ -482,7 +482,9 @@ mod tests {
     #[test]
     fn f56_what_is_no_amount_is_refused_and_shown_short() {
         let pricing = pricing("json = '/n'").unwrap();
-        for number in ["-1", "1e3", "1.0000001", "\"NaN\"", "\"\"", "[1]", "{}", "null", "9007199255"] {
+        for number in
+            ["-1", "1e3", "1.0000001", "\"NaN\"", "\"\"", "[1]", "{}", "null", "9007199255"]
+        {
             let body = format!("{{\"n\": {number}}}");
             let refused = read(&pricing, &HeaderMap::new(), None, &body);
             assert_eq!(refused.unwrap_err().0, Code::Unquotable, "{number}");
