@@ -144,10 +144,12 @@ impl Archive {
     ) -> Result<Option<ChargeDocument>, ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
+            // Asked before the lookup: what is archived in between is found in the next round.
+            let complete = self.position() >= written;
             if let Some(document) = self.look_up(id).await? {
                 return Ok(Some(document));
             }
-            if self.position() >= written || tokio::time::Instant::now() >= deadline {
+            if complete || tokio::time::Instant::now() >= deadline {
                 return Ok(None);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
