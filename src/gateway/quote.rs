@@ -400,5 +400,4 @@ fn unescape(text: &str, plus: bool) -> Result<Cow<'_, str>, Refusal> {
 }
 
 #[cfg(test)]
-#[path = "quote_tests.rs"]
 mod tests;
