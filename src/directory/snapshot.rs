@@ -26,6 +26,9 @@ use crate::core::waterfall::{PoolAccess, PoolSide, Position, Split};
 /// The SHA-256 of a key's secret. Keys are found by it, never by the secret (f79).
 pub type KeyHash = [u8; 32];
 
+/// Pool access, or what is missing for it; shared by all who stand alike.
+pub type Decision = Result<Arc<Access>, Arc<[Missing]>>;
+
 /// The snapshot in force; swapped whole.
 #[derive(Debug, Default)]
 pub struct Live(ArcSwap<Snapshot>);
@@ -147,7 +150,7 @@ pub struct User {
     /// Groups, by id.
     pub groups: Box<[Id]>,
     /// Pool access, or what is missing for it (D12, D14).
-    pub access: Result<Arc<Access>, Arc<[Missing]>>,
+    pub access: Decision,
     /// Identity of the overdraft and draw accounts.
     pub stem: Stem,
 }
@@ -200,7 +203,7 @@ pub enum KeyKind {
     /// Is one user.
     User(Id),
     /// Has no seat: draws on the pool (D18).
-    Principal(Result<Arc<Access>, Arc<[Missing]>>),
+    Principal(Decision),
 }
 
 /// For whom a service key may act.
@@ -238,18 +241,20 @@ pub struct Key {
 /// How many buckets the users of an org are spread over: a change rebuilds one of them.
 const BUCKETS: usize = 1024;
 
+type Bucket = HashMap<Id, Arc<User>>;
+
 /// The users of an org, in buckets that snapshots share.
 #[derive(Clone, Debug)]
 pub struct Users {
-    buckets: Box<[Arc<HashMap<Id, Arc<User>>>]>,
+    buckets: Box<[Arc<Bucket>]>,
     count: usize,
 }
 
 impl Users {
     /// Spreads users over the buckets.
     pub fn new(users: impl IntoIterator<Item = User>) -> Self {
-        let mut buckets: Vec<HashMap<Id, Arc<User>>> = Vec::new();
-        buckets.resize_with(BUCKETS, HashMap::new);
+        let mut buckets: Vec<Bucket> = Vec::new();
+        buckets.resize_with(BUCKETS, Bucket::new);
         let mut count = 0;
         for user in users {
             count += 1;
@@ -316,7 +321,7 @@ pub enum Payer<'a> {
     /// A user.
     User(&'a User),
     /// A machine without a seat.
-    Principal(&'a Key, &'a Result<Arc<Access>, Arc<[Missing]>>),
+    Principal(&'a Key, &'a Decision),
 }
 
 impl<'a> Payer<'a> {
