@@ -131,3 +131,14 @@ fn a_cursor_that_follows_a_fast_writer_never_takes_a_new_segment_for_damage() {
     });
     assert_eq!(read, 400);
 }
+
+#[test]
+fn f39_a_journal_that_ends_before_its_snapshot_is_refused_and_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let end = write(&Journal::open(dir.path(), 0, SEGMENT_SIZE).unwrap(), &[b"first"]);
+    let path = dir.path().join(segment_name(0));
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(Journal::open(dir.path(), end + 1, SEGMENT_SIZE).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    Journal::open(dir.path(), end, SEGMENT_SIZE).unwrap();
+}
