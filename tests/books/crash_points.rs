@@ -52,7 +52,10 @@ async fn write_history(engine: &Opened, rounds: Range<u64>) {
             let hold = sessions[at % 2].hold(&Ask { in_doubt, ..ask(charge, &accounts, &post) });
             async move { done(hold.await.unwrap()).map(|_| charge) }
         };
-        let holding: Vec<_> = (0..4).map(|at| hold(turn / 2 + at)).collect();
+        let mut holding: Vec<_> = (0..4).map(|at| hold(turn / 2 + at)).collect();
+        if turn % 4 > 1 {
+            holding.reverse();
+        }
         for hold in holding {
             open.extend(hold.await);
         }
@@ -172,7 +175,7 @@ fn f38_f05_every_prefix_of_the_journal_is_a_state_without_overspend() {
         assert!(engine.snapshot().unwrap());
         run(write_history(&engine, 30..60));
     }
-    check_all_points(dir.path(), 53);
+    check_all_points(dir.path(), 151);
 }
 
 #[test]
