@@ -96,7 +96,7 @@ pub enum BooksError {
     /// The record could not be written. Whatever was asked is not acknowledged.
     #[error("the books cannot record: {0}")]
     Unavailable(String),
-    /// An amount would leave its range.
+    /// An amount would leave its range, or a memo is longer than a record may be.
     #[error("an amount would leave its range")]
     Range,
 }
@@ -147,8 +147,12 @@ pub struct OpenLeg {
 /// - **A crash loses no acknowledged change and overspends nothing**; the holds it leaves open
 ///   are resolved at the next start as their `in_doubt` says.
 pub trait Books: Send + Sync {
-    /// Takes from accounts and keeps what was taken until it is resolved.
-    fn hold(&self, ask: &Ask<'_>) -> impl Future<Output = Result<Posted, BooksError>> + Send;
+    /// Takes from accounts and keeps what was taken until it is resolved. The future owns all it
+    /// needs.
+    fn hold(
+        &self,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<Self>;
 
     /// Resolves a charge: captures what is kept, returns the rest. The future owns all it needs,
     /// so that a guard's `Drop` can hand it to a task that lives on.

@@ -309,8 +309,15 @@ impl<B: Books + 'static> Drop for Held<B> {
         let memo = OutcomeMemo { cost, measures: None, flags };
         let now = self.worker.clock.now();
         let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
-        // It takes effect by being called; the answer is given up (the contract of `Books`).
-        drop(self.worker.books.resolve(self.charge, &resolution));
+        // It takes effect by being called; a task waits for its record to be written.
+        let resolving = self.worker.books.resolve(self.charge, &resolution);
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.worker.tasks.spawn(async move {
+                if let Err(error) = resolving.await {
+                    tracing::error!(%error, "the end of an abandoned charge is not recorded");
+                }
+            });
+        }
         let outcome = match (capture, self.stage) {
             (true, _) => Outcome::InDoubt,
             _ => Outcome::Voided,

@@ -391,7 +391,6 @@ mod tests {
             ("feature = \"f\"\nquantity = { json = \"/n\", header = \"n\" }", "exactly one"),
             ("feature = \"f\"\nquantity = { json = \"n\" }", "pointer"),
             ("feature = \"f\"\nusage = { sse_json = \"/n\" }", "not built"),
-            ("feature = \"f\"\nhold = \"slice\"", "not built"),
             ("free = true\nmethod = \"GET POST\"", "method"),
         ] {
             let error = routes(&format!("{base}{text}\n")).unwrap_err();

@@ -207,6 +207,14 @@ impl Upstream {
         Err(Failure::Unreachable)
     }
 
+    /// How many connections wait for a request.
+    pub fn idle(&self) -> usize {
+        let open = |endpoint: &Endpoint| {
+            endpoint.idle.lock().iter().filter(|sender| !sender.is_closed()).count()
+        };
+        self.endpoints.iter().map(open).sum()
+    }
+
     async fn connect(&self, endpoint: usize) -> Option<SendRequest<Outgoing>> {
         let address = &*self.endpoints[endpoint].address;
         let stream = timeout(self.connect_timeout, TcpStream::connect(address)).await.ok()?.ok()?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use self::session::{Inner, OpenHold, in_doubt_memo};
 use self::table::{Entries, Entry, State, Table};
@@ -19,7 +20,7 @@ use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
 use super::{Books, BooksError, OpenCharge, Resolution, snapshot};
-use crate::core::account::{AccountKey, Balance, Legs, Slot, Taken, View};
+use crate::core::account::{AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
 use crate::core::ids::ChargeId;
@@ -56,8 +57,6 @@ pub struct Engine {
     recovery: Recovery,
     /// Serialises snapshots; the position of the last one.
     snapshot: Mutex<u64>,
-    /// Locked while the process runs; the lock goes with the file.
-    _lock: File,
 }
 
 /// What recovery found and did.
@@ -80,6 +79,9 @@ pub(super) struct Shared {
     journal: Journal,
     /// Grows by one for each session; written only when a session is made.
     sessions: RwLock<Vec<Arc<Inner>>>,
+    /// Locked while anybody can still write, which a session can that outlives the engine; the
+    /// lock goes with the file.
+    _lock: File,
 }
 
 impl Shared {
@@ -138,7 +140,7 @@ impl Engine {
             let state = State { balance, version: account.version, unwritten: false };
             table.insert(Entry { key, name: account.name, state: Mutex::new(state) });
         }
-        let shared = Arc::new(Shared { table, journal, sessions: RwLock::default() });
+        let shared = Arc::new(Shared { table, journal, sessions: RwLock::default(), _lock: lock });
         let session = Session::register(&shared);
         let recovery = Recovery {
             records: recovered.records,
@@ -146,8 +148,7 @@ impl Engine {
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);
-        let mut engine =
-            Self { shared, session, recovery, snapshot: Mutex::new(snapshot), _lock: lock };
+        let mut engine = Self { shared, session, recovery, snapshot: Mutex::new(snapshot) };
         engine.resolve_left_open(holds, now)?;
         Ok(engine)
     }
@@ -182,13 +183,15 @@ impl Engine {
     fn reopen(&self, charge: [u8; 16], hold: FoldHold) -> OpenHold {
         let mut entries = Entries::new();
         let mut legs = Legs::new();
+        // Its accounts have the grant that their records say.
+        let grants = SmallVec::from_elem(Grant::default(), hold.legs.len());
         for leg in &hold.legs {
             legs.push(Taken { slot: entries.len() as Slot, kind: leg.kind, amount: leg.amount });
             entries.push(self.shared.table.get(&leg.key));
         }
         let resolved = Mutex::new(None);
-        let view = View::new(entries.len());
-        OpenHold { charge, at: hold.at, entries, legs, view, memo: hold.memo, resolved }
+        let unopened = SmallVec::new();
+        OpenHold { charge, at: hold.at, entries, grants, unopened, legs, memo: hold.memo, resolved }
     }
 
     /// A new session. Each worker has one.
@@ -273,6 +276,14 @@ impl Engine {
         }
         let synced = self.shared.journal.sync();
         synced.map_err(|error| BooksError::Unavailable(error.to_string()))
+    }
+}
+
+impl Drop for Engine {
+    /// Sessions and what they share hold each other; without this nothing of it would ever be
+    /// freed, nor the lock.
+    fn drop(&mut self) {
+        self.shared.sessions.write().clear();
     }
 }
 

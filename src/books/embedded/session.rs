@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,12 +15,13 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Shared;
-use super::table::{self, Applied, Entries, Entry, Into};
-use crate::books::journal::Frames;
+use super::table::{self, Applied, Entries, Entry, Into, Table};
+use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{
     Adjustment, Ask, Books, BooksError, OpenCharge, OpenLeg, Posted, Resolution, Resolved,
 };
-use crate::core::account::{Account, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::amount::MAX_MICRO;
 use crate::core::charge::{InDoubt, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record, instant};
@@ -37,7 +39,7 @@ pub(super) struct Inner {
     /// The number of the last batch that was written. Stored under `queue`'s lock.
     written: AtomicU64,
     /// Open holds made through this session.
-    open: Mutex<HashMap<[u8; 16], Arc<OpenHold>>>,
+    open: Mutex<HashMap<[u8; 16], Arc<OpenHold>, BuildHasherDefault<ChargeHasher>>>,
 }
 
 #[derive(Debug, Default)]
@@ -66,10 +68,12 @@ pub(super) struct OpenHold {
     pub(super) charge: [u8; 16],
     pub(super) at: i64,
     pub(super) entries: Entries,
+    /// What the directory granted the accounts when it was held, by slot: an account that was
+    /// named and not taken from knows nothing of it.
+    pub(super) grants: SmallVec<[Grant; 8]>,
+    /// Accounts that were named before anything had opened them.
+    pub(super) unopened: SmallVec<[(Slot, AccountKey); 2]>,
     pub(super) legs: Legs,
-    /// Balances right after the hold: what is still true of accounts that nothing was ever taken
-    /// from, which have no entry.
-    pub(super) view: View,
     pub(super) memo: Box<[u8]>,
     /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
     /// it resolves the hold; it is set once.
@@ -120,20 +124,28 @@ impl Session {
         self.0.open.lock().insert(hold.charge, Arc::new(hold));
     }
 
-    fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, u64), BooksError> {
+    fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, Option<Written>), BooksError> {
         let inner = &*self.0;
         inner.shared.check()?;
+        bounded(ask.memo)?;
         let applied = match table::apply(&inner.shared.table, ask.accounts, ask.post, Into::Held)? {
             Ok(applied) => applied,
-            Err(view) => return Ok((Posted::Short(view), 0)),
+            Err(view) => return Ok((Posted::Short(view), None)),
         };
         let Applied { legs, view, entries, openings } = applied;
+        let unopened = |(slot, account): (usize, &Account<'_>)| {
+            let slot = slot as Slot;
+            let named = entries[usize::from(slot)].is_none() && view.get(slot).is_some();
+            named.then_some((slot, account.key))
+        };
+        let unopened = ask.accounts.iter().enumerate().filter_map(unopened).collect();
         let hold = Arc::new(OpenHold {
             charge: ask.charge.0,
             at: ask.now.as_microsecond(),
             entries,
+            grants: ask.accounts.iter().map(|account| account.grant).collect(),
+            unopened,
             legs: legs.clone(),
-            view: view.clone(),
             memo: ask.memo.into(),
             resolved: Mutex::new(None),
         });
@@ -153,7 +165,8 @@ impl Session {
         };
         drop(record);
         inner.open.lock().insert(hold.charge, hold);
-        Ok((Posted::Done(legs, view), batch))
+        let wait = Written { session: self.clone(), batch };
+        Ok((Posted::Done(legs, view), Some(wait)))
     }
 
     fn resolve_now(
@@ -168,7 +181,9 @@ impl Session {
         };
         let mut resolved = hold.resolved.lock();
         if let Some(state) = *resolved {
-            return Ok(Step::Ready(Resolved::Already(state)));
+            // Its record may still wait in the queue, and the answer must not outrun it.
+            let batch = home.0.queue.lock().batch;
+            return Ok(Step::Already(Written { session: home, batch }, state));
         }
         let (accounts, applied) = match resolution.extra {
             None => (&[][..], None),
@@ -218,19 +233,44 @@ impl Session {
     }
 }
 
+/// Charge ids end in random bits that only gateways choose: they need no hashing.
+#[derive(Default)]
+struct ChargeHasher(u64);
+
+impl Hasher for ChargeHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(last) = bytes.last_chunk() {
+            // Multiplied, because the table looks at the highest bits too.
+            self.0 = u64::from_le_bytes(*last).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+    fn write_usize(&mut self, _length: usize) {}
+}
+
 /// How far a resolution came at once.
 enum Step {
     Ready(Resolved),
+    Already(Written, State),
     Written { wait: Written, hold: Arc<OpenHold>, extra: Legs },
 }
 
 impl Books for Session {
-    async fn hold(&self, ask: &Ask<'_>) -> Result<Posted, BooksError> {
-        let (posted, batch) = self.hold_now(ask)?;
-        if matches!(posted, Posted::Done(..)) {
-            Written { session: self.clone(), batch }.wait().await?;
+    fn hold(
+        &self,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
+        // All of it happens here, not at the first poll: a void that is called next meets it.
+        let begun = self.hold_now(ask);
+        async move {
+            let (posted, wait) = begun?;
+            if let Some(wait) = wait {
+                wait.wait().await?;
+            }
+            Ok(posted)
         }
-        Ok(posted)
     }
 
     fn resolve(
@@ -242,9 +282,13 @@ impl Books for Session {
         async move {
             match step? {
                 Step::Ready(resolved) => Ok(resolved),
+                Step::Already(wait, state) => {
+                    wait.wait().await?;
+                    Ok(Resolved::Already(state))
+                }
                 Step::Written { wait, hold, extra } => {
                     wait.wait().await?;
-                    Ok(Resolved::Done(extra, hold.view()))
+                    Ok(Resolved::Done(extra, hold.view(&wait.session.0.shared.table)))
                 }
             }
         }
@@ -253,10 +297,12 @@ impl Books for Session {
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
         let shared = &self.0.shared;
         shared.check()?;
+        bounded(adjustment.memo)?;
         let account = adjustment.account;
         let entry = shared.table.get_or_open(account);
         let (grant, opening) = {
             let mut state = entry.state.lock();
+            let adjusted = in_range(state.balance.adjusted, adjustment.delta)?;
             if account.grant.version > state.version {
                 state.balance.base = account.grant.base;
                 state.version = account.grant.version;
@@ -264,11 +310,7 @@ impl Books for Session {
             }
             // Down at once, up only when it is written.
             if adjustment.delta < 0 {
-                state.balance.adjusted = state
-                    .balance
-                    .adjusted
-                    .checked_add(adjustment.delta)
-                    .ok_or(BooksError::Range)?;
+                state.balance.adjusted = adjusted;
             }
             (Grant { base: state.balance.base, version: state.version }, state.unwritten)
         };
@@ -299,7 +341,7 @@ impl Books for Session {
         self.0.shared.check()?;
         let mut view = View::new(accounts.len());
         for (slot, account) in accounts.iter().enumerate() {
-            view.set(slot as Slot, self.0.shared.table.balance(account));
+            view.set(slot as Slot, self.0.shared.table.balance(&account.key, &account.grant));
         }
         Ok(view)
     }
@@ -370,12 +412,15 @@ impl Queue {
 
 impl OpenHold {
     /// The balances of the accounts that the hold named, by its slots.
-    fn view(&self) -> View {
-        let mut view = self.view.clone();
-        for (slot, entry) in self.entries.iter().enumerate() {
+    fn view(&self, table: &Table) -> View {
+        let mut view = View::new(self.entries.len());
+        for (slot, (entry, grant)) in self.entries.iter().zip(&self.grants).enumerate() {
             if let Some(entry) = entry {
-                view.set(slot as Slot, entry.state.lock().balance);
+                view.set(slot as Slot, entry.state.lock().under(grant));
             }
+        }
+        for (slot, key) in &self.unopened {
+            view.set(*slot, table.balance(key, &self.grants[usize::from(*slot)]));
         }
         view
     }
@@ -415,7 +460,7 @@ struct Written {
 }
 
 impl Written {
-    async fn wait(self) -> Result<(), BooksError> {
+    async fn wait(&self) -> Result<(), BooksError> {
         // One turn of the event loop: whatever else is ready adds its records first.
         tokio::task::yield_now().await;
         self.finish()
@@ -455,6 +500,19 @@ fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 6]> {
             amount: leg.amount,
         })
         .collect()
+}
+
+/// Refuses a memo that could make its record longer than the journal reads back.
+fn bounded(memo: &[u8]) -> Result<(), BooksError> {
+    if memo.len() > MAX_RECORD / 4 { Err(BooksError::Range) } else { Ok(()) }
+}
+
+/// The sum of an account's adjustments after one more. What waits to be written is not in it, so
+/// the bound is that of amounts, far below what the sum could hold.
+fn in_range(adjusted: i64, delta: i64) -> Result<i64, BooksError> {
+    let sum = adjusted.checked_add(delta).ok_or(BooksError::Range)?;
+    let largest = sum.unsigned_abs().max(delta.unsigned_abs());
+    if largest > MAX_MICRO { Err(BooksError::Range) } else { Ok(sum) }
 }
 
 /// The memo of a hold that was resolved without its owner: it captures what was held, or nothing.

@@ -34,7 +34,7 @@ pub(super) struct State {
 
 impl State {
     /// The balance under the newer of two grants (D42).
-    fn under(&self, grant: &Grant) -> Balance {
+    pub(super) fn under(&self, grant: &Grant) -> Balance {
         if grant.version > self.version {
             Balance { base: grant.base, ..self.balance }
         } else {
@@ -116,10 +116,10 @@ impl Table {
     }
 
     /// The balance of an account as a post would find it now.
-    pub(super) fn balance(&self, account: &Account<'_>) -> Balance {
-        match self.get(&account.key) {
-            Some(entry) => entry.state.lock().under(&account.grant),
-            None => State::default().under(&account.grant),
+    pub(super) fn balance(&self, key: &AccountKey, grant: &Grant) -> Balance {
+        match self.get(key) {
+            Some(entry) => entry.state.lock().under(grant),
+            None => State::default().under(grant),
         }
     }
 }
@@ -295,7 +295,8 @@ fn take_from(
             legs.push(Taken { slot: cap, kind: LegKind::Cap, amount });
         }
     }
-    Ok(true)
+    // Payers that share a cap can give less together than each by itself.
+    Ok(rest == 0)
 }
 
 fn debit(balance: &mut Balance, amount: u64, into: Into) -> Result<(), BooksError> {
@@ -313,7 +314,7 @@ fn look(table: &Table, accounts: &[Account<'_>], post: &Post, entries: &Entries,
         let index = usize::from(slot);
         // One that is also a source was read under its lock already.
         if entries.get(index).is_some_and(Option::is_none) && view.get(slot).is_none() {
-            view.set(slot, table.balance(&accounts[index]));
+            view.set(slot, table.balance(&accounts[index].key, &accounts[index].grant));
         }
     }
 }

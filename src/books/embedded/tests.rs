@@ -343,3 +343,12 @@ fn f22_many_threads_admit_exactly_what_there_is() {
     let all = balances(&engine);
     assert!(all.values().all(|balance| balance.available() == 0));
 }
+
+#[test]
+fn f44_a_session_that_outlives_its_engine_keeps_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = open(dir.path()).session();
+    assert!(matches!(Engine::open(dir.path(), NOW), Err(OpenError::Locked(_))));
+    drop(session);
+    open(dir.path());
+}

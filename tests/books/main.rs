@@ -1,0 +1,19 @@
+//! The books, held to what they promise.
+//!
+//! - `contract`: the suite of the `Books` trait, generic over the engine.
+//! - `model`: a million random operations against a naive model.
+//! - `threads`: sessions on several threads at once, added up at rest.
+//! - `crash_points`: a journal cut at every place, recovered twice.
+//!
+//! `tests/planted-bugs` shows that the model test finds bugs.
+
+mod contract;
+mod crash_points;
+mod engine;
+mod model;
+mod threads;
+
+/// The suite of the contract, once for each engine.
+mod embedded {
+    crate::contract::suite!(crate::engine::Embedded);
+}

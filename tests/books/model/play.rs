@@ -1,0 +1,602 @@
+//! One world played: the same operations on the books and on the model.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use tempfile::TempDir;
+use tollgate::books::embedded::{Engine, Session};
+use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
+use tollgate::core::account::{Account, Balance, LegKind, Legs, Payer, Post, Slot, Source, View};
+use tollgate::core::charge::{OutcomeMemo, State};
+
+use super::naive::{self, Grant, Id, Leg, Model, Sums};
+use super::world::{ROLE_COUNT, Random, World};
+use super::{EVERYTHING, disk};
+use crate::engine::{NOW, id as charge_id, temporary};
+
+/// What every long run must have come across.
+pub const KINDS: [&str; 20] = [
+    "held",
+    "short",
+    "captured",
+    "voided",
+    "extra",
+    "extra short",
+    "already",
+    "unknown",
+    "adjusted up",
+    "adjusted down",
+    "granted",
+    "reset",
+    "dropped",
+    "dropped unpolled",
+    "forced",
+    "crash",
+    "torn",
+    "crash in recovery",
+    "snapshot",
+    "left open",
+];
+
+type Future = Pin<Box<dyn std::future::Future<Output = Answer>>>;
+
+enum Answer {
+    Posted(Result<Posted, BooksError>),
+    Resolved(Result<Resolved, BooksError>),
+    Adjusted(Result<Balance, BooksError>),
+}
+
+/// What an answer in flight has to say. Views of resolutions and adjustments are those of the
+/// moment of the answer.
+enum Expected {
+    Held(Vec<Leg>, Vec<Option<Sums>>),
+    Resolved(Vec<Leg>, Vec<Option<(Id, Grant)>>),
+    Already(State),
+    Adjusted(Id),
+}
+
+struct Flight {
+    future: Future,
+    expected: Expected,
+    accounts: Vec<Id>,
+    session: usize,
+    batch: u64,
+}
+
+/// A post in both languages.
+struct Asked {
+    accounts: Vec<Account<'static>>,
+    ids: Vec<Id>,
+    post: Post,
+    sources: Vec<naive::Source>,
+    /// By slot: the account if the post names it.
+    named: Vec<Option<(Id, Grant)>>,
+}
+
+pub struct Play {
+    random: Random,
+    world: World,
+    model: Model,
+    /// How often each session has written.
+    batches: [u64; 2],
+    dir: TempDir,
+    engine: Option<Engine>,
+    sessions: Vec<Session>,
+    segment_size: u64,
+    flights: Vec<Flight>,
+    /// Charges, with what the hold's slots meant and, once resolved, to what.
+    charges: Vec<(Vec<Option<(Id, Grant)>>, Option<State>)>,
+    /// Accounts that this step touched.
+    touched: Vec<Id>,
+    pub step: u64,
+    pub seen: BTreeMap<&'static str, u64>,
+}
+
+impl Play {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let dir = temporary();
+        let segment_size = [1 << 10, 1 << 13, 1 << 16, 1 << 20][random.below(4)];
+        let engine = Engine::open_with(dir.path(), NOW, segment_size).unwrap();
+        // Half of the worlds have one session, half have two.
+        let sessions = (0..1 + seed % 2).map(|_| engine.session()).collect();
+        let world = World::new(&mut random);
+        Self {
+            random,
+            world,
+            model: Model::default(),
+            batches: [0; 2],
+            dir,
+            engine: Some(engine),
+            sessions,
+            segment_size,
+            flights: Vec::new(),
+            charges: Vec::new(),
+            touched: Vec::new(),
+            step: 0,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Turns of an event loop, each with some operations before anything is written.
+    pub fn run(&mut self, steps: u64) {
+        while self.step < steps {
+            for _ in 0..=self.random.below(16) {
+                self.operate();
+                self.step += 1;
+                self.saw("operations");
+                self.check_touched();
+                if self.step % EVERYTHING == 0 {
+                    self.check_everything();
+                }
+            }
+            if self.random.below(60) == 0 {
+                self.crash();
+            }
+            while !self.flights.is_empty() {
+                let at = self.random.below(self.flights.len());
+                let flight = self.flights.swap_remove(at);
+                self.land(flight);
+                self.check_touched();
+            }
+        }
+        self.crash();
+    }
+
+    fn saw(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    fn operate(&mut self) {
+        match self.random.below(1000) {
+            0..420 => self.hold(),
+            420..850 => self.resolve(),
+            850..900 => self.adjust(),
+            900..950 => {
+                let role = self.random.below(ROLE_COUNT);
+                self.world.grant(role, &mut self.random);
+                self.saw("granted");
+            }
+            950..953 => {
+                self.world.reset(&mut self.random);
+                self.saw("reset");
+            }
+            953..956 => {
+                if self.engine().snapshot().unwrap() {
+                    self.saw("snapshot");
+                }
+            }
+            956..970 => self.settle_debts(),
+            _ => self.look(),
+        }
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().unwrap()
+    }
+
+    fn session(&mut self) -> usize {
+        self.random.below(self.sessions.len())
+    }
+
+    fn hold(&mut self) {
+        let asked = self.ask();
+        let session = self.session();
+        let number = self.charges.len() as u64;
+        let capture = self.random.percent(30);
+        let named: Vec<(Id, Grant)> = asked.named.iter().flatten().copied().collect();
+        let expected = self.model.hold(session, number, &asked.sources, &named, capture);
+        let memo = number.to_le_bytes();
+        let future = self.sessions[session].hold(&Ask {
+            charge: charge_id(number),
+            accounts: &asked.accounts,
+            post: &asked.post,
+            now: NOW,
+            in_doubt: if capture { InDoubt::Capture } else { InDoubt::Void },
+            memo: &memo,
+        });
+        let future: Future = Box::pin(async move { Answer::Posted(future.await) });
+        let view = self.view(&asked.named);
+        self.touched.extend(named.iter().map(|(id, _)| *id));
+        match expected {
+            Some(legs) => {
+                self.saw("held");
+                if asked.post.sources.iter().any(|source| source.forced) {
+                    self.saw("forced");
+                }
+                self.charges.push((asked.named, None));
+                self.fly(future, Expected::Held(legs, view), asked.ids, session);
+            }
+            None => {
+                self.saw("short");
+                match ready(future) {
+                    Answer::Posted(Ok(Posted::Short(found))) => check_view(&view, &found),
+                    _ => panic!("the books took what is not there"),
+                }
+            }
+        }
+    }
+
+    fn resolve(&mut self) {
+        let session = self.session();
+        let Some(number) = self.pick_charge() else { return };
+        let memo = OutcomeMemo::default();
+        let hold = self.model.live.open.get(&number).filter(|hold| !hold.resolving).cloned();
+        let capture = self.random.percent(70);
+        let state = if capture { State::Captured } else { State::Voided };
+        let keep: Vec<u64> = match (&hold, capture) {
+            (Some(hold), true) => {
+                let count = self.random.below(hold.legs.len() + 2);
+                let amounts = hold.legs.iter().map(|leg| leg.1).chain([3]).take(count);
+                let whole = self.random.percent(50);
+                amounts.map(|a| if whole { a } else { self.random.up_to(a + 1) }).collect()
+            }
+            _ => Vec::new(),
+        };
+        let extra = (capture && self.random.percent(15)).then(|| self.ask());
+        let resolution = Resolution {
+            state,
+            keep: &keep,
+            extra: extra.as_ref().map(|extra| (&extra.accounts[..], &extra.post)),
+            now: NOW,
+            memo: &memo,
+        };
+        let future = self.sessions[session].resolve(charge_id(number), &resolution);
+        let future: Future = Box::pin(async move { Answer::Resolved(future.await) });
+        let Some(hold) = hold else {
+            return self.resolve_again(number, future);
+        };
+        let home = hold.home;
+        let named: Vec<(Id, Grant)> =
+            extra.iter().flat_map(|extra| extra.named.iter().flatten().copied()).collect();
+        let with = extra.as_ref().map(|extra| (&extra.sources[..], &named[..]));
+        let done = self.model.resolve(number, &keep, with);
+        self.touched.extend(named.iter().map(|(id, _)| *id));
+        self.touched.extend(hold.legs.iter().map(|(id, _)| *id));
+        match (done, extra) {
+            (Some(legs), extra) => {
+                self.saw(if capture { "captured" } else { "voided" });
+                if !legs.is_empty() {
+                    self.saw("extra");
+                }
+                let (named, resolved) = &mut self.charges[number as usize];
+                *resolved = Some(state);
+                let expected = Expected::Resolved(legs, named.clone());
+                self.fly(future, expected, extra.map_or(Vec::new(), |extra| extra.ids), home);
+            }
+            (None, Some(extra)) => {
+                self.saw("extra short");
+                let view = self.view(&extra.named);
+                match ready(future) {
+                    Answer::Resolved(Ok(Resolved::Short(found))) => check_view(&view, &found),
+                    _ => panic!("the books took an extra that is not there"),
+                }
+            }
+            (None, None) => unreachable!("nothing but an extra can be short"),
+        }
+    }
+
+    fn resolve_again(&mut self, number: u64, future: Future) {
+        let resolving = self.model.live.open.get(&number).map(|hold| hold.home);
+        match resolving {
+            Some(home) => {
+                self.saw("already");
+                let state = self.charges[number as usize].1.unwrap();
+                self.fly(future, Expected::Already(state), Vec::new(), home);
+            }
+            None => {
+                self.saw("unknown");
+                let answer = ready(future);
+                assert!(matches!(answer, Answer::Resolved(Ok(Resolved::Unknown))));
+            }
+        }
+    }
+
+    /// Mostly an open charge; sometimes one that was resolved, or never was.
+    fn pick_charge(&mut self) -> Option<u64> {
+        match self.random.below(100) {
+            0..2 => Some(self.charges.len() as u64 + 1_000_000),
+            2..6 if !self.charges.is_empty() => Some(self.random.below(self.charges.len()) as u64),
+            _ if self.model.live.open.is_empty() => None,
+            _ => {
+                let open = &self.model.live.open;
+                let at = self.random.below(open.len());
+                open.keys().nth(at).copied()
+            }
+        }
+    }
+
+    fn adjust(&mut self) {
+        let role = self.random.below(ROLE_COUNT);
+        let delta = self.random.up_to(80) as i64 - 40;
+        self.adjust_by(self.world.current(role), delta);
+    }
+
+    /// An admin forgives what an account is in the red.
+    fn settle_debts(&mut self) {
+        for role in 0..ROLE_COUNT {
+            let id = self.world.current(role);
+            let (base, adjusted, held, captured) = self.model.live.sums(id);
+            let left = base + adjusted - held - captured;
+            if left < 0 {
+                let more = if self.world.is_overdraft(id) { 0 } else { 100 };
+                return self.adjust_by(id, (more - left) as i64);
+            }
+        }
+    }
+
+    fn adjust_by(&mut self, id: Id, delta: i64) {
+        let session = self.session();
+        let grant = self.world.brought(id, &mut self.random);
+        let account = self.world.account(id, grant);
+        self.saw(if delta < 0 { "adjusted down" } else { "adjusted up" });
+        self.model.adjust(session, id, delta, grant);
+        let own = self.sessions[session].clone();
+        let mut future: Future = Box::pin(async move {
+            let adjustment = Adjustment { account: &account, delta, now: NOW, memo: b"why" };
+            Answer::Adjusted(own.adjust(&adjustment).await)
+        });
+        // An adjustment begins when it is first polled.
+        assert!(poll(&mut future).is_none(), "an answer came before its record was written");
+        self.touched.push(id);
+        let (expected, batch) = (Expected::Adjusted(id), self.batches[session]);
+        self.flights.push(Flight { future, expected, accounts: Vec::new(), session, batch });
+    }
+
+    /// Reads: balances as a post would find them, and open charges.
+    fn look(&mut self) {
+        let asked = self.ask();
+        let session = self.session();
+        let named = asked.ids.iter().zip(&asked.accounts).map(|(&id, account)| {
+            let version = account.grant.version;
+            Some((id, Grant { base: account.grant.base, version: (version.epoch, version.number) }))
+        });
+        let view = self.view(&named.collect::<Vec<_>>());
+        let found = ready(Box::pin(self.sessions[session].balances(&asked.accounts))).unwrap();
+        check_view(&view, &found);
+        if let Some(number) = self.pick_charge() {
+            let charge = charge_id(number);
+            let open = ready(Box::pin(self.sessions[session].open_charge(charge))).unwrap();
+            let expected = self.model.live.open.get(&number);
+            assert_eq!(open.is_some(), expected.is_some());
+            let amounts = open.iter().flat_map(|open| open.legs.iter().map(|leg| leg.amount));
+            assert!(amounts.eq(expected.iter().flat_map(|e| e.legs.iter().map(|leg| leg.1))));
+        }
+    }
+
+    /// A random post on some of the current accounts.
+    fn ask(&mut self) -> Asked {
+        let count = 1 + self.random.below(7);
+        let roles = self.random.some_of(ROLE_COUNT, count);
+        let ids: Vec<Id> = roles.iter().map(|&role| self.world.current(role)).collect();
+        let grants: Vec<Grant> =
+            ids.iter().map(|&id| self.world.brought(id, &mut self.random)).collect();
+        let pairs = || ids.iter().copied().zip(grants.iter().copied());
+        let accounts = pairs().map(|(id, grant)| self.world.account(id, grant)).collect();
+        let mut named = vec![None; count];
+        let mut sources = Vec::new();
+        let mut post = Post::default();
+        for _ in 0..=self.random.below(3) {
+            let payers = 1 + self.random.below(3.min(count));
+            let slots = self.random.some_of(count, payers);
+            let mut source = Source::take(0, []);
+            let mut naive = Vec::new();
+            let mut total = 0_u64;
+            for slot in slots {
+                let cap = self.random.below(count);
+                let cap = (cap != slot && self.random.percent(20)).then_some(cap);
+                let payer = Payer {
+                    slot: slot as Slot,
+                    kind: LegKind::Pool,
+                    cap: cap.map(|cap| cap as Slot),
+                };
+                source.payers.push(payer);
+                naive.push(naive::Payer { account: ids[slot], cap: cap.map(|cap| ids[cap]) });
+                for slot in [Some(slot), cap].into_iter().flatten() {
+                    named[slot] = Some((ids[slot], grants[slot]));
+                }
+                let sums = self.model.live.sums_under(ids[slot], grants[slot]);
+                total += (sums.0 + sums.1 - sums.2 - sums.3).max(0) as u64;
+            }
+            source.take = match self.random.below(20) {
+                0..2 => 0,
+                2..4 => total.min(100),
+                4..5 => total + 1,
+                _ => self.random.up_to(25),
+            };
+            source.below = self.random.percent(10).then(|| total + self.random.up_to(2));
+            source.solvent = self.random.percent(20);
+            source.forced = self.random.percent(5);
+            if source.forced {
+                source.take = 1 + self.random.up_to(5);
+            }
+            sources.push(naive::Source {
+                take: source.take,
+                below: source.below,
+                solvent: source.solvent,
+                forced: source.forced,
+                payers: naive,
+            });
+            post.sources.push(source);
+        }
+        for slot in 0..count {
+            if self.random.percent(30) {
+                post.look.push(slot as Slot);
+                named[slot] = Some((ids[slot], grants[slot]));
+            }
+        }
+        Asked { accounts, ids, post, sources, named }
+    }
+
+    /// The future is polled once or not at all, and maybe dropped at once.
+    fn fly(&mut self, mut future: Future, expected: Expected, accounts: Vec<Id>, session: usize) {
+        if self.random.percent(60) {
+            assert!(poll(&mut future).is_none(), "an answer came before its record was written");
+        } else if self.random.percent(5) {
+            self.saw("dropped unpolled");
+            drop(future);
+            return self.written(session, self.batches[session]);
+        }
+        let batch = self.batches[session];
+        self.flights.push(Flight { future, expected, accounts, session, batch });
+    }
+
+    /// Whoever waited for a batch has written it, and all that came before.
+    fn written(&mut self, session: usize, batch: u64) {
+        if self.batches[session] == batch {
+            self.model.flush(session);
+            self.batches[session] += 1;
+        }
+    }
+
+    /// The answer is waited for, or given up.
+    fn land(&mut self, mut flight: Flight) {
+        if self.random.percent(20) {
+            self.saw("dropped");
+            drop(flight.future);
+            return self.written(flight.session, flight.batch);
+        }
+        let mut answer = poll(&mut flight.future);
+        if answer.is_none() {
+            answer = poll(&mut flight.future);
+        }
+        self.written(flight.session, flight.batch);
+        let by_slot = |legs: &Legs| -> Vec<Leg> {
+            legs.iter().map(|leg| (flight.accounts[usize::from(leg.slot)], leg.amount)).collect()
+        };
+        match (flight.expected, answer.expect("written after two turns")) {
+            (Expected::Held(legs, view), Answer::Posted(Ok(Posted::Done(taken, found)))) => {
+                assert_eq!(by_slot(&taken), legs);
+                check_view(&view, &found);
+            }
+            (
+                Expected::Resolved(legs, named),
+                Answer::Resolved(Ok(Resolved::Done(taken, found))),
+            ) => {
+                assert_eq!(by_slot(&taken), legs);
+                check_view(&self.view(&named), &found);
+            }
+            (Expected::Already(state), Answer::Resolved(Ok(Resolved::Already(found)))) => {
+                assert_eq!(found, state);
+            }
+            (Expected::Adjusted(id), Answer::Adjusted(Ok(found))) => {
+                assert_eq!(sums(found), self.model.live.sums(id));
+            }
+            _ => panic!("another answer than the model's"),
+        }
+    }
+
+    /// What the model sees in the slots that are named.
+    fn view(&self, named: &[Option<(Id, Grant)>]) -> Vec<Option<Sums>> {
+        let seen = |(id, grant)| self.model.live.sums_under(id, grant);
+        named.iter().map(|named| named.map(seen)).collect()
+    }
+
+    fn check_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        let unseen = Grant { base: 0, version: (0, 0) };
+        let accounts: Vec<Account<'_>> =
+            touched.iter().map(|&id| self.world.account(id, unseen)).collect();
+        let found = ready(Box::pin(self.sessions[0].balances(&accounts))).unwrap();
+        for (slot, id) in touched.iter().enumerate() {
+            let found = sums(found.get(slot as Slot).unwrap());
+            assert_eq!(found, self.model.live.sums(*id), "account {id}");
+        }
+    }
+
+    fn check_everything(&mut self) {
+        let mut found = BTreeMap::new();
+        self.engine().for_each_balance(|key, _, balance| {
+            found.insert(self.world.id(&key), sums(balance));
+        });
+        for id in self.model.live.ids() {
+            let found = found.remove(&id);
+            assert_eq!(found, Some(self.model.live.sums(id)), "account {id}");
+        }
+        // What only failed posts named is there, and empty.
+        assert!(found.values().all(|sums| *sums == (0, 0, 0, 0)), "{found:?}");
+        assert_eq!(self.engine().open_holds().0, self.model.live.open.len());
+    }
+
+    /// The process dies in the middle of a write, or between two.
+    fn crash(&mut self) {
+        self.saw("crash");
+        let acknowledged = self.engine().written();
+        let mut order: Vec<usize> = (0..self.sessions.len()).collect();
+        if self.random.percent(50) {
+            order.reverse();
+        }
+        order.retain(|&session| self.model.is_waiting(session));
+        for &session in &order {
+            self.sessions[session].flush().unwrap();
+        }
+        self.flights.clear();
+        let end = self.engine().written();
+        let session_count = self.sessions.len();
+        self.sessions.clear();
+        self.engine = None;
+        let (survived, mut position) = self.cut(acknowledged, end);
+        let (voided, captured) = self.model.crash(&order, survived);
+        let mut is_first = true;
+        loop {
+            let engine = Engine::open_with(self.dir.path(), NOW, self.segment_size).unwrap();
+            if is_first {
+                let recovery = engine.recovery();
+                assert_eq!((recovery.voided, recovery.captured), (voided, captured));
+                *self.seen.entry("left open").or_default() += (voided + captured) as u64;
+            }
+            is_first = false;
+            if self.random.percent(70) {
+                self.sessions = (0..session_count).map(|_| engine.session()).collect();
+                self.engine = Some(engine);
+                break;
+            }
+            self.saw("crash in recovery");
+            let end = engine.written();
+            drop(engine);
+            position = self.cut(position, end).1;
+        }
+        self.world.restart();
+        self.check_everything();
+    }
+
+    fn cut(&mut self, acknowledged: u64, end: u64) -> (usize, u64) {
+        let at = match self.random.below(4) {
+            0 => acknowledged,
+            1 => end,
+            _ => acknowledged + self.random.up_to(end - acknowledged),
+        };
+        let torn_header = self.random.percent(20).then(|| self.random.up_to(23));
+        let (survived, position) = disk::cut(self.dir.path(), acknowledged, at, torn_header);
+        if position < at {
+            self.saw("torn");
+        }
+        (survived, position)
+    }
+}
+
+fn sums(balance: Balance) -> Sums {
+    let Balance { base, adjusted, held, captured } = balance;
+    (base.into(), adjusted.into(), held.into(), captured.into())
+}
+
+fn check_view(expected: &[Option<Sums>], found: &View) {
+    for (slot, expected) in expected.iter().enumerate() {
+        assert_eq!(found.get(slot as Slot).map(sums), *expected, "slot {slot}");
+    }
+}
+
+fn poll<T>(future: &mut Pin<Box<dyn std::future::Future<Output = T> + '_>>) -> Option<T> {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => Some(answer),
+        Poll::Pending => None,
+    }
+}
+
+/// The answer of what needs no record.
+fn ready<T>(mut future: Pin<Box<dyn std::future::Future<Output = T> + '_>>) -> T {
+    poll(&mut future).expect("nothing to wait for")
+}
