@@ -184,3 +184,49 @@ fn planted_gaps_in_the_map_are_found() {
     assert_eq!(unfounded(&map("| i | `d01_y` |"), &sources).len(), 1);
     assert_eq!(unfounded("`a/`", &sources).len(), 1);
 }
+
+/// Names in backticks in the first column of the tables of docs/dependencies.md must be the
+/// dependencies of the manifest.
+fn unexplained(manifest: &str, page: &str) -> Vec<String> {
+    let mut section = "";
+    let mut wanted = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section.ends_with("dependencies]")
+            && let Some((name, _)) = line.split_once(" = ")
+        {
+            wanted.insert(name.to_owned());
+        }
+    }
+    let rows = page.lines().filter_map(|line| line.strip_prefix('|')?.split_once('|'));
+    let explained: BTreeSet<String> =
+        rows.flat_map(|(cell, _)| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+    let differing = wanted.symmetric_difference(&explained);
+    differing.map(|name| format!("docs/dependencies.md and Cargo.toml differ in {name}")).collect()
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let read = |path: &str| std::fs::read_to_string(source::root().join(path)).unwrap();
+    super::none(&unexplained(&read("Cargo.toml"), &read("docs/dependencies.md")));
+}
+
+#[test]
+fn planted_dependencies_are_found() {
+    let manifest =
+        "[dependencies]\na = \"1\"\n[dev-dependencies]\nb = { version = \"1\" }\n[lib]\n";
+    assert_eq!(unexplained(manifest, "| `a`, `b` | why |"), [""; 0]);
+    assert_eq!(unexplained(manifest, "| `a` | `b` |").len(), 1);
+    assert_eq!(unexplained(manifest, "| `a`, `b`, `c` | why |").len(), 1);
+}
+
+/// Examples that people copy must be right.
+#[test]
+fn the_examples_are_valid() {
+    let path = source::root().join("docs/examples/tollgate.toml");
+    tollgate::config::load(Some(&path), std::iter::empty()).unwrap();
+    let text = std::fs::read_to_string(source::root().join("docs/examples/acme.toml")).unwrap();
+    let file = tollgate::directory::file::Source::from_toml(&text).unwrap();
+    assert_eq!(file.org_id(), Some("acme"));
+}
