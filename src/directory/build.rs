@@ -8,12 +8,12 @@ use arc_swap::ArcSwapOption;
 use super::reassign::Tenure;
 use super::rows::{self, Details, KeyKind, Licence as LicenceRow, Rows, Table, instant_of};
 use super::snapshot::{
-    self, Key, KeyHash, Later, Licence, Org, PoolTerm, ProfileCap, User, Users, stems,
+    self, Decision, Key, KeyHash, Later, Licence, Org, PoolTerm, ProfileCap, User, Users, stems,
 };
 use crate::core::account::Version;
 use crate::core::amount::Operations;
 use crate::core::cycle::{Schedule, Term};
-use crate::core::entitlement::{Access, DrawLimit, Membership, OrgTerms, access, eligible, grant};
+use crate::core::entitlement::{DrawLimit, Membership, OrgTerms, access, eligible, grant};
 use crate::core::ids::Id;
 use crate::core::price::RateCard;
 use crate::core::refusal::{DecidedBy, Missing};
@@ -23,9 +23,6 @@ use crate::core::refusal::{DecidedBy, Missing};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unbuildable(pub String);
-
-/// Pool access as users hold it.
-type Decision = Result<Arc<Access>, Arc<[Missing]>>;
 
 /// Builds the users and keys of one org.
 pub struct Builder<'a> {

@@ -6,6 +6,7 @@
 
 mod document;
 mod reader;
+mod strict;
 
 use std::path::Path;
 
@@ -31,7 +32,7 @@ pub struct Source(Value);
 /// Why a text is no org file at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// Not TOML. The message has line and column, and may quote the line.
+    /// Not TOML. The message has line and column.
     #[error("not TOML: {0}")]
     Toml(String),
     /// Not JSON.
@@ -45,17 +46,18 @@ impl Source {
     /// # Errors
     /// When the text is not TOML.
     pub fn from_toml(text: &str) -> Result<Self, SourceError> {
-        let table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| SourceError::Toml(error.to_string()))?;
+        let table: toml::Table = text.parse().map_err(|error| toml_error(text, &error))?;
         Ok(Self(json(toml::Value::Table(table))))
     }
 
     /// Reads JSON.
     ///
     /// # Errors
-    /// When the text is not JSON.
+    /// When the text is not JSON, or has a key twice in one object.
     pub fn from_json(text: &[u8]) -> Result<Self, SourceError> {
-        serde_json::from_slice(text).map(Self).map_err(|error| SourceError::Json(error.to_string()))
+        serde_json::from_slice::<strict::Strict>(text)
+            .map(|strict::Strict(value)| Self(value))
+            .map_err(|error| SourceError::Json(error.to_string()))
     }
 
     /// The document as JSON, secrets included: what `tollgate apply` sends.
@@ -118,6 +120,14 @@ impl Source {
 /// The hash under which a secret is kept and found.
 pub fn hash_secret(secret: &str) -> KeyHash {
     Sha256::digest(secret.as_bytes()).into()
+}
+
+/// The error without the line it is in, which may hold a secret.
+fn toml_error(text: &str, error: &toml::de::Error) -> SourceError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    SourceError::Toml(format!("line {line}, column {column}: {}", error.message()))
 }
 
 fn json(value: toml::Value) -> Value {

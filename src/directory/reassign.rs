@@ -172,6 +172,33 @@ mod tests {
     }
 
     #[test]
+    fn d10_whoever_held_it_in_this_cycle_keeps_the_bucket_in_every_order() {
+        // Every sequence of four moves among three users and nobody, under every policy.
+        let users = ["", "alice", "bob", "carol"];
+        let policies = [Remaining, NextCycle, Full];
+        for code in 0..12_usize.pow(4) {
+            let moves: Vec<_> = (0..4)
+                .map(|step| code / 12_usize.pow(step) % 12)
+                .map(|pick| ("11", users[pick / 3], policies[pick % 3]))
+                .collect();
+            let mut had = vec![(id("alice"), (id("alice"), true))];
+            let holders = moves.iter().filter(|(_, to, _)| !to.is_empty());
+            let seen = walk(&moves);
+            for ((_, to, policy), now) in holders.zip(seen) {
+                match had.iter().find(|(user, _)| user.as_str() == *to) {
+                    Some((_, before)) => assert_eq!(now, *before, "{moves:?}"),
+                    None => {
+                        // Only `full` opens another bucket.
+                        let opened = had.iter().all(|(_, (bucket, _))| *bucket != now.0);
+                        assert_eq!(opened, *policy == Full, "{moves:?}");
+                        had.push((id(to), now));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn d08_a_licence_that_nobody_held_pays_at_once() {
         for policy in [Remaining, NextCycle, Full] {
             assert_eq!(reassign(None, None, Some(&id("bob")), policy, &cycle("11")), None);

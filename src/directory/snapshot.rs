@@ -30,6 +30,9 @@ pub use users::Users;
 /// The SHA-256 of a key's secret. Keys are found by it, never by the secret (f79).
 pub type KeyHash = [u8; 32];
 
+/// Pool access, or what is missing for it; shared by all who stand alike.
+pub type Decision = Result<Arc<Access>, Arc<[Missing]>>;
+
 /// The snapshot in force; swapped whole.
 #[derive(Debug, Default)]
 pub struct Live(ArcSwap<Snapshot>);
@@ -151,7 +154,7 @@ pub struct User {
     /// Groups, by id.
     pub groups: Box<[Id]>,
     /// Pool access, or what is missing for it (D12, D14).
-    pub access: Result<Arc<Access>, Arc<[Missing]>>,
+    pub access: Decision,
     /// Identity of the overdraft and draw accounts.
     pub stem: Stem,
 }
@@ -204,7 +207,7 @@ pub enum KeyKind {
     /// Is one user.
     User(Id),
     /// Has no seat: draws on the pool (D18).
-    Principal(Result<Arc<Access>, Arc<[Missing]>>),
+    Principal(Decision),
 }
 
 /// For whom a service key may act.
@@ -245,7 +248,7 @@ pub enum Payer<'a> {
     /// A user.
     User(&'a User),
     /// A machine without a seat.
-    Principal(&'a Key, &'a Result<Arc<Access>, Arc<[Missing]>>),
+    Principal(&'a Key, &'a Decision),
 }
 
 impl<'a> Payer<'a> {

@@ -1,33 +1,27 @@
-//! Forwarding: what a backend is shown of a request, and what a client is shown of its response.
+//! Forwarding: a request goes to its backend, and its charge is settled by what comes back.
 
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap,
-    HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
-};
-use http::request::Parts;
-use http::{Request, Response, Version, response};
-use smallvec::SmallVec;
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
+use http::{Request, Response, response};
 use tokio_util::task::TaskTracker;
 
 use super::Refused;
 use super::carry::Carried;
+use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, undress};
 use super::hold::{Held, Stage};
 use super::identify::Caller;
 use super::meter_body::{Content, End, MeteredBody, Reading, settle as settle_by};
 use super::route::Route;
 use super::settle::{self, Actual, Settled};
 use super::upstream::{Failure, Flow, Outgoing, Upstream};
-use super::worker::{Connection, Worker};
+use super::worker::Worker;
 use crate::books::{Books, InDoubt};
 use crate::config::OnDisconnect;
 use crate::core::charge::State;
-use crate::core::ids::Id;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{Outcome, Phase};
 
@@ -38,19 +32,7 @@ const SMALL: u64 = 64 << 10;
 /// not say how long it is.
 const PATIENCE: usize = 3;
 
-/// The request's id, in both directions.
-pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const TOLLGATE_ORG: HeaderName = HeaderName::from_static("tollgate-org");
-const TOLLGATE_USER: HeaderName = HeaderName::from_static("tollgate-user");
-const TOLLGATE_CHARGE: HeaderName = HeaderName::from_static("tollgate-charge");
 const TOLLGATE_RECEIPT: HeaderName = HeaderName::from_static("tollgate-receipt");
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// A response on its way to the client.
 pub struct Forwarded<B: Books + 'static> {
@@ -58,140 +40,6 @@ pub struct Forwarded<B: Books + 'static> {
     pub response: Response<Content<B>>,
     /// How long the backend was waited for.
     pub waited: Duration,
-}
-
-/// Removes what belongs to the connection it came over, and what only the gateway says
-/// (f60, f61). Run before a request is priced: a header that is not forwarded decides no price.
-pub fn strip(headers: &mut HeaderMap) {
-    let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
-    for name in headers.keys() {
-        if is_hop_by_hop(name) || is_ours(name) {
-            gone.push(name.clone());
-        }
-    }
-    for value in headers.get_all(CONNECTION) {
-        for token in value.as_bytes().split(|byte| *byte == b',') {
-            let token = token.trim_ascii();
-            if !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close") {
-                gone.extend(HeaderName::from_bytes(token));
-            }
-        }
-    }
-    for name in gone {
-        headers.remove(name);
-    }
-}
-
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    // Names that http knows compare as one number each.
-    *name == CONNECTION
-        || *name == TRANSFER_ENCODING
-        || *name == TE
-        || *name == TRAILER
-        || *name == UPGRADE
-        || *name == PROXY_AUTHENTICATE
-        || *name == PROXY_AUTHORIZATION
-        || *name == KEEP_ALIVE
-        || *name == PROXY_CONNECTION
-}
-
-/// `Tollgate-*` in any spelling that a backend could take for it: CGI and its heirs turn every
-/// `-` into `_`.
-fn is_ours(name: &HeaderName) -> bool {
-    let bytes = name.as_str().as_bytes();
-    bytes.len() > 8 && bytes.starts_with(b"tollgate") && matches!(bytes[8], b'-' | b'_')
-}
-
-/// The id a caller gave its request, if it may be passed on.
-pub fn own_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    let id = headers.get(X_REQUEST_ID)?;
-    let visible = |bytes: &[u8]| bytes.iter().all(|byte| (0x21..=0x7e).contains(byte));
-    ((1..=128).contains(&id.len()) && visible(id.as_bytes())).then(|| id.clone())
-}
-
-/// A request as the backend is shown it, from one that was stripped.
-#[derive(Debug)]
-pub struct Dressing<'a> {
-    /// The connection it came over.
-    pub peer: &'a HeaderValue,
-    /// Whether that is a proxy whose word is believed.
-    pub trusted: bool,
-    /// The charge's id as text, if there is one.
-    pub charge: Option<HeaderValue>,
-    /// The request's id.
-    pub request_id: HeaderValue,
-}
-
-/// Makes the request that goes to the backend. Headers are moved.
-pub fn dress(
-    mut parts: Parts,
-    body: Outgoing,
-    caller: &Caller,
-    route: &Route,
-    upstream: &Upstream,
-    dressing: Dressing<'_>,
-) -> Request<Outgoing> {
-    let headers = &mut parts.headers;
-    headers.reserve(8);
-    if caller.by_authorization {
-        headers.remove(AUTHORIZATION);
-    }
-    headers.remove(EXPECT);
-    let mut value = dressing.peer.clone();
-    if dressing.trusted {
-        if let Some(before) = headers.get(X_FORWARDED_FOR) {
-            let chain = [before.as_bytes(), b", ", value.as_bytes()].concat();
-            value = HeaderValue::from_bytes(&chain).unwrap_or(value);
-        }
-    } else {
-        headers.remove(FORWARDED);
-    }
-    headers.insert(X_FORWARDED_FOR, value);
-    if !dressing.trusted || !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-    if let Some(host) = headers.remove(HOST)
-        && (!dressing.trusted || !headers.contains_key(X_FORWARDED_HOST))
-    {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    headers.insert(TOLLGATE_ORG, id(&caller.org.id));
-    if let Some(user) = &caller.user {
-        headers.insert(TOLLGATE_USER, id(&user.id));
-    }
-    if let Some(charge) = dressing.charge {
-        headers.insert(TOLLGATE_CHARGE, charge);
-    }
-    headers.insert(X_REQUEST_ID, dressing.request_id);
-    if let Some((name, secret)) = &upstream.credential {
-        headers.insert(name.clone(), secret.clone());
-    }
-    if route.metered.as_ref().is_some_and(|metered| !metered.pricing.response.is_empty()) {
-        // Usage is read from the body as it comes, so it must come as it is (f74).
-        headers.remove(ACCEPT_ENCODING);
-    }
-    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
-        let path = parts.uri.path_and_query().cloned();
-        parts.uri = path.map(http::Uri::from).unwrap_or_default();
-    }
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
-    Request::from_parts(parts, body)
-}
-
-fn id(id: &Id) -> HeaderValue {
-    // Ids are visible ASCII.
-    HeaderValue::from_str(id.as_str()).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// Removes from a response what belongs to the backend's connection and what only the gateway
-/// says.
-fn undress(head: &mut response::Parts) {
-    strip(&mut head.headers);
-    head.headers.remove(RATE_LIMIT);
-    head.headers.remove(RATE_LIMIT_POLICY);
-    head.version = Version::HTTP_11;
-    head.extensions.clear();
 }
 
 /// Forwards a request of a free route.
@@ -469,13 +317,4 @@ pub async fn read_body(
         pieces.push(data);
     }
     Ok(join(pieces, size))
-}
-
-/// The dressing of a request that came over a connection.
-pub fn dressing(
-    connection: &Connection,
-    charge: Option<HeaderValue>,
-    request_id: HeaderValue,
-) -> Dressing<'_> {
-    Dressing { peer: &connection.peer, trusted: connection.trusted, charge, request_id }
 }

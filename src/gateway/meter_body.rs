@@ -71,8 +71,17 @@ impl<B: Books + 'static> Body for Reply<B> {
                 data.map(|data| data.map_err(BodyError::from))
             }
             Content::Metered(body) => std::task::ready!(body.poll_data(context)),
-            Content::Broken(bytes) => match bytes.take() {
-                Some(bytes) => Some(Ok(bytes)),
+            Content::Broken(rest) => match rest.take() {
+                Some(bytes) if !bytes.is_empty() => {
+                    *rest = Some(Bytes::new());
+                    Some(Ok(bytes))
+                }
+                Some(_) => {
+                    // hyper sends what it has while a body is pending; an error at once would
+                    // take back the head and what came with it.
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 None => Some(Err("the backend broke off".into())),
             },
         };

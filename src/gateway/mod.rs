@@ -6,6 +6,7 @@
 
 pub mod admit;
 mod carry;
+mod dress;
 mod forward;
 mod hold;
 mod identify;
@@ -39,7 +40,8 @@ use crate::books::Books;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{OrgMeters, Outcome};
 use admit::Permit;
-use forward::{Forwarded, X_REQUEST_ID};
+use dress::{Dressing, X_REQUEST_ID};
+use forward::Forwarded;
 use meter_body::{Content, Reply};
 pub use problem::Refused;
 use quote::Asked;
@@ -54,7 +56,7 @@ async fn serve<B: Books + 'static>(
     trace: &mut Trace,
 ) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
     let (mut parts, body) = request.into_parts();
-    trace.request_id = forward::own_request_id(&parts.headers);
+    trace.request_id = dress::own_request_id(&parts.headers);
     screen(&parts)?;
     let now = worker.clock.now();
     if let Some(path) = parts.uri.path().strip_prefix(reserved::PREFIX) {
@@ -64,16 +66,16 @@ async fn serve<B: Books + 'static>(
     trace.meters = Some(Arc::clone(shown.meters()));
     let caller = shown.identify()?;
     let permit = Some(worker.limits.admit(&caller)?);
-    forward::strip(&mut parts.headers);
+    dress::strip(&mut parts.headers);
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
     trace.route = Some(route.index);
     let upstream = &worker.upstreams[route.upstream];
     let Some(metered) = &route.metered else {
-        let id = trace.id(worker, now);
-        let dressing = forward::dressing(connection, None, id);
+        let request_id = trace.id(worker, now);
+        let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
         let body = Outgoing::Streamed(body);
-        let request = forward::dress(parts, body, &caller, &route, upstream, dressing);
+        let request = dress::dress(parts, body, &route, upstream, dressing);
         return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
@@ -95,9 +97,10 @@ async fn serve<B: Books + 'static>(
     let route = Arc::clone(&route);
     let held = hold::hold(worker, caller, route, quoted, now, trace.request_id.as_ref()).await?;
     let charge = id_header(held.charge);
-    let id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
-    let dressing = forward::dressing(connection, Some(charge), id);
-    let request = forward::dress(parts, body, &held.caller, &held.route, upstream, dressing);
+    let request_id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
+    let charge = Some(charge);
+    let dressing = Dressing { caller: &held.caller, connection, charge, request_id };
+    let request = dress::dress(parts, body, &held.route, upstream, dressing);
     Ok((forward::metered(held, request).await?, permit))
 }
 

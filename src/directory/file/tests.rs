@@ -193,6 +193,16 @@ fn every_problem_is_listed_with_its_place() {
 }
 
 #[test]
+fn f70_a_key_that_is_there_twice_is_refused() {
+    let twice = br#"{"plan":[{"id":"a","credits":"1","credits":"2"}]}"#;
+    assert!(matches!(Source::from_json(twice), Err(SourceError::Json(_))));
+    assert!(matches!(Source::from_toml("a = 1\na = 2"), Err(SourceError::Toml(_))));
+    let each = br#"{"a":[null,true,-1,1,0.5,"x",{"b":{}}],"b":{"a":""}}"#;
+    let read = Source::from_json(each).unwrap();
+    assert_eq!(read.0, serde_json::from_slice::<Value>(each).unwrap());
+}
+
+#[test]
 fn what_is_not_built_yet_is_said() {
     let document = Source::from_toml("[org]\nid = \"a\"\nmode = \"observe\"").unwrap().document();
     assert!(document.problems[0].detail.contains("not built yet"));
@@ -206,6 +216,15 @@ fn f81_no_message_quotes_a_secret() {
         assert_eq!(document.problems.len(), 1);
         assert!(!format!("{document:?}").contains("canary"));
     }
+}
+
+#[test]
+fn f81_a_syntax_error_has_a_place_and_quotes_nothing() {
+    let Err(error) = Source::from_toml("a = 1\nsecret = \"canary-0123456789\nb = 2") else {
+        panic!("an open string was read");
+    };
+    let text = error.to_string();
+    assert!(text.contains("line 2, column ") && !text.contains("canary"), "{text}");
 }
 
 #[test]

@@ -9,18 +9,20 @@ use crate::core::ids::Id;
 /// How many buckets the users of an org are spread over: a change rebuilds one of them.
 const BUCKETS: usize = 1024;
 
+type Bucket = HashMap<Id, Arc<User>>;
+
 /// The users of an org, in buckets that snapshots share.
 #[derive(Clone, Debug)]
 pub struct Users {
-    buckets: Box<[Arc<HashMap<Id, Arc<User>>>]>,
+    buckets: Box<[Arc<Bucket>]>,
     count: usize,
 }
 
 impl Users {
     /// Spreads users over the buckets.
     pub fn new(users: impl IntoIterator<Item = User>) -> Self {
-        let mut buckets: Vec<HashMap<Id, Arc<User>>> = Vec::new();
-        buckets.resize_with(BUCKETS, HashMap::new);
+        let mut buckets: Vec<Bucket> = Vec::new();
+        buckets.resize_with(BUCKETS, Bucket::new);
         let mut count = 0;
         for user in users {
             count += 1;

@@ -89,6 +89,19 @@ async fn d06_a_change_of_anchor_waits_for_the_end_of_the_cycle() {
 }
 
 #[tokio::test]
+async fn d06_a_change_of_zone_waits_too_and_moves_no_term_that_began() {
+    let bench = Bench::acme().await;
+    let org = ACME.split("[[term]]").next().unwrap();
+    bench.apply(&format!("{org}timezone = \"Asia/Tokyo\"\n")).await;
+    let bench = bench.reopen(1).await;
+    let org = bench.org();
+    assert_eq!(org.schedule.cycle_at(at(NOVEMBER)).end.to_string(), "2026-12-01T00:00:00Z");
+    assert_eq!(org.schedule.cycle_at(at(DECEMBER)).end.to_string(), "2026-12-31T15:00:00Z");
+    assert_eq!(org.terms[0].term.start.to_string(), "2026-01-01T00:00:00Z");
+    assert_eq!(org.terms[0].term.end.to_string(), "2026-12-31T15:00:00Z");
+}
+
+#[tokio::test]
 async fn d08_a_licence_assigned_mid_cycle_counts_in_full_from_the_next_request() {
     let bench = Bench::acme().await;
     assert!(bench.seat("bob", NOVEMBER).is_empty());

@@ -1,4 +1,4 @@
-//! The exposition: what workers counted, added up and written as OpenMetrics.
+//! The exposition: cells added up over workers, and written under the contract's names.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,6 @@ use super::{CLASSES, Histogram, Meters, NONE, Outcome, Shared};
 use crate::core::amount::MICRO;
 use crate::core::refusal::Code;
 
-/// What a scrape collects.
 #[derive(Debug)]
 pub(super) struct Collected(pub(super) Arc<Shared>);
 
