@@ -1,4 +1,4 @@
-//! Tollgate: a metering gateway for generative features.
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod admin;
 pub mod app;

@@ -153,6 +153,7 @@ impl Cursor {
     /// [`Damage`] says what and where. An incomplete or wrong frame is damage when a later
     /// segment exists, because a segment is sealed whole; else it is the [`Next::End`].
     pub fn next(&mut self) -> Result<Next, Damage> {
+        let mut is_sealed = false;
         loop {
             if self.open.is_none() && !self.open_segment()? {
                 return Ok(Next::End);
@@ -167,9 +168,16 @@ impl Cursor {
                         .from(self.position)
                         .any(|s| s.start == self.position && s.start != open.start)
                     {
+                        is_sealed = false;
                         continue;
                     }
                     if segments.from(open.start + 1).next().is_some() {
+                        // The writer may have finished the segment after it was read here and
+                        // before its successor was seen. It is whole now: read once more.
+                        if !is_sealed {
+                            is_sealed = true;
+                            continue;
+                        }
                         let offset = HEADER as u64 + self.position - open.start;
                         return Err(Damage::Record { path: open.path, offset, what });
                     }
