@@ -266,6 +266,22 @@ fn f60_f61_neither_side_is_shown_what_belongs_to_the_other() {
 }
 
 #[test]
+fn f74_a_backend_encodes_nothing_that_usage_is_read_from() {
+    run(async {
+        let world = World::new(&org());
+        for (path, accepted) in [
+            ("/v1/told", None),
+            ("/v1/images", Some("gzip, br")),
+            ("/v1/streamed", Some("gzip, br")),
+        ] {
+            let call = Call::post(path, "{}").user("alice").header("accept-encoding", "gzip, br");
+            world.send(&call).await.is(200);
+            assert_eq!(world.backend.last().header("accept-encoding"), accepted, "{path}");
+        }
+    });
+}
+
+#[test]
 fn a_key_in_its_own_header_leaves_authorization_to_the_backend() {
     run(async {
         let world = World::new(&org());
