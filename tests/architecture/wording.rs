@@ -107,8 +107,10 @@ fn banned(sources: &[Source]) -> Vec<String> {
             }
         }
         if EXACT.iter().any(|place| source.path.starts_with(place)) {
-            found(&product, "f32", "money is exact");
-            found(&product, "f64", "money is exact");
+            // A visitor of serde has to name the type of what it refuses.
+            let exact = product.replace("_: f64", "_: ___");
+            found(&exact, "f32", "money is exact");
+            found(&exact, "f64", "money is exact");
         }
     }
     findings
@@ -162,7 +164,7 @@ fn planted_words_are_found() {
         ("src/cli/a.rs", "println!();"),
         ("src/gateway/problem.rs", "StatusCode::OK"),
         ("src/telemetry.rs", "a as f64"),
-        ("src/core/a.rs", "fn visit_f64() {}"),
+        ("src/core/a.rs", "fn visit_f64(self, _: f64) {}"),
     ] {
         assert_eq!(banned(&[Source::new(path, text)]), [""; 0], "{path}: {text}");
     }

@@ -1,6 +1,7 @@
 //! The embedded engine: balances in memory, every change in the journal. One process per data
 //! dir; a killed process loses nothing that it acknowledged.
 
+mod open;
 mod session;
 mod table;
 
@@ -14,7 +15,8 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
-use self::session::{Inner, OpenHold, in_doubt_memo};
+use self::open::{OpenHold, in_doubt_memo};
+use self::session::Inner;
 use self::table::{Entries, Entry, State, Table};
 use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
