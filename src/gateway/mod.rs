@@ -127,6 +127,12 @@ fn id_header(id: crate::core::ids::ChargeId) -> HeaderValue {
 
 /// Refuses what no stage should see.
 fn screen(parts: &Parts) -> Result<(), Refused> {
+    // The connection's buffer bounds what it waits for, not what came in one piece.
+    let block = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    if block.sum::<usize>() > MAX_HEADER_BLOCK {
+        let detail = "a request's header block is at most 64 KiB";
+        return Err(Refusal::new(Code::HeadersTooLarge, detail).into());
+    }
     if parts.method == Method::CONNECT {
         return Err(Refusal::new(Code::NotImplemented, "the gateway opens no tunnels").into());
     }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::books::journal::{Cursor, Damage, Next};
 use crate::core::account::{AccountKey, LegKind};
-use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, leg_documents};
+use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, State, leg_documents};
 use crate::core::ids::ChargeId;
 use crate::core::record::{Hold, Leg, Record, Resolve, instant};
 
@@ -136,7 +136,8 @@ impl Archive {
         Ok(true)
     }
 
-    /// A charge, once everything up to `written` is archived.
+    /// A charge as of `written`: a hold whose end may be recorded, but not archived yet, is waited
+    /// for, so that whoever was told of a capture does not read that it is held.
     ///
     /// # Errors
     /// When the database fails.
@@ -147,13 +148,12 @@ impl Archive {
     ) -> Result<Option<ChargeDocument>, ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            // Asked before the lookup: what is archived in between is found in the next round.
-            let complete = self.position() >= written;
-            if let Some(document) = self.look_up(id).await? {
-                return Ok(Some(document));
-            }
-            if complete || tokio::time::Instant::now() >= deadline {
-                return Ok(None);
+            // Asked before the look-up: what is archived after it is not what it saw.
+            let caught_up = self.position() >= written;
+            let found = self.look_up(id).await?;
+            let resolved = found.as_ref().is_some_and(|charge| charge.state != State::Held);
+            if resolved || caught_up || tokio::time::Instant::now() >= deadline {
+                return Ok(found);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

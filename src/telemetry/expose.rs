@@ -83,7 +83,12 @@ impl Collector for Collected {
         for (name, help, values) in shared.watches.lock().iter() {
             let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (labels, value) in values() {
-                family.encode_family(&labels)?.encode_gauge(&value)?;
+                // An empty set of labels would be written as empty braces.
+                if labels.is_empty() {
+                    family.encode_gauge(&value)?;
+                } else {
+                    family.encode_family(&labels)?.encode_gauge(&value)?;
+                }
             }
         }
         Ok(())

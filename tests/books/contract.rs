@@ -5,8 +5,8 @@ use tollgate::core::account::{Account, Balance, LegKind, Slot, Source, View};
 use tollgate::core::charge::{OutcomeMemo, State};
 
 use crate::engine::{
-    Engine, NOW, account, ask, balance, capped, done, id, legs, name, payer, post, resolution, run,
-    take,
+    Engine, NOW, account, ask, balance, capped, done, id, legs, name, payer, poll_once, post,
+    resolution, run, take,
 };
 
 macro_rules! suite {
@@ -164,7 +164,7 @@ pub fn f06_a_dropped_answer_is_done_work<E: Engine>() {
         drop(session.hold(&ask(1, &accounts, &post)));
         let asked = ask(2, &accounts, &post);
         let mut polled = Box::pin(session.hold(&asked));
-        let _ = futures_poll(&mut polled).await;
+        assert!(!poll_once(&mut polled).await);
         drop(polled);
         assert_eq!(session.balances(&accounts).await.unwrap().get(0).unwrap().held, 8);
         drop(session.resolve(id(1), &resolution(State::Captured, &[3], &memo)));
@@ -175,14 +175,6 @@ pub fn f06_a_dropped_answer_is_done_work<E: Engine>() {
     });
     drop(session);
     assert_eq!(engine.restart().all()[&name("a")], balance(10, 0, 0, 3));
-}
-
-/// Polls a future once.
-async fn futures_poll<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|context| {
-        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_ready())
-    })
-    .await
 }
 
 pub fn acknowledged_is_recorded<E: Engine>() {

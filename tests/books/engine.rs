@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use tempfile::TempDir;
-use tollgate::books::embedded::{self, Recovery};
+use tollgate::books::embedded;
 use tollgate::books::{Ask, Books, InDoubt, Posted, Resolution};
 use tollgate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Balance, Grant, LegKind, Legs, Payer, Post,
@@ -74,10 +74,6 @@ impl Embedded {
         copy(self.dir.path(), dir.path());
         Self { engine: embedded::Engine::open(dir.path(), NOW).unwrap(), dir }
     }
-
-    pub fn recovery(&self) -> Recovery {
-        self.engine.recovery()
-    }
 }
 
 /// A directory in memory where the system has one: these tests are about order, not about disks.
@@ -104,6 +100,14 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 
 pub fn run<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Polls a future once; true when it is done.
+pub async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_ready())
+    })
+    .await
 }
 
 /// A licence's account.

@@ -175,8 +175,7 @@ impl Engine {
             self.session.adopt(open);
             let memo = in_doubt_memo(state, cost);
             let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
-            // The future only waits for the flush below.
-            drop(self.session.resolve(ChargeId(charge), &resolution));
+            self.session.resolve_left_open(ChargeId(charge), &resolution)?;
         }
         self.session.flush()
     }

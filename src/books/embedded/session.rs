@@ -100,6 +100,19 @@ impl Session {
         &self.0
     }
 
+    /// Resolves a hold that recovery found open. Nobody waits for it: its record is written with
+    /// all the others by the next [`Session::flush`].
+    pub(super) fn resolve_left_open(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> Result<(), BooksError> {
+        if let Step::Written { mut wait, .. } = self.resolve_now(charge, resolution)? {
+            wait.batch = 0;
+        }
+        Ok(())
+    }
+
     /// Puts a hold in that recovery found open.
     pub(super) fn adopt(&self, hold: OpenHold) {
         self.0.open.lock().insert(hold.charge, Arc::new(hold));

@@ -352,3 +352,20 @@ fn f44_a_session_that_outlives_its_engine_keeps_the_lock() {
     drop(session);
     open(dir.path());
 }
+
+#[test]
+fn d36_all_that_was_left_open_is_written_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let accounts = [account("a", 1_000, 1)];
+    {
+        let session = open(dir.path()).session();
+        for n in 0..300 {
+            held(run(session.hold(&ask(n, &accounts, &take(1, &[0]))))).unwrap();
+        }
+    }
+    // Segments are sealed between writes: one write for all leaves one sealed segment.
+    let engine = Engine::open_with(dir.path(), NOW, 1).unwrap();
+    assert_eq!(engine.recovery().voided, 300);
+    let segments = crate::books::journal::Segments::list(dir.path()).unwrap();
+    assert!(segments.as_slice().len() <= 4, "{} segments", segments.as_slice().len());
+}

@@ -116,7 +116,14 @@ impl Journal {
         let segments = Segments::list(dir)?;
         if let Some(last) = segments.last_before(position) {
             let file = OpenOptions::new().write(true).open(&last.path)?;
-            file.set_len(HEADER as u64 + position - last.start)?;
+            let length = HEADER as u64 + position - last.start;
+            if file.metadata()?.len() < length {
+                // A snapshot knows of more than the journal has. To go on would write zeros in
+                // between, and lose whatever is missing without a word.
+                let what = format!("{}: shorter than the snapshot says", last.path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            file.set_len(length)?;
             file.sync_data()?;
         }
         for torn in segments.from(position) {

@@ -154,6 +154,7 @@ impl Cursor {
     /// segment exists, because a segment is sealed whole; else it is the [`Next::End`].
     #[expect(clippy::should_implement_trait, reason = "an iterator would lend nothing out")]
     pub fn next(&mut self) -> Result<Next, Damage> {
+        let mut is_sealed = false;
         loop {
             if self.open.is_none() && !self.open_segment()? {
                 return Ok(Next::End);
@@ -168,9 +169,16 @@ impl Cursor {
                         .from(self.position)
                         .any(|s| s.start == self.position && s.start != open.start)
                     {
+                        is_sealed = false;
                         continue;
                     }
                     if segments.from(open.start + 1).next().is_some() {
+                        // The writer may have finished the segment after it was read here and
+                        // before its successor was seen. It is whole now: read once more.
+                        if !is_sealed {
+                            is_sealed = true;
+                            continue;
+                        }
                         let offset = HEADER as u64 + self.position - open.start;
                         return Err(Damage::Record { path: open.path, offset, what });
                     }

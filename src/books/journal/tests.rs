@@ -103,3 +103,42 @@ fn f45_a_newer_journal_is_refused_and_untouched() {
     assert!(matches!(read_all(dir.path(), 0), Err(Damage::Newer { version: 200, .. })));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
+
+#[test]
+fn a_cursor_that_follows_a_fast_writer_never_takes_a_new_segment_for_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), 0, 64).unwrap();
+    let is_done = AtomicBool::new(false);
+    let read = std::thread::scope(|scope| {
+        let follower = scope.spawn(|| {
+            let mut cursor = Cursor::new(dir.path(), 0);
+            let mut read = 0;
+            loop {
+                let was_done = is_done.load(Ordering::Acquire);
+                while cursor.next().unwrap() == Next::Record {
+                    read += 1;
+                }
+                if was_done {
+                    return read;
+                }
+            }
+        });
+        for _ in 0..400 {
+            write(&journal, &[b"0123456789abcdef"]);
+        }
+        is_done.store(true, Ordering::Release);
+        follower.join().unwrap()
+    });
+    assert_eq!(read, 400);
+}
+
+#[test]
+fn f39_a_journal_that_ends_before_its_snapshot_is_refused_and_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let end = write(&Journal::open(dir.path(), 0, SEGMENT_SIZE).unwrap(), &[b"first"]);
+    let path = dir.path().join(segment_name(0));
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(Journal::open(dir.path(), end + 1, SEGMENT_SIZE).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    Journal::open(dir.path(), end, SEGMENT_SIZE).unwrap();
+}

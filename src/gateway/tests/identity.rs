@@ -4,6 +4,7 @@ use super::bench::*;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn refused(
     bench: &Bench,
@@ -116,6 +117,30 @@ async fn f60_f61_nobody_speaks_for_the_gateway_in_either_direction() {
     for name in ["tollgate-receipt", "tollgate_user", "ratelimit", "keep-alive", "x-secret"] {
         assert!(!answer.headers.contains_key(name), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_change_of_the_directory_counts_from_the_next_request_of_a_kept_connection() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    let mut stream = bench.connect().await;
+    let text = format!(
+        "GET /v1/models HTTP/1.1\r\nhost: gate\r\nauthorization: {STUDIO}\r\n\
+         tollgate-user: alice\r\n\r\n"
+    );
+    let mut statuses = Vec::new();
+    for _ in 0..3 {
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut got = [0; 4096];
+        let read = stream.read(&mut got).await.unwrap();
+        statuses.push(String::from_utf8_lossy(&got[9..read.min(12)]).into_owned());
+        if statuses.len() == 2 {
+            let mut next = crate::directory::snapshot::Snapshot::clone(&bench.worker.live.load());
+            next.keys.clear();
+            bench.worker.live.swap(next);
+        }
+    }
+    assert_eq!(statuses, ["200", "200", "401"]);
 }
 
 #[tokio::test]

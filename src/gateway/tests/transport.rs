@@ -81,3 +81,20 @@ async fn draining_finishes_what_is_served_and_closes() {
     stream.read_to_string(&mut got).await.unwrap();
     assert!(got.starts_with("HTTP/1.1 200") && got.ends_with("\r\n\r\nx"), "{got}");
 }
+
+#[tokio::test]
+async fn answers_without_a_body_pass_as_they_are() {
+    let bench = Bench::new().await;
+    let head = |text: &str| [Step::Send(text.as_bytes().to_vec())];
+    bench.backend.plays(head("HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n"));
+    for path in ["/v1/models", "/v1/recolor"] {
+        let request = get(path).method("HEAD").header("tollgate-user", "alice");
+        let answer = bench.send(request.body(http_body_util::Full::default()).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-length")), (200, "70000"));
+        assert!(answer.body.is_empty() && answer.whole);
+    }
+    bench.backend.plays(head("HTTP/1.1 204 No Content\r\n\r\n"));
+    let answer = bench.post("/v1/images", "alice", "{}").await;
+    assert_eq!((answer.status.as_u16(), answer.receipt()["state"].as_str()), (204, "captured"));
+    assert_eq!(bench.engine.open_holds().0, 0);
+}

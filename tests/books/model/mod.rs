@@ -4,6 +4,7 @@
 //!
 //! `TOLLGATE_MODEL_SEED` replays one world, `TOLLGATE_MODEL_STEPS` runs another number of steps.
 
+mod ask;
 mod disk;
 mod naive;
 mod play;

@@ -7,10 +7,11 @@ use std::task::{Context, Poll, Waker};
 use tempfile::TempDir;
 use tollgate::books::embedded::{Engine, Session};
 use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
-use tollgate::core::account::{Account, Balance, LegKind, Legs, Payer, Post, Slot, Source, View};
+use tollgate::core::account::{Account, Balance, Legs, Slot, View};
 use tollgate::core::charge::{OutcomeMemo, State};
 
-use super::naive::{self, Grant, Id, Leg, Model, Sums};
+use super::ask::Asked;
+use super::naive::{Grant, Id, Leg, Model, Sums};
 use super::world::{ROLE_COUNT, Random, World};
 use super::{EVERYTHING, disk};
 use crate::engine::{NOW, id as charge_id, temporary};
@@ -62,16 +63,6 @@ struct Flight {
     accounts: Vec<Id>,
     session: usize,
     batch: u64,
-}
-
-/// A post in both languages.
-struct Asked {
-    accounts: Vec<Account<'static>>,
-    ids: Vec<Id>,
-    post: Post,
-    sources: Vec<naive::Source>,
-    /// By slot: the account if the post names it.
-    named: Vec<Option<(Id, Grant)>>,
 }
 
 pub struct Play {
@@ -181,7 +172,7 @@ impl Play {
     }
 
     fn hold(&mut self) {
-        let asked = self.ask();
+        let asked = Asked::random(&mut self.random, &self.world, &self.model);
         let session = self.session();
         let number = self.charges.len() as u64;
         let capture = self.random.percent(30);
@@ -234,7 +225,8 @@ impl Play {
             }
             _ => Vec::new(),
         };
-        let extra = (capture && self.random.percent(15)).then(|| self.ask());
+        let extra = (capture && self.random.percent(15))
+            .then(|| Asked::random(&mut self.random, &self.world, &self.model));
         let resolution = Resolution {
             state,
             keep: &keep,
@@ -346,7 +338,7 @@ impl Play {
 
     /// Reads: balances as a post would find them, and open charges.
     fn look(&mut self) {
-        let asked = self.ask();
+        let asked = Asked::random(&mut self.random, &self.world, &self.model);
         let session = self.session();
         let named = asked.ids.iter().zip(&asked.accounts).map(|(&id, account)| {
             let version = account.grant.version;
@@ -363,70 +355,6 @@ impl Play {
             let amounts = open.iter().flat_map(|open| open.legs.iter().map(|leg| leg.amount));
             assert!(amounts.eq(expected.iter().flat_map(|e| e.legs.iter().map(|leg| leg.1))));
         }
-    }
-
-    /// A random post on some of the current accounts.
-    fn ask(&mut self) -> Asked {
-        let count = 1 + self.random.below(7);
-        let roles = self.random.some_of(ROLE_COUNT, count);
-        let ids: Vec<Id> = roles.iter().map(|&role| self.world.current(role)).collect();
-        let grants: Vec<Grant> =
-            ids.iter().map(|&id| self.world.brought(id, &mut self.random)).collect();
-        let pairs = || ids.iter().copied().zip(grants.iter().copied());
-        let accounts = pairs().map(|(id, grant)| self.world.account(id, grant)).collect();
-        let mut named = vec![None; count];
-        let mut sources = Vec::new();
-        let mut post = Post::default();
-        for _ in 0..=self.random.below(3) {
-            let payers = 1 + self.random.below(3.min(count));
-            let slots = self.random.some_of(count, payers);
-            let mut source = Source::take(0, []);
-            let mut naive = Vec::new();
-            let mut total = 0_u64;
-            for slot in slots {
-                let cap = self.random.below(count);
-                let cap = (cap != slot && self.random.percent(20)).then_some(cap);
-                let payer = Payer {
-                    slot: slot as Slot,
-                    kind: LegKind::Pool,
-                    cap: cap.map(|cap| cap as Slot),
-                };
-                source.payers.push(payer);
-                naive.push(naive::Payer { account: ids[slot], cap: cap.map(|cap| ids[cap]) });
-                for slot in [Some(slot), cap].into_iter().flatten() {
-                    named[slot] = Some((ids[slot], grants[slot]));
-                }
-                let sums = self.model.live.sums_under(ids[slot], grants[slot]);
-                total += (sums.0 + sums.1 - sums.2 - sums.3).max(0) as u64;
-            }
-            source.take = match self.random.below(20) {
-                0..2 => 0,
-                2..4 => total.min(100),
-                4..5 => total + 1,
-                _ => self.random.up_to(25),
-            };
-            source.below = self.random.percent(10).then(|| total + self.random.up_to(2));
-            source.solvent = self.random.percent(20);
-            source.forced = self.random.percent(5);
-            if source.forced {
-                source.take = 1 + self.random.up_to(5);
-            }
-            sources.push(naive::Source {
-                take: source.take,
-                below: source.below,
-                solvent: source.solvent,
-                forced: source.forced,
-                payers: naive,
-            });
-            post.sources.push(source);
-        }
-        for slot in 0..count {
-            if self.random.percent(30) {
-                post.look.push(slot as Slot);
-                named[slot] = Some((ids[slot], grants[slot]));
-            }
-        }
-        Asked { accounts, ids, post, sources, named }
     }
 
     /// The future is polled once or not at all, and maybe dropped at once.
