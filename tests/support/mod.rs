@@ -9,7 +9,7 @@ pub mod world;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-pub use backend::{Backend, Script, Seen};
+pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, raw};
 pub use org::{Access, Org};
 pub use world::{Setup, World};
