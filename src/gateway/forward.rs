@@ -143,13 +143,18 @@ async fn deliver<B: Books + 'static>(
         }
     };
     held.worker.meters.upstream(held.route.upstream, Phase::Body, took);
-    let tasks = cancelled_by_leaving(&held);
-    let work = async move {
-        let settled = settle_by(&mut held, &reading, end, status).await;
-        (held, settled)
-    };
-    let (held, settled) = secured(tasks, work).await;
-    let settled = settled?;
+    let settled = match cancelled_by_leaving(&held) {
+        None => settle_by(&mut held, &reading, end, status).await,
+        Some(tasks) => {
+            let settling = async move {
+                let settled = settle_by(&mut held, &reading, end, status).await;
+                (held, settled)
+            };
+            let settled;
+            (held, settled) = Carried::new(&tasks, settling).await;
+            settled
+        }
+    }?;
     if end == End::Truncated && settled.state == State::Voided {
         let mut refused = failed(Failure::Broken, true);
         refused.refusal.detail = "the backend broke off its response; nothing was charged".into();
@@ -230,16 +235,6 @@ fn cancelled_by_leaving<B: Books + 'static>(held: &Held<B>) -> Option<TaskTracke
     cancels.then(|| held.worker.tasks.clone())
 }
 
-async fn secured<T: Send + 'static>(
-    tasks: Option<TaskTracker>,
-    work: impl Future<Output = T> + Send + 'static,
-) -> T {
-    match tasks {
-        None => work.await,
-        Some(tasks) => Carried::new(&tasks, work).await,
-    }
-}
-
 /// Settles a charge whose request got no answer (D32, f10).
 async fn unanswered<B: Books + 'static>(mut held: Box<Held<B>>, failure: Failure) -> Refused {
     let captures = failure == Failure::Timeout
@@ -247,9 +242,10 @@ async fn unanswered<B: Books + 'static>(mut held: Box<Held<B>>, failure: Failure
     let refused = failed(failure, true);
     let status = Some(super::problem::status(refused.refusal.code).as_u16());
     let settled = if captures {
-        let tasks = cancelled_by_leaving(&held);
+        // Carried, because a capture that has begun is not cancelled by leaving.
+        let tasks = held.worker.tasks.clone();
         let work = async move { settle::capture(&mut held, &Actual::Missing, status).await };
-        secured(tasks, work).await
+        Carried::new(&tasks, work).await
     } else {
         settle::void(&mut held, status).await
     };

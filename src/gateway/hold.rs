@@ -13,13 +13,13 @@ use super::quote::Quoted;
 use super::route::{Metered, Route};
 use super::worker::Worker;
 use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
-use crate::core::account::{LegKind, Legs, Post, Slot, View};
+use crate::core::account::{LegKind, Legs, Slot, View};
 use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
 use crate::core::ids::{ChargeId, Id};
 use crate::core::receipt::{self, Receipt};
 use crate::core::refusal::{Code, Refusal};
 use crate::core::waterfall::{self, MAX_PLANS, Plan, PoolAccess, Position};
-use crate::directory::snapshot::{Moment, Payer};
+use crate::directory::snapshot::Moment;
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// A charge that is held, and everything its settlement needs. Whatever becomes of the request,
@@ -71,19 +71,17 @@ pub struct Standing {
 }
 
 impl Standing {
-    fn new(position: &Position<'_>, view: &View) -> Self {
+    fn new(position: &Position<'_>) -> Self {
         let pool_slot = match &position.pool {
             PoolAccess::Open(side) => Some(side.pool),
             _ => None,
         };
-        let mut standing = Self {
+        Self {
             licences: position.licences,
             pool_slot,
             seat: position.overdraft.map(|_| (0, 0)),
             pool: pool_slot.map(|_| 0),
-        };
-        standing.update(view);
-        standing
+        }
     }
 
     /// Takes over what a later step returned.
@@ -160,59 +158,53 @@ impl<B: Books + 'static> Held<B> {
     }
 
     async fn post(&self, request_id: Option<&str>) -> Result<(Legs, Standing), Refused> {
-        let position = self.position();
         let memo = self.memo(request_id);
-        let books = &self.worker.books;
-        let in_doubt = self.metered().map_or(InDoubt::Void, |metered| metered.in_doubt);
-        let mut view = None;
+        let mut known: Option<Box<View>> = None;
         for _ in 0..MAX_PLANS {
-            let mut post = match waterfall::plan(&self.quoted.quote, &position, view.as_ref()) {
-                Plan::Post(post) => post,
-                Plan::Refuse(refusal) => return Err(self.refuse(refusal)),
-            };
-            if post.sources.is_empty() {
-                look_at_everything(&position, &mut post);
-            }
-            let ask = Ask {
-                charge: self.charge,
-                accounts: &position.accounts,
-                post: &post,
-                now: self.now,
-                in_doubt,
-                memo: &memo,
-            };
             let asked = Instant::now();
-            let posted = books.hold(&ask).await;
-            let count = |result| {
-                self.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
+            let (mut standing, asking) = self.ask(&memo, known.as_deref())?;
+            let posted = asking.await;
+            let result = match &posted {
+                Ok(Posted::Done(..)) => BooksResult::Done,
+                Ok(Posted::Short(_)) => BooksResult::Short,
+                Err(_) => BooksResult::Failed,
             };
+            self.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
             match posted {
                 Ok(Posted::Done(legs, after)) => {
-                    count(BooksResult::Done);
-                    return Ok((legs, Standing::new(&position, &after)));
+                    standing.update(&after);
+                    return Ok((legs, standing));
                 }
-                Ok(Posted::Short(known)) => {
-                    count(BooksResult::Short);
-                    view = Some(known);
-                }
-                Err(error) => {
-                    count(BooksResult::Failed);
-                    return Err(unavailable(&error));
-                }
+                Ok(Posted::Short(view)) => known = Some(Box::new(view)),
+                Err(error) => return Err(unavailable(&error)),
             }
         }
         let detail = "others spent from the same accounts while this was decided; try again";
         Err(Refusal::new(Code::BooksContended, detail).into())
     }
 
-    fn refuse(&self, mut refusal: Refusal) -> Refused {
-        let without_access =
-            matches!(self.caller.payer(), Payer::Principal(_, access) if access.is_err());
-        if without_access && refusal.code == Code::SeatExhausted {
-            refusal.code = Code::PoolAccessDenied;
-            refusal.detail = "a principal has no seat, and its profile gives no pool access".into();
-        }
-        refusal.into()
+    /// Plans on what is known, and asks the books. All of the asking happens in this call; the
+    /// future only waits, and is small, because it lives in every request's.
+    fn ask(
+        &self,
+        memo: &[u8],
+        known: Option<&View>,
+    ) -> Result<(Standing, impl Future<Output = Result<Posted, BooksError>> + Send + use<B>), Refused>
+    {
+        let position = self.position();
+        let post = match waterfall::plan(&self.quoted.quote, &position, known) {
+            Plan::Post(post) => post,
+            Plan::Refuse(refusal) => return Err(refusal.into()),
+        };
+        let ask = Ask {
+            charge: self.charge,
+            accounts: &position.accounts,
+            post: &post,
+            now: self.now,
+            in_doubt: self.metered().map_or(InDoubt::Void, |metered| metered.in_doubt),
+            memo,
+        };
+        Ok((Standing::new(&position), self.worker.books.hold(&ask)))
     }
 
     fn memo(&self, request_id: Option<&str>) -> Vec<u8> {
@@ -272,14 +264,6 @@ impl<B: Books + 'static> Held<B> {
 fn header(text: Vec<u8>) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
         .unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// What costs nothing takes nothing, but its receipt still shows what is left.
-fn look_at_everything(position: &Position<'_>, post: &mut Post) {
-    post.look.extend(0..position.licences);
-    if let PoolAccess::Open(side) = &position.pool {
-        post.look.push(side.pool);
-    }
 }
 
 /// The refusal for books that do not answer. Why they do not is for the log, not for callers.

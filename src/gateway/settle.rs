@@ -1,6 +1,7 @@
 //! Settlement: a charge is captured on what was really used, or voided. It never refuses for
 //! lack of credit (D30, D31), and it belongs to a carried future, never to a handler's.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -11,7 +12,7 @@ use crate::books::{Books, BooksError, Resolution, Resolved};
 use crate::core::account::{LegKind, Legs, Taken, View};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::price::Price;
-use crate::core::waterfall::{self, Settlement};
+use crate::core::waterfall::{self, Excess, Settlement};
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// What was really used.
@@ -51,32 +52,16 @@ pub async fn capture<B: Books + 'static>(
         Actual::Reported(_) => waterfall::settle(&held.legs, &price),
         _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
     };
-    let pool = held.quoted.quote.pool;
-    let mut known = View::new(0);
+    let mut known = None;
     let extra = loop {
-        let position = excess.map(|_| held.position());
-        let post = excess
-            .as_ref()
-            .zip(position.as_ref())
-            .map(|(excess, position)| waterfall::plan_excess(excess, pool, position, &known));
-        let extra = position.as_ref().zip(post.as_ref());
-        let resolution = Resolution {
-            state: State::Captured,
-            keep: &keep,
-            extra: extra.map(|(position, post)| (&position.accounts[..], post)),
-            now: held.worker.clock.now(),
-            memo: &memo,
-        };
-        let resolved = resolve(held, &resolution).await;
-        drop(position);
-        match resolved {
+        match post(held, &keep, excess.as_ref(), known.as_ref(), &memo).await {
             Ok(Resolved::Done(extra, after)) => {
                 held.stage = Stage::Resolved;
                 held.standing.update(&after);
                 break extra;
             }
             // Balances moved since `known`, so some other charge got through.
-            Ok(Resolved::Short(view)) => known = view,
+            Ok(Resolved::Short(view)) => known = Some(Box::new(view)),
             other => return ended(held, other, status),
         }
     };
@@ -102,9 +87,9 @@ pub async fn void<B: Books + 'static>(
 ) -> Result<Settled, Refused> {
     let memo = OutcomeMemo::default();
     let now = held.worker.clock.now();
-    let resolution = Resolution { state: State::Voided, keep: &[], extra: None, now, memo: &memo };
-    let resolved = resolve(held, &resolution).await;
-    match resolved {
+    let void = Resolution { state: State::Voided, keep: &[], extra: None, now, memo: &memo };
+    let resolving = resolve(held, &void);
+    match resolving.await {
         Ok(Resolved::Done(_, after)) => {
             held.stage = Stage::Resolved;
             held.standing.update(&after);
@@ -135,19 +120,45 @@ fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, Outcome
     }
 }
 
-async fn resolve<B: Books + 'static>(
+/// Asks the books to capture what is kept, and to take the excess in the same step. All of the
+/// asking happens in this call; the future only waits, and is small, because it lives in every
+/// request's.
+fn post<B: Books + 'static>(
+    held: &Held<B>,
+    keep: &[u64],
+    excess: Option<&Excess>,
+    known: Option<&Box<View>>,
+    memo: &OutcomeMemo,
+) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
+    let now = held.worker.clock.now();
+    let capture = |extra| Resolution { state: State::Captured, keep, extra, now, memo };
+    let Some(excess) = excess else {
+        return resolve(held, &capture(None));
+    };
+    let position = held.position();
+    let nothing = View::new(0);
+    let known = known.map_or(&nothing, |known| known);
+    let post = waterfall::plan_excess(excess, held.quoted.quote.pool, &position, known);
+    resolve(held, &capture(Some((&position.accounts[..], &post))))
+}
+
+fn resolve<B: Books + 'static>(
     held: &Held<B>,
     resolution: &Resolution<'_>,
-) -> Result<Resolved, BooksError> {
+) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
     let asked = Instant::now();
-    let resolved = held.worker.books.resolve(held.charge, resolution).await;
-    let result = match &resolved {
-        Ok(Resolved::Done(..)) => BooksResult::Done,
-        Ok(_) => BooksResult::Short,
-        Err(_) => BooksResult::Failed,
-    };
-    held.worker.meters.books(BooksOperation::Resolve, result, asked.elapsed());
-    resolved
+    let resolving = held.worker.books.resolve(held.charge, resolution);
+    let meters = Arc::clone(&held.worker.meters);
+    async move {
+        let resolved = resolving.await;
+        let result = match &resolved {
+            Ok(Resolved::Done(..)) => BooksResult::Done,
+            Ok(_) => BooksResult::Short,
+            Err(_) => BooksResult::Failed,
+        };
+        meters.books(BooksOperation::Resolve, result, asked.elapsed());
+        resolved
+    }
 }
 
 /// What remains when the books did not settle as asked: they could not record it, or somebody
