@@ -19,7 +19,7 @@ use self::table::{Entries, Entry, State, Table};
 use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
-use super::{Books, BooksError, OpenCharge, Resolution, snapshot};
+use super::{BooksError, OpenCharge, Resolution, snapshot};
 use crate::core::account::{AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};

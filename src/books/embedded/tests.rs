@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::books::{Adjustment, Ask, InDoubt, Posted, Resolved};
+use crate::books::{Adjustment, Ask, Books, InDoubt, Posted, Resolved};
 use crate::core::account::{
     Account, AccountKind, AccountName, Grant, LegKind, Payer, Post, Source, Stem, Version, View,
 };
