@@ -18,11 +18,12 @@ use crate::books::Session;
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::Limits;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
-use crate::gateway::{ChargeIds, Charges, Worker};
+use crate::gateway::{ChargeIds, Charges, FoundCharge, Worker};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
 use crate::ops::{self, Health};
@@ -104,7 +105,8 @@ impl App {
         let (gateway, admin, ops) =
             (listeners.address(), admin_listener.local_addr()?, ops_listener.local_addr()?);
 
-        let shared = Parts { engine: &engine, directory: &directory, charges: &charges, limits: &limits };
+        let shared =
+            Parts { engine: &engine, directory: &directory, charges: &charges, limits: &limits };
         watch(&telemetry, &shared, &archive, &options.clock);
         let workers = (0..count)
             .map(|_| worker(config, &shared, &telemetry, &options.clock))
@@ -171,7 +173,10 @@ impl App {
         self.health.draining.store(true, Ordering::Release);
         if !self.drain_delay.is_zero() {
             tracing::info!(delay = ?self.drain_delay, "draining: not ready, still serving");
-            #[expect(clippy::disallowed_methods, reason = "the main thread has nothing else to do")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the main thread has nothing else to do"
+            )]
             std::thread::sleep(self.drain_delay);
         }
         self.stop.accepting.cancel();
@@ -189,6 +194,12 @@ impl App {
     }
 }
 
+impl Charges for ChargeBook {
+    fn find(&self, charge: ChargeId) -> FoundCharge<'_> {
+        Box::pin(ChargeBook::find(self, charge))
+    }
+}
+
 /// What workers share.
 struct Parts<'a> {
     engine: &'a Arc<Engine>,
@@ -203,10 +214,13 @@ fn worker(
     telemetry: &Telemetry,
     clock: &Clock,
 ) -> anyhow::Result<Worker<Session>> {
-    let tasks = TaskTracker::new();
     let upstreams = config.upstream.iter().enumerate().map(|(index, upstream)| {
-        let secret = upstream.credential.as_ref().map(crate::config::secret).transpose()?;
-        Ok(Arc::new(Upstream::new(index, upstream, secret, tasks.clone())?))
+        let variable = |name: &str| std::env::var_os(name);
+        let credential = (upstream.credential.as_ref())
+            .map(|credential| crate::config::secret::credential(credential, variable))
+            .transpose()
+            .with_context(|| format!("upstream {}", upstream.name))?;
+        Ok(Arc::new(Upstream::new(index, upstream, credential)?))
     });
     Ok(Worker {
         routes: Routes::new(&config.route, &config.upstream)?,
@@ -217,7 +231,7 @@ fn worker(
         limits: Arc::clone(parts.limits),
         clock: clock.clone(),
         meters: telemetry.worker(),
-        tasks,
+        tasks: TaskTracker::new(),
         ids: ChargeIds::new().context("no randomness for charge ids")?,
         trusted_proxies: Vec::new(),
         drain: CancellationToken::new(),
@@ -247,7 +261,8 @@ fn watch(telemetry: &Telemetry, parts: &Parts<'_>, archive: &Archive, clock: &Cl
     let now = clock.clone();
     let help = "Seconds since the oldest open hold was made";
     telemetry.watch("tollgate_hold_oldest_age_seconds", help, move || {
-        let age = engine.open_holds().1.map_or(0.0, |at| now.now().duration_since(at).as_secs_f64());
+        let age =
+            engine.open_holds().1.map_or(0.0, |at| now.now().duration_since(at).as_secs_f64());
         vec![(vec![], age)]
     });
     let engine = Arc::clone(parts.engine);

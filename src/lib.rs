@@ -1,8 +1,16 @@
-//! Tollgate: a metering gateway for generative features.
+#![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod admin;
+pub mod app;
 pub mod books;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod core;
 pub mod directory;
+pub mod gateway;
 pub mod ledger;
+pub mod ops;
+pub mod sample_backend;
+pub mod serve;
+pub mod telemetry;

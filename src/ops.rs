@@ -62,7 +62,8 @@ fn answer(query: Option<String>, checks: &[(&str, bool)]) -> Response {
     let fine = checks.iter().all(|(_, passed)| *passed);
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let verdict = if fine { "ok" } else { "not ok" };
-    let verbose = query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
+    let verbose =
+        query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
     let mut text = String::new();
     if verbose {
         for (name, passed) in checks {

@@ -56,7 +56,10 @@ pub async fn apply(
     let applying = async move {
         directory.apply(&org, &source.document(), query.dry_run, "operator", now).await
     };
-    #[expect(clippy::disallowed_methods, reason = "awaited right here; it only must not be dropped")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "awaited right here; it only must not be dropped"
+    )]
     let applied = tokio::spawn(applying).await.map_err(|error| {
         tracing::error!(%error, "apply panicked");
         Problem::invalid("", "the change could not be made; see the log")
@@ -120,8 +123,11 @@ pub async fn users(
     let org = find_org(&admin, &org)?;
     let now = admin.clock.now();
     let after = query.cursor.as_deref();
-    let mut wanted: Vec<&Arc<User>> =
-        org.users.iter().filter(|user| after.is_none_or(|after| user.id.as_str() > after)).collect();
+    let mut wanted: Vec<&Arc<User>> = org
+        .users
+        .iter()
+        .filter(|user| after.is_none_or(|after| user.id.as_str() > after))
+        .collect();
     let more = wanted.len() > query.limit;
     if more {
         wanted.select_nth_unstable_by(query.limit, |a, b| a.id.cmp(&b.id));
@@ -224,7 +230,12 @@ fn overage(policy: &Overage, balance: Balance) -> Value {
 
 /// When the pool is used up if it goes on being used as fast as in the term so far; `None` when
 /// it lasts to the term's end.
-fn exhausts_at(pool: &Balance, start: Timestamp, end: Timestamp, now: Timestamp) -> Option<Timestamp> {
+fn exhausts_at(
+    pool: &Balance,
+    start: Timestamp,
+    end: Timestamp,
+    now: Timestamp,
+) -> Option<Timestamp> {
     let elapsed = now.duration_since(start).as_secs();
     if pool.captured == 0 || elapsed <= 0 {
         return None;

@@ -38,7 +38,10 @@ impl Problem {
     /// One thing about a request is wrong.
     pub fn invalid(pointer: &str, detail: &str) -> Self {
         let errors = vec![json!({ "pointer": pointer, "detail": detail })];
-        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", INVALID, detail.to_owned()) }
+        Self {
+            errors,
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", INVALID, detail.to_owned())
+        }
     }
 
     /// The books do not answer.

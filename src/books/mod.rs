@@ -132,8 +132,8 @@ pub struct OpenLeg {
 /// # Contract
 /// - **Whole or not at all.** A post takes from its sources greedily in order if and only if for
 ///   every source Σ max(0, available) ≥ `take`, and Σ < `below` where given, and no account of a
-///   `solvent` source is in the red, and every `cap` can give as much as its payer; else nothing
-///   changes. Either way every account named is returned, read in the same step; accounts that
+///   `solvent` source is in the red; else nothing changes. A payer counts for no more than its
+///   `cap` has, and sources see what those before them took. Either way every account named is returned, read in the same step; accounts that
 ///   are only looked at are read right after it.
 /// - **Begun when called.** [`Books::resolve`] and [`Books::hold`] take effect from the call on,
 ///   in the order of the calls of a session; dropping the future that they return gives up the

@@ -26,10 +26,12 @@ enum Entry<'a> {
         version: Version,
     },
     Hold {
+        #[serde(with = "serde_bytes")]
         charge: [u8; 16],
         at: i64,
         in_doubt: InDoubt,
         legs: SmallVec<[Leg; 6]>,
+        #[serde(borrow, with = "serde_bytes")]
         memo: &'a [u8],
     },
     /// The last entry: how many came before it.

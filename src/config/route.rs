@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::text;
-use crate::books::InDoubt;
+use crate::core::charge::InDoubt;
 use crate::core::ids::Id;
 
 /// What happens when a client leaves early (D33).

@@ -245,7 +245,7 @@ pub struct Payer {
 pub struct Source {
     /// Taken greedily in order, in millionths.
     pub take: u64,
-    /// When given: nothing happens unless Σ available is below this.
+    /// When given: nothing happens unless Σ available, each no more than its cap, is below this.
     pub below: Option<u64>,
     /// When true: nothing happens if one of the accounts is in the red.
     pub solvent: bool,

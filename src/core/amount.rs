@@ -317,7 +317,9 @@ impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micro = self.numerator.checked_mul(MICRO);
         match micro {
-            Some(micro) if micro % self.denominator == 0 => {
+            Some(micro)
+                if micro % self.denominator == 0 && micro / self.denominator <= MAX_MICRO =>
+            {
                 f.write_str(Text::new(micro / self.denominator).as_str())
             }
             _ => write!(f, "{}/{}", self.numerator, self.denominator),
@@ -461,6 +463,8 @@ mod tests {
         assert_eq!("0.2".parse::<Ratio>(), "1/5".parse());
         assert_eq!("1/3".parse::<Ratio>().unwrap().to_string(), "1/3");
         assert_eq!("50/100".parse::<Ratio>().unwrap().to_string(), "0.5");
+        // As a decimal it would be beyond what an amount can be, and not be read back.
+        assert_eq!("10000000000/1".parse::<Ratio>().unwrap().to_string(), "10000000000/1");
         assert_eq!("1/0".parse::<Ratio>(), Err(AmountError::ZeroDenominator));
         assert_eq!("-1/2".parse::<Ratio>(), Err(AmountError::Syntax));
     }

@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod amount;
+pub mod balance;
 pub mod charge;
 pub mod cycle;
 pub mod entitlement;

@@ -194,7 +194,9 @@ impl RateCard {
             let rate = rate.ok_or_else(|| unpriced(&self.file.version, measure, attributes))?;
             rates.push((rate, measure.quantity));
         }
-        let tier = rates.first().map_or(Tier::Premium, |(rate, _)| rate.tier);
+        let Some(tier) = rates.first().map(|(rate, _)| rate.tier) else {
+            return Err(Refusal::new(Code::Unpriced, "the request has nothing to measure"));
+        };
         let price = match tier {
             Tier::Standard => Price::default(),
             Tier::Premium => self.price(&rates).ok_or_else(too_dear)?,
@@ -281,27 +283,30 @@ fn check_pairs(feature: &Id, indexes: &[usize], rates: &[Rate]) -> Result<(), Ra
     for (at, &left) in indexes.iter().enumerate() {
         for &right in &indexes[at + 1..] {
             let (a, b) = (&rates[left], &rates[right]);
-            if a.meter != b.meter {
-                if a.tier != b.tier && compatible(a, b) {
-                    return Err(RateCardError::MixedTiers(left, right, feature.clone()));
-                }
+            let harmless =
+                if a.meter == b.meter { a.when.len() != b.when.len() } else { a.tier == b.tier };
+            if harmless || !compatible(a, b) {
                 continue;
             }
-            if a.when.len() != b.when.len() || !compatible(a, b) {
-                continue;
-            }
-            // Both match a request that meets all their conditions. That is fine where a more
-            // specific rate takes every such request away from both.
+            // Some request meets the conditions of both. That is fine where a more specific rate
+            // takes every such request away from one of them.
             let mut both = a.when.clone();
             both.extend(b.when.clone());
-            let covered = indexes.iter().any(|&index| {
-                rates[index].meter == a.meter
-                    && rates[index].when.len() > a.when.len()
-                    && rates[index].when.iter().all(|(name, value)| both.get(name) == Some(value))
-            });
-            if !covered {
-                return Err(RateCardError::Ambiguous(left, right, feature.clone()));
+            let outdone = |rate: &Rate| {
+                indexes.iter().map(|&index| &rates[index]).any(|other| {
+                    other.meter == rate.meter
+                        && other.when.len() > rate.when.len()
+                        && other.when.iter().all(|(name, value)| both.get(name) == Some(value))
+                })
+            };
+            if outdone(a) || outdone(b) {
+                continue;
             }
+            return Err(if a.meter == b.meter {
+                RateCardError::Ambiguous(left, right, feature.clone())
+            } else {
+                RateCardError::MixedTiers(left, right, feature.clone())
+            });
         }
     }
     Ok(())

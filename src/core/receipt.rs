@@ -149,7 +149,7 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap();
         assert_eq!(
             text,
-            "charge=\"019ad767-9c00-7000-8000-000000000007\", state=captured, cost=\"100\", \
+            "charge=\"019ad735-8400-7000-8000-000000000007\", state=captured, cost=\"100\", \
              seat=\"30\", pool=\"1.4\", overage=\"0\", seat-remaining=\"0\", \
              pool-remaining=\"998.6\", resets=\"2026-12-01T08:00:00Z\", rate-card=\"2026-11\""
         );

@@ -58,6 +58,7 @@ pub struct Leg {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold<'a> {
     /// The charge.
+    #[serde(with = "serde_bytes")]
     pub charge: [u8; 16],
     /// Microseconds since the Unix epoch.
     pub at: i64,
@@ -69,6 +70,7 @@ pub struct Hold<'a> {
     /// What is taken.
     pub legs: SmallVec<[Leg; 6]>,
     /// The encoded [`super::charge::HoldMemo`].
+    #[serde(borrow, with = "serde_bytes")]
     pub memo: &'a [u8],
 }
 
@@ -76,6 +78,7 @@ pub struct Hold<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolve<'a> {
     /// The charge.
+    #[serde(with = "serde_bytes")]
     pub charge: [u8; 16],
     /// Microseconds since the Unix epoch.
     pub at: i64,
@@ -105,6 +108,7 @@ pub struct Adjust<'a> {
     /// Millionths of its unit, up or down.
     pub delta: i64,
     /// Why, and by whom.
+    #[serde(borrow, with = "serde_bytes")]
     pub memo: &'a [u8],
 }
 

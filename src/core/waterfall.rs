@@ -74,6 +74,7 @@ pub struct Position<'a> {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a box would allocate for every request")]
 pub enum Plan {
     /// Ask the books this.
     Post(Post),
@@ -86,8 +87,13 @@ pub enum Plan {
 /// accounts of the waterfall are known from one step and refuse.
 pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan {
     let cost = quote.price.cost.micro();
-    if quote.tier == Tier::Standard || cost == 0 {
-        return Plan::Post(Post::default());
+    if quote.tier == Tier::Standard {
+        let look = (0..position.licences).chain(position.look()).collect();
+        return Plan::Post(Post { sources: SmallVec::new(), look });
+    }
+    if position.overdraft.is_none() && !position.is_open(quote) {
+        // A principal has nothing but the pool, so no balance can change the answer.
+        return position.decide(quote, 0, &View::default());
     }
     let seat = view.and_then(|view| position.seat_available(view));
     match (seat, view) {
@@ -98,7 +104,11 @@ pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan
             let seat = seat.unwrap_or(0);
             match view.filter(|view| position.is_complete(quote, view)) {
                 Some(view) => position.decide(quote, seat, view),
-                None if seat >= cost && position.licences > 0 => {
+                // Who owes is refused on all balances, so all of them are asked for.
+                None if seat >= cost
+                    && position.licences > 0
+                    && !view.is_some_and(|view| position.owes(view)) =>
+                {
                     Plan::Post(position.seat_post(cost))
                 }
                 None => Plan::Post(position.spill_post(&quote.price, seat)),
@@ -202,6 +212,12 @@ impl Position<'_> {
             PoolAccess::NoTerm if quote.pool => {
                 return refuse(Code::NoActiveTerm, "no contract period of the pool is active now");
             }
+            _ if self.overdraft.is_none() => {
+                return refuse(
+                    Code::PoolAccessDenied,
+                    "ask an admin for what `pool.missing` lists",
+                );
+            }
             _ => {
                 return refuse(
                     Code::SeatExhausted,
@@ -246,7 +262,10 @@ impl Position<'_> {
                 let decided_by = side.limit.as_ref().filter(|_| code == Code::PoolLimitReached);
                 (pool.min(available(side.draw)), None, decided_by.map(|limit| limit.decided_by))
             }
-            PoolAccess::None(missing) => (0, Some(missing.clone()), None),
+            PoolAccess::None(missing) => {
+                let feature = (!quote.pool).then_some(Missing::Feature);
+                (0, Some(missing.iter().copied().chain(feature).collect()), None)
+            }
             PoolAccess::NoTerm if quote.pool => (0, None, None),
             PoolAccess::Open(_) | PoolAccess::NoTerm => (0, Some(vec![Missing::Feature]), None),
         };

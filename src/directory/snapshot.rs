@@ -4,6 +4,8 @@
 //! did not touch, and swaps it in, so a request sees one state of the directory from beginning
 //! to end and the next request sees the change.
 
+mod users;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use smallvec::SmallVec;
 
+use super::rows::Details;
 use crate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version,
 };
@@ -22,8 +25,13 @@ use crate::core::price::RateCard;
 use crate::core::refusal::Missing;
 use crate::core::waterfall::{PoolAccess, PoolSide, Position, Split};
 
+pub use users::Users;
+
 /// The SHA-256 of a key's secret. Keys are found by it, never by the secret (f79).
 pub type KeyHash = [u8; 32];
+
+/// Pool access, or what is missing for it; shared by all who stand alike.
+pub type Decision = Result<Arc<Access>, Arc<[Missing]>>;
 
 /// The snapshot in force; swapped whole.
 #[derive(Debug, Default)]
@@ -91,6 +99,8 @@ pub struct Org {
     pub profile_caps: HashMap<Id, ProfileCap>,
     /// The cycle and term of the last request; almost always also that of the next.
     pub now: ArcSwapOption<Moment>,
+    /// What administrators see and changes start from: plans, groups, profiles, keys.
+    pub details: Arc<Details>,
 }
 
 /// A term and what its pool has.
@@ -144,7 +154,7 @@ pub struct User {
     /// Groups, by id.
     pub groups: Box<[Id]>,
     /// Pool access, or what is missing for it (D12, D14).
-    pub access: Result<Arc<Access>, Arc<[Missing]>>,
+    pub access: Decision,
     /// Identity of the overdraft and draw accounts.
     pub stem: Stem,
 }
@@ -166,6 +176,27 @@ pub struct Licence {
     pub expires: Option<Timestamp>,
     /// Identity of its account.
     pub stem: Stem,
+    /// Where `bucket` is somebody else: when the holder's own bucket takes over.
+    pub later: Option<Box<Later>>,
+}
+
+/// From when a licence that changed hands pays from its holder's own bucket (D10).
+#[derive(Debug)]
+pub struct Later {
+    /// The end of the cycle in which it changed hands.
+    pub from: Timestamp,
+    /// Identity of the account then.
+    pub stem: Stem,
+}
+
+impl Licence {
+    /// Whose bucket the licence pays from at `now`, and the identity of its account.
+    pub fn bucket_at<'a>(&'a self, holder: &'a Id, now: Timestamp) -> (&'a Id, Stem) {
+        match &self.later {
+            Some(later) if later.from <= now => (holder, later.stem),
+            _ => (&self.bucket, self.stem),
+        }
+    }
 }
 
 /// What a key may do.
@@ -176,11 +207,12 @@ pub enum KeyKind {
     /// Is one user.
     User(Id),
     /// Has no seat: draws on the pool (D18).
-    Principal(Result<Arc<Access>, Arc<[Missing]>>),
+    Principal(Decision),
 }
 
 /// For whom a service key may act.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ActsFor {
     /// Every user of the org.
     Everyone,
@@ -210,82 +242,13 @@ pub struct Key {
     pub stem: Stem,
 }
 
-/// How many buckets the users of an org are spread over: a change rebuilds one of them.
-const BUCKETS: usize = 1024;
-
-/// The users of an org, in buckets that snapshots share.
-#[derive(Clone, Debug)]
-pub struct Users {
-    buckets: Box<[Arc<HashMap<Id, Arc<User>>>]>,
-    count: usize,
-}
-
-impl Users {
-    /// Spreads users over the buckets.
-    pub fn new(users: impl IntoIterator<Item = User>) -> Self {
-        let mut buckets: Vec<HashMap<Id, Arc<User>>> = Vec::new();
-        buckets.resize_with(BUCKETS, HashMap::new);
-        let mut count = 0;
-        for user in users {
-            count += 1;
-            buckets[Self::bucket(user.id.as_str())].insert(user.id.clone(), Arc::new(user));
-        }
-        Self { buckets: buckets.into_iter().map(Arc::new).collect(), count }
-    }
-
-    /// The same users but for these: `None` removes one.
-    #[must_use]
-    pub fn with(&self, changes: impl IntoIterator<Item = (Id, Option<User>)>) -> Self {
-        let mut next = self.clone();
-        for (id, change) in changes {
-            let bucket = Arc::make_mut(&mut next.buckets[Self::bucket(id.as_str())]);
-            match change {
-                Some(user) => {
-                    next.count += usize::from(bucket.insert(id, Arc::new(user)).is_none())
-                }
-                None => next.count -= usize::from(bucket.remove(&id).is_some()),
-            }
-        }
-        next
-    }
-
-    /// A user by id.
-    pub fn get(&self, id: &str) -> Option<&Arc<User>> {
-        self.buckets[Self::bucket(id)].get(id)
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// True when there are none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Every user, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<User>> {
-        self.buckets.iter().flat_map(|bucket| bucket.values())
-    }
-
-    fn bucket(id: &str) -> usize {
-        // FNV-1a: the buckets only need to be of like size; the maps inside them are keyed with
-        // a secret, so chosen ids cannot crowd one.
-        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        (hash % BUCKETS as u64) as usize
-    }
-}
-
 /// Who pays: a user's seat and what stands behind it, or a principal.
 #[derive(Clone, Copy, Debug)]
 pub enum Payer<'a> {
     /// A user.
     User(&'a User),
     /// A machine without a seat.
-    Principal(&'a Key, &'a Result<Arc<Access>, Arc<[Missing]>>),
+    Principal(&'a Key, &'a Decision),
 }
 
 impl<'a> Payer<'a> {
@@ -354,9 +317,10 @@ impl Org {
             };
             // A seat of more than a hundred licences would not fit the slots beside the pool.
             for licence in user.licences.iter().filter(pays).take(MAX_LICENCES) {
-                let ids = [licence.id.as_str(), licence.bucket.as_str()];
+                let (bucket, stem) = licence.bucket_at(&user.id, now);
+                let ids = [licence.id.as_str(), bucket.as_str()];
                 let kind = AccountKind::Licence;
-                accounts.push(self.account(kind, licence.stem, ids, cycle.label, licence.credits));
+                accounts.push(self.account(kind, stem, ids, cycle.label, licence.credits));
             }
             overdraft = Some(accounts.len() as Slot);
             let ids = [user.id.as_str(), ""];
@@ -373,6 +337,21 @@ impl Org {
         Position { accounts, licences, overdraft, pool, split: self.split, cycle }
     }
 
+    /// The org's pool and overage of the moment's term, if there is a term.
+    pub fn pool_accounts(&self, moment: &Moment) -> Option<[Account<'_>; 2]> {
+        moment.term.map(|index| self.term_accounts(&self.terms[index]))
+    }
+
+    /// The pool of a term, and what may be used past it.
+    fn term_accounts<'a>(&'a self, term: &'a PoolTerm) -> [Account<'a>; 2] {
+        let ids = [term.term.id.as_str(), ""];
+        let account = |kind, stem, base| self.account(kind, stem, ids, Label::NONE, base);
+        [
+            account(AccountKind::Pool, term.pool_stem, term.pool.micro()),
+            account(AccountKind::Overage, term.overage_stem, self.overage.cap().micro()),
+        ]
+    }
+
     fn pool_side<'a>(
         &'a self,
         payer: Payer<'a>,
@@ -387,9 +366,8 @@ impl Org {
             accounts.push(account);
             (accounts.len() - 1) as Slot
         };
-        let base = term.pool.micro();
-        let pool =
-            push(self.account(AccountKind::Pool, term.pool_stem, [id, ""], Label::NONE, base));
+        let [pool, overage] = self.term_accounts(term);
+        let pool = push(pool);
         let (stem, who) = match payer {
             Payer::User(user) => (user.stem, ["user", user.id.as_str()]),
             Payer::Principal(key, _) => (key.stem, ["key", key.id.as_str()]),
@@ -397,11 +375,7 @@ impl Org {
         let limit = access.limit.as_ref().map_or(Operations::MAX, |limit| limit.limit).micro();
         let draw = push(self.account(AccountKind::Draw, stem, who, cycle, limit));
         let bills = !access.overage.cap().is_zero();
-        let overage = bills.then(|| {
-            let base = self.overage.cap().micro();
-            let kind = AccountKind::Overage;
-            push(self.account(kind, term.overage_stem, [id, ""], Label::NONE, base))
-        });
+        let overage = bills.then(|| push(overage));
         let cap = self.profile_caps.get(&access.profile).filter(|_| bills && access.profile_cap);
         let profile_cap = cap.map(|cap| {
             let ids = [id, access.profile.as_str()];

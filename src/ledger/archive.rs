@@ -11,16 +11,19 @@ use std::time::Duration;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
+use sqlx::{QueryBuilder, Sqlite};
 use tokio_util::sync::CancellationToken;
 
 use crate::books::journal::{Cursor, Damage, Next};
 use crate::core::account::{AccountKey, LegKind};
-use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, leg_documents};
+use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, State, leg_documents};
 use crate::core::ids::ChargeId;
 use crate::core::record::{Hold, Leg, Record, Resolve, instant};
 
 /// Records per transaction at most.
 const BATCH: usize = 4096;
+/// Rows per statement: below every database's bound on parameters.
+const ROWS: usize = 256;
 /// How long the archive rests when it has caught up.
 const REST: Duration = Duration::from_millis(200);
 /// How long a look-up waits for the archive to catch up with the record it asks for.
@@ -133,7 +136,8 @@ impl Archive {
         Ok(true)
     }
 
-    /// A charge, once everything up to `written` is archived.
+    /// A charge as of `written`: a hold whose end may be recorded, but not archived yet, is waited
+    /// for, so that whoever was told of a capture does not read that it is held.
     ///
     /// # Errors
     /// When the database fails.
@@ -144,11 +148,12 @@ impl Archive {
     ) -> Result<Option<ChargeDocument>, ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            if let Some(document) = self.look_up(id).await? {
-                return Ok(Some(document));
-            }
-            if self.position() >= written || tokio::time::Instant::now() >= deadline {
-                return Ok(None);
+            // Asked before the look-up: what is archived after it is not what it saw.
+            let caught_up = self.position() >= written;
+            let found = self.look_up(id).await?;
+            let resolved = found.as_ref().is_some_and(|charge| charge.state != State::Held);
+            if resolved || caught_up || tokio::time::Instant::now() >= deadline {
+                return Ok(found);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -256,29 +261,31 @@ impl Batch {
 
     async fn write(&self, pool: &SqlitePool, position: u64) -> Result<(), sqlx::Error> {
         let mut transaction = pool.begin().await?;
-        for (key, name) in &self.accounts {
-            sqlx::query("INSERT INTO accounts (key, name) VALUES (?, ?) ON CONFLICT DO NOTHING")
-                .bind(key_bytes(key))
-                .bind(name)
-                .execute(&mut *transaction)
-                .await?;
+        let accounts: Vec<_> = self.accounts.iter().collect();
+        for some in accounts.chunks(ROWS) {
+            let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO accounts (key, name) ");
+            insert.push_values(some, |mut row, (key, name)| {
+                row.push_bind(key_bytes(key)).push_bind(name.as_str());
+            });
+            insert.push(" ON CONFLICT DO NOTHING");
+            insert.build().execute(&mut *transaction).await?;
         }
         // In the order of their ids, which is that of time: the table grows at its end.
         let mut rows: Vec<_> = self.charges.iter().collect();
         rows.sort_unstable_by_key(|(id, _)| **id);
-        for (id, row) in rows {
-            sqlx::query(
-                "INSERT INTO charges (id, org, user_id, key_id, hold, resolution) \
-                 VALUES (?, ?, ?, ?, ?, ?)",
-            )
-            .bind(&id[..])
-            .bind(&row.org)
-            .bind(&row.user)
-            .bind(&row.key)
-            .bind(&row.hold)
-            .bind(&row.resolution)
-            .execute(&mut *transaction)
-            .await?;
+        for some in rows.chunks(ROWS) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "INSERT INTO charges (id, org, user_id, key_id, hold, resolution) ",
+            );
+            insert.push_values(some, |mut to, (id, row)| {
+                to.push_bind(&id[..])
+                    .push_bind(&row.org)
+                    .push_bind(&row.user)
+                    .push_bind(&row.key)
+                    .push_bind(&row.hold)
+                    .push_bind(&row.resolution);
+            });
+            insert.build().execute(&mut *transaction).await?;
         }
         for (id, bytes) in &self.resolutions {
             sqlx::query("UPDATE charges SET resolution = ? WHERE id = ?")

@@ -14,7 +14,7 @@ pub(super) fn routes(check: &mut Check<'_>, key: &Key, config: &Config) {
         let key = key.index(index);
         let known = config.upstream.iter().any(|upstream| upstream.name == route.upstream);
         check.that(known, &key.name("upstream"), "expected the name of an [[upstream]]");
-        self::method(check, &key.name("method"), route.method.as_deref());
+        method(check, &key.name("method"), route.method.as_deref());
         metering(check, &key, route);
         for (name, attribute) in &route.attributes {
             self::attribute(check, &key.name("attributes").name(name.as_str()), attribute, route);

@@ -1,0 +1,1 @@
+"""What loadtest/p1 is made of. Nothing but Python's standard library."""

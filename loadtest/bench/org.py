@@ -1,0 +1,79 @@
+"""The org of a measurement: users by the hundred thousand, three licences each."""
+
+from pathlib import Path
+
+HEAD = """\
+[org]
+id = "load"
+contract = "etla"
+products = ["firefly-services", "cce-4"]
+
+[[term]]
+id = "all"
+start = "2020-01-01"
+end = "2100-01-01"
+pool = "1000000"
+
+[[plan]]
+id = "cc-pro"
+credits = "4000"
+
+[[plan]]
+id = "addon-2000"
+credits = "2000"
+
+# The few users whom Zipf draws most use up the first two and go on here: nobody is refused.
+[[plan]]
+id = "bottomless"
+credits = "1000000000"
+
+[[group]]
+id = "everyone"
+
+[[profile]]
+id = "ffs"
+product = "firefly-services"
+shared_credits = true
+groups = ["everyone"]
+
+[[profile]]
+id = "cce"
+product = "cce-4"
+groups = ["everyone"]
+
+[[rate_card]]
+version = "load-1"
+operations_per_credit = "0.02"
+
+[[rate_card.rate]]
+feature = "text-to-image"
+when = { resolution = "1k" }
+unit = "image"
+credits = "1"
+
+[[rate_card.rate]]
+feature = "text-to-image"
+when = { resolution = "2k" }
+unit = "image"
+credits = "2"
+
+[[key]]
+id = "driver"
+kind = "service"
+acts_for = "*"
+"""
+
+
+def write(to: Path, users: int, secret: str) -> Path:
+    with to.open("w") as out:
+        out.write(HEAD)
+        out.write(f'secret = "{secret}"\n')
+        for i in range(users):
+            user = f"u{i:07}"
+            plans = ("cc-pro", "addon-2000", "bottomless")
+            licences = ", ".join(
+                f'{{ id = "{user}-{n}", plan = "{plan}", priority = {n} }}'
+                for n, plan in enumerate(plans, 1)
+            )
+            out.write(f'\n[[user]]\nid = "{user}"\ngroups = ["everyone"]\nlicences = [{licences}]\n')
+    return to

@@ -1,0 +1,117 @@
+-- What wrk sends: one POST for a user drawn by Zipf, from strings made before the clock starts.
+--
+-- Arguments after `--`: users, exponent, seed, seconds, path, key.
+-- After `seconds` a connection that has its answer is given nothing to send, so that none is cut
+-- off in flight: what was sent, what was answered and what the backend saw are then one number.
+-- `done` prints it all as one line of JSON.
+
+local ffi = require("ffi")
+ffi.cdef [[
+typedef struct { long sec; long usec; } tollgate_timeval;
+int gettimeofday(tollgate_timeval *tv, void *zone);
+]]
+local tv = ffi.new("tollgate_timeval")
+local function clock()
+  ffi.C.gettimeofday(tv, nil)
+  return tonumber(tv.sec) + tonumber(tv.usec) * 1e-6
+end
+
+local threads = {}
+
+function setup(thread)
+  table.insert(threads, thread)
+end
+
+-- The body is 200 bytes whatever the quantity, a single digit.
+local function body(n)
+  local start = '{"n":' .. n .. ',"size":"1024x1024","prompt":"'
+  return start .. ("p"):rep(200 - #start - 2) .. '"}'
+end
+
+local requests, prob, alias, users, length
+
+-- Vose's alias method: a draw from any distribution in constant time.
+local function prepare(exponent)
+  prob, alias = ffi.new("double[?]", users), ffi.new("int[?]", users)
+  local total = 0
+  for i = 0, users - 1 do
+    prob[i] = (i + 1) ^ -exponent
+    total = total + prob[i]
+  end
+  local small, large = {}, {}
+  for i = 0, users - 1 do
+    prob[i] = prob[i] * users / total
+    alias[i] = i
+    if prob[i] < 1 then small[#small + 1] = i else large[#large + 1] = i end
+  end
+  while #small > 0 and #large > 0 do
+    local less, more = table.remove(small), large[#large]
+    alias[less] = more
+    prob[more] = prob[more] + prob[less] - 1
+    if prob[more] < 1 then
+      table.remove(large)
+      small[#small + 1] = more
+    end
+  end
+  -- What is left is 1 but for rounding.
+  for _, rest in ipairs({ small, large }) do
+    for _, i in ipairs(rest) do prob[i] = 1 end
+  end
+end
+
+function draw()
+  local i = math.random(0, users - 1)
+  if math.random() < prob[i] then return i end
+  return alias[i]
+end
+
+-- The quantity a user asks for: fixed by the user, 1 to 4.
+local function quantity(i) return i % 4 + 1 end
+
+function init(args)
+  users, length = tonumber(args[1]), tonumber(args[4])
+  prepare(tonumber(args[2]))
+  math.randomseed(tonumber(args[3]))
+  local path, key = args[5], args[6]
+  local bodies = { body(1), body(2), body(3), body(4) }
+  requests = {}
+  for i = 0, users - 1 do
+    requests[i] = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. key
+      .. "\r\nTollgate-User: " .. ("u%07d"):format(i)
+      .. "\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n" .. bodies[quantity(i)]
+  end
+end
+
+-- wrk asks for one request before it starts, to look at it; that one is not sent.
+sent, units, first, last = -1, 0, 0, 0
+local deadline
+
+function request()
+  local now = clock()
+  if sent < 0 then
+    sent = 0
+    return requests[0]
+  end
+  if not deadline then
+    first, deadline = now, now + length
+  elseif now >= deadline then
+    last = now
+    return ""
+  end
+  local i = draw()
+  sent = sent + 1
+  units = units + quantity(i)
+  return requests[i]
+end
+
+function done(summary, latency)
+  local thread = threads[1]
+  local e = summary.errors
+  print(("RESULT {\"sent\":%d,\"units\":%d,\"responses\":%d,\"seconds\":%.6f,"
+    .. "\"errors\":{\"connect\":%d,\"read\":%d,\"write\":%d,\"status\":%d,\"timeout\":%d},"
+    .. "\"p50_us\":%d,\"p99_us\":%d,\"p999_us\":%d}"):format(
+    thread:get("sent"), thread:get("units"), summary.requests,
+    thread:get("last") - thread:get("first"),
+    e.connect, e.read, e.write, e.status, e.timeout,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
+end

@@ -1,0 +1,186 @@
+//! The walk of `demo --once`: each step is a real request, and has to come out as the rules say.
+
+use std::net::SocketAddr;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::KEYS;
+
+/// A request and what must come of it.
+struct Step {
+    /// What it shows.
+    title: &'static str,
+    org: &'static str,
+    user: &'static str,
+    path: &'static str,
+    body: &'static str,
+    /// A failure that the backend is asked for.
+    fail: Option<&'static str>,
+    status: u16,
+    /// Parts of the receipt; or, where there is none, of the problem document.
+    expect: &'static [&'static str],
+}
+
+const IMAGE: &str = "/v1/images/generate";
+const VIDEO: &str = "/v1/videos";
+const ONE_SECOND: &str = r#"{"seconds": 1, "resolution": "1080p"}"#;
+const TWO_SECONDS: &str = r#"{"seconds": 2, "resolution": "1080p"}"#;
+
+const PLAIN: Step = Step {
+    title: "",
+    org: "acme",
+    user: "alice",
+    path: VIDEO,
+    body: ONE_SECOND,
+    fail: None,
+    status: 200,
+    expect: &[],
+};
+
+const STEPS: &[Step] = &[
+    Step {
+        title: "alice has 250 credits: the seat pays an image (D1)",
+        path: IMAGE,
+        body: r#"{"n": 1}"#,
+        expect: &[
+            "state=captured",
+            "cost=\"1\"",
+            "seat=\"1\"",
+            "pool=\"0\"",
+            "seat-remaining=\"249\"",
+        ],
+        ..PLAIN
+    },
+    Step {
+        title: "the seat pays two seconds of video",
+        body: TWO_SECONDS,
+        expect: &["cost=\"200\"", "seat=\"200\"", "pool=\"0\"", "seat-remaining=\"49\""],
+        ..PLAIN
+    },
+    Step {
+        title: "a second costs 100, the seat has 49: split, the pool pays the other 51 % (D25)",
+        expect: &[
+            "cost=\"100\"",
+            "seat=\"49\"",
+            "pool=\"1.02\"",
+            "seat-remaining=\"0\"",
+            "pool-remaining=\"38.98\"",
+        ],
+        ..PLAIN
+    },
+    Step {
+        title: "the seat is empty: the pool pays",
+        expect: &["cost=\"100\"", "seat=\"0\"", "pool=\"2\"", "pool-remaining=\"36.98\""],
+        ..PLAIN
+    },
+    Step {
+        title: "bob has 100 credits and no pool access: the seat pays",
+        user: "bob",
+        expect: &["cost=\"100\"", "seat=\"100\"", "seat-remaining=\"0\""],
+        ..PLAIN
+    },
+    Step {
+        title: "his seat is empty: refused, and told what is missing (D14)",
+        user: "bob",
+        status: 402,
+        expect: &["\"code\":\"seat_exhausted\"", "\"offer\"", "\"base\""],
+        ..PLAIN
+    },
+    Step {
+        title: "carol has 10 credits and may draw 3 Operations a cycle",
+        user: "carol",
+        expect: &["seat=\"10\"", "pool=\"1.8\"", "overage=\"0\""],
+        ..PLAIN
+    },
+    Step {
+        title: "another second would draw 2 more: refused (D17)",
+        user: "carol",
+        status: 402,
+        expect: &["\"code\":\"pool_limit_reached\"", "\"decided_by\""],
+        ..PLAIN
+    },
+    Step {
+        title: "dave's generation fails: it costs nothing (D32)",
+        user: "dave",
+        path: IMAGE,
+        body: r#"{"n": 4}"#,
+        fail: Some("500"),
+        status: 500,
+        expect: &["state=voided", "cost=\"0\"", "seat=\"0\"", "seat-remaining=\"100\""],
+        ..PLAIN
+    },
+    Step {
+        title: "globex bills overage: erin's 10 credits, the pool's 3 Operations, 0.8 beyond (D26)",
+        org: "globex",
+        user: "erin",
+        body: TWO_SECONDS,
+        expect: &[
+            "cost=\"200\"",
+            "seat=\"10\"",
+            "pool=\"3\"",
+            "overage=\"0.8\"",
+            "pool-remaining=\"0\"",
+        ],
+        ..PLAIN
+    },
+];
+
+/// Plays the walk and prints it; true if every step came out right.
+pub fn play(gateway: SocketAddr, admin: SocketAddr, token: &SecretString) -> anyhow::Result<bool> {
+    let mut right = 0;
+    for (index, step) in STEPS.iter().enumerate() {
+        let (status, told) = request(gateway, step)?;
+        let missing: Vec<&str> =
+            step.expect.iter().copied().filter(|part| !told.contains(part)).collect();
+        let fine = status == step.status && missing.is_empty();
+        println!(
+            "{}. {}\n   {} {} as {} of {}",
+            index + 1,
+            step.title,
+            step.path,
+            step.body,
+            step.user,
+            step.org
+        );
+        println!("   {} {status} {told}\n", if fine { "ok" } else { "WRONG" });
+        if !fine {
+            println!("   expected {} with {missing:?}\n", step.status);
+        }
+        right += usize::from(fine);
+    }
+    for org in ["acme", "globex"] {
+        println!("What is left at {org}: {}\n", pool(admin, token, org)?);
+    }
+    println!("{right} of {} steps came out as the rules say", STEPS.len());
+    Ok(right == STEPS.len())
+}
+
+/// The status, and the receipt or else the problem document.
+fn request(gateway: SocketAddr, step: &Step) -> anyhow::Result<(u16, String)> {
+    let key = KEYS.iter().find(|(org, _)| *org == step.org).map_or("", |(_, key)| key);
+    let mut request = ureq::post(format!("http://{gateway}{}", step.path))
+        .config()
+        .http_status_as_error(false)
+        .build()
+        .header("Authorization", format!("Bearer {key}"))
+        .header("Tollgate-User", step.user)
+        .header("Content-Type", "application/json");
+    if let Some(fail) = step.fail {
+        request = request.header("X-Sample-Fail", fail);
+    }
+    let mut response = request.send(step.body)?;
+    let status = response.status().as_u16();
+    let receipt = response.headers().get("tollgate-receipt");
+    let told = match receipt.map(|value| value.to_str().map(str::to_owned)) {
+        Some(receipt) => format!("Tollgate-Receipt: {}", receipt?),
+        None => response.body_mut().read_to_string()?,
+    };
+    Ok((status, told))
+}
+
+fn pool(admin: SocketAddr, token: &SecretString, org: &str) -> anyhow::Result<String> {
+    let mut answer = ureq::get(format!("http://{admin}/v1/orgs/{org}/pool"))
+        .header("Authorization", format!("Bearer {}", token.expose_secret()))
+        .call()?;
+    Ok(answer.body_mut().read_to_string()?)
+}

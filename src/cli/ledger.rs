@@ -1,0 +1,91 @@
+//! `tollgate ledger`: the ledger from the records alone.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::{FAILED, USAGE, fail};
+use crate::books::journal::{Cursor, Next, Segments};
+use crate::books::{recover, snapshot};
+use crate::config;
+use crate::core::account::{AccountKey, Balance};
+use crate::core::record::Record;
+use crate::ledger::verify::Verifier;
+
+/// What to do with the ledger.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Add up every record, and compare with what the books make of them
+    #[command(after_help = "Works on the data of a running or a stopped gateway. Exit code 1 if \
+anything does not add up; each finding is printed.\n\nExample:\n  tollgate ledger verify -c tollgate.toml")]
+    Verify {
+        /// The configuration [default: tollgate.toml]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Runs the command.
+pub fn run(command: &Command) -> ExitCode {
+    let Command::Verify { config } = command;
+    let loaded = match config::load(config.as_deref(), config::environment()) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(USAGE, error),
+    };
+    match verify(&loaded.config.data.dir.join("books")) {
+        Ok(verifier) => report(&verifier),
+        Err(error) => fail(FAILED, format!("{error:#}")),
+    }
+}
+
+fn report(verifier: &Verifier) -> ExitCode {
+    for finding in verifier.findings() {
+        println!("{finding}");
+    }
+    let totals = verifier.totals();
+    let counted = format!(
+        "{} records, {} charges ({} open), {} accounts",
+        totals.records, totals.charges, totals.open, totals.accounts
+    );
+    match verifier.findings().len() {
+        0 => {
+            println!("ok: {counted}");
+            ExitCode::SUCCESS
+        }
+        count => fail(FAILED, format!("{count} findings in {counted}")),
+    }
+}
+
+/// Adds up a journal from its beginning, and compares with every snapshot on the way and with
+/// what recovery would start from at its end.
+///
+/// # Errors
+/// When the journal is damaged or not there.
+pub fn verify(dir: &Path) -> anyhow::Result<Verifier> {
+    anyhow::ensure!(dir.is_dir(), "{}: no books here; check data.dir", dir.display());
+    let first = Segments::list(dir)?.as_slice().first().map_or(0, |segment| segment.start);
+    anyhow::ensure!(first == 0, "the journal's first segment is missing in {}", dir.display());
+    let mut snapshots = snapshot::list(dir)?.into_iter().peekable();
+    let mut verifier = Verifier::default();
+    let mut cursor = Cursor::new(dir, 0);
+    loop {
+        while let Some((_, path)) = snapshots.next_if(|(at, _)| *at == cursor.position()) {
+            let fold = snapshot::read(&path)?;
+            verifier.compare(&format!("snapshot {}", path.display()), &stated(fold));
+        }
+        if cursor.next()? == Next::End {
+            break;
+        }
+        verifier.see(&Record::decode(&cursor.record)?);
+    }
+    let recovered = recover::recover(dir, Some(cursor.position()))?;
+    verifier.compare("the books", &stated(recovered.fold));
+    Ok(verifier)
+}
+
+fn stated(fold: crate::books::fold::Fold) -> HashMap<AccountKey, (String, Balance)> {
+    let accounts = fold.accounts.into_iter();
+    accounts.map(|(key, account)| (key, (account.name.into_string(), account.balance))).collect()
+}

@@ -1,0 +1,301 @@
+//! Rows to the snapshot that the hot path reads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+use super::reassign::Tenure;
+use super::rows::{self, Details, KeyKind, Licence as LicenceRow, Rows, Table, instant_of};
+use super::snapshot::{
+    self, Decision, Key, KeyHash, Later, Licence, Org, PoolTerm, ProfileCap, User, Users, stems,
+};
+use crate::core::account::Version;
+use crate::core::amount::Operations;
+use crate::core::cycle::{Schedule, Term};
+use crate::core::entitlement::{DrawLimit, Membership, OrgTerms, access, eligible, grant};
+use crate::core::ids::Id;
+use crate::core::price::RateCard;
+use crate::core::refusal::{DecidedBy, Missing};
+
+/// A stored state that no snapshot can be made of. Only checked states are stored, so this is a
+/// damaged database.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unbuildable(pub String);
+
+/// Builds the users and keys of one org.
+pub struct Builder<'a> {
+    id: &'a Id,
+    details: &'a Details,
+    schedule: &'a Schedule,
+    profiles: Vec<Membership<'a>>,
+    /// Indexes into `profiles`.
+    by_id: HashMap<&'a Id, usize>,
+    /// Indexes into `profiles` by group.
+    by_group: HashMap<&'a Id, Vec<usize>>,
+    /// Users with the same profiles and limit share one decision: there are few kinds of users.
+    decisions: HashMap<(Vec<usize>, Option<Operations>), Decision>,
+}
+
+impl<'a> Builder<'a> {
+    /// For an org in this state.
+    pub fn new(id: &'a Id, details: &'a Details, schedule: &'a Schedule) -> Self {
+        let mut builder = Self {
+            id,
+            details,
+            schedule,
+            profiles: Vec::new(),
+            by_id: HashMap::new(),
+            by_group: HashMap::new(),
+            decisions: HashMap::new(),
+        };
+        for (id, row) in &details.profiles {
+            let index = builder.profiles.len();
+            builder.profiles.push(membership(id, row));
+            builder.by_id.insert(id, index);
+            for group in &row.groups {
+                builder.by_group.entry(group).or_default().push(index);
+            }
+        }
+        builder
+    }
+
+    /// Which org.
+    pub fn org(&self) -> &'a Id {
+        self.id
+    }
+
+    /// The users of `users`, with their licences among `licences`.
+    ///
+    /// # Errors
+    /// When a licence is of a plan that does not exist.
+    pub fn users(
+        &mut self,
+        users: &Table<rows::User>,
+        licences: &Table<LicenceRow>,
+    ) -> Result<Vec<User>, Unbuildable> {
+        let mut held: HashMap<&Id, Vec<(&Id, &LicenceRow)>> = HashMap::new();
+        for (id, row) in licences {
+            if let Some(holder) = &row.holder {
+                held.entry(holder).or_default().push((id, &row.value));
+            }
+        }
+        users
+            .iter()
+            .map(|(id, row)| self.user(id, row, held.remove(id).unwrap_or_default()))
+            .collect()
+    }
+
+    fn user(
+        &mut self,
+        id: &Id,
+        row: &rows::User,
+        mut held: Vec<(&Id, &LicenceRow)>,
+    ) -> Result<User, Unbuildable> {
+        // Burn order (D3): soonest expiry, then priority, then id.
+        held.sort_by_cached_key(|(licence, row)| {
+            let expires = row.expires.map(|expires| expires.instant(self.schedule));
+            (expires.is_none(), expires, row.priority, (*licence).clone())
+        });
+        let licences: Result<_, _> =
+            held.into_iter().map(|(licence, row)| self.licence(id, licence, row)).collect();
+        Ok(User {
+            id: id.clone(),
+            email: row.email.as_deref().map(Into::into),
+            suspended: row.suspended,
+            licences: licences?,
+            // The table's own ids, so that a million members do not hold a million copies.
+            groups: row.groups.iter().map(|group| interned(&self.details.groups, group)).collect(),
+            access: self.access(row),
+            stem: stems::user(self.id.as_str(), id.as_str()),
+        })
+    }
+
+    fn licence(&self, holder: &Id, id: &Id, row: &LicenceRow) -> Result<Licence, Unbuildable> {
+        let (plan, value) = self
+            .details
+            .plans
+            .get_key_value(&row.plan)
+            .ok_or_else(|| Unbuildable(format!("licence {id} is of no plan: {}", row.plan)))?;
+        let stem = |bucket: &Id| stems::licence(self.id.as_str(), id.as_str(), bucket.as_str());
+        let moved = row.moved.as_ref();
+        let tenure = moved.and_then(|moved| Some((moved.until, moved.tenures.last()?)));
+        let (bucket, pays_from, later) = match tenure {
+            Some((until, Tenure { user, bucket, pays_from })) if user == holder => {
+                let later =
+                    (bucket != holder).then(|| Box::new(Later { from: until, stem: stem(holder) }));
+                (bucket, *pays_from, later)
+            }
+            _ => (holder, None, None),
+        };
+        Ok(Licence {
+            id: id.clone(),
+            plan: plan.clone(),
+            credits: value.credits.micro(),
+            stem: stem(bucket),
+            bucket: bucket.clone(),
+            pays_from,
+            expires: row.expires.map(|expires| expires.instant(self.schedule)),
+            later,
+        })
+    }
+
+    fn access(&mut self, row: &rows::User) -> Decision {
+        let direct = row.profiles.iter().filter_map(|id| self.by_id.get(id).copied());
+        let through = row.groups.iter().filter_map(|id| self.by_group.get(id)).flatten().copied();
+        let mut indexes: Vec<usize> = direct.chain(through).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        let key = (indexes, row.pool_limit);
+        if let Some(known) = self.decisions.get(&key) {
+            return known.clone();
+        }
+        let memberships: Vec<Membership<'_>> =
+            key.0.iter().map(|index| self.profiles[*index]).collect();
+        let own = key.1.map(|limit| DrawLimit { limit, decided_by: DecidedBy::User });
+        let decision =
+            access(&org_terms(self.details), &memberships, own).map(Arc::new).map_err(Arc::from);
+        self.decisions.insert(key, decision.clone());
+        decision
+    }
+
+    /// The org's keys by the hash of each live secret.
+    pub fn keys(&self) -> Vec<(KeyHash, Arc<Key>)> {
+        let mut keys = Vec::new();
+        for (id, row) in &self.details.keys {
+            let kind = match &row.kind {
+                KeyKind::Service(acts_for) => snapshot::KeyKind::Service(acts_for.clone()),
+                KeyKind::User(user) => snapshot::KeyKind::User(user.clone()),
+                KeyKind::Principal(profile) => {
+                    snapshot::KeyKind::Principal(self.principal(profile, row.pool_limit))
+                }
+            };
+            for secret in &row.secrets {
+                let key = Key {
+                    id: id.clone(),
+                    org: self.id.clone(),
+                    kind: kind.clone(),
+                    hash: secret.hash,
+                    expires: secret.expires,
+                    stem: stems::key(self.id.as_str(), id.as_str()),
+                };
+                keys.push((secret.hash, Arc::new(key)));
+            }
+        }
+        keys
+    }
+
+    /// A principal needs an eligible org and a profile of an offer with the switch on; it has no
+    /// seat, so no base product (D18).
+    fn principal(&self, profile: &Id, own_limit: Option<Operations>) -> Decision {
+        let terms = org_terms(self.details);
+        let offer = self
+            .by_id
+            .get(profile)
+            .map(|index| &self.profiles[*index])
+            .filter(|profile| profile.shared_credits && terms.offers.contains(profile.product));
+        let mut missing = Vec::new();
+        if !eligible(&terms) {
+            missing.push(Missing::Eligibility);
+        }
+        if offer.is_none() {
+            missing.push(Missing::Offer);
+        }
+        match offer {
+            Some(offer) if missing.is_empty() => {
+                let own = own_limit.map(|limit| DrawLimit { limit, decided_by: DecidedBy::Key });
+                Ok(Arc::new(grant(&terms, offer, own)))
+            }
+            _ => Err(missing.into()),
+        }
+    }
+}
+
+/// The org with these users.
+///
+/// # Errors
+/// When a stored rate card is not valid.
+pub fn org(rows: &Rows, users: Users, version: Version) -> Result<Org, Unbuildable> {
+    let Rows { id, details, schedule, .. } = rows;
+    let settings = &details.settings;
+    let mut terms: Vec<PoolTerm> = details
+        .terms
+        .iter()
+        .map(|(term, row)| PoolTerm {
+            term: Term {
+                id: term.clone(),
+                start: instant_of(row.start, schedule),
+                end: instant_of(row.end, schedule),
+            },
+            pool: row.pool,
+            pool_stem: stems::pool(id.as_str(), term.as_str()),
+            overage_stem: stems::overage(id.as_str(), term.as_str()),
+        })
+        .collect();
+    terms.sort_by_key(|entry| entry.term.start);
+    let cards = details.cards.values().map(|row| {
+        RateCard::new(row.value.clone())
+            .map(Arc::new)
+            .map_err(|error| Unbuildable(format!("rate card {}: {error}", row.version)))
+    });
+    let mut cards: Vec<Arc<RateCard>> = cards.collect::<Result<_, _>>()?;
+    // The table has them by version; the sort is stable.
+    cards.sort_by_key(|card| card.file().effective);
+    Ok(Org {
+        id: id.clone(),
+        version,
+        mode: settings.mode,
+        split: settings.split,
+        overage: settings.overage,
+        schedule: schedule.clone(),
+        profile_caps: profile_caps(id, details, &terms),
+        terms,
+        cards,
+        users,
+        now: ArcSwapOption::empty(),
+        details: Arc::new(details.clone()),
+    })
+}
+
+fn profile_caps(id: &Id, details: &Details, terms: &[PoolTerm]) -> HashMap<Id, ProfileCap> {
+    let org_cap = details.settings.overage.cap();
+    let mut caps = HashMap::new();
+    for (profile, row) in &details.profiles {
+        let own = row.overage.map(|overage| overage.cap());
+        if let Some(cap) = own.filter(|cap| *cap < org_cap && !cap.is_zero()) {
+            let stem = |entry: &PoolTerm| {
+                stems::profile_overage(id.as_str(), entry.term.id.as_str(), profile.as_str())
+            };
+            let stems = terms.iter().map(stem).collect();
+            caps.insert(profile.clone(), ProfileCap { cap, stems });
+        }
+    }
+    caps
+}
+
+fn membership<'a>(id: &'a Id, row: &'a rows::Profile) -> Membership<'a> {
+    Membership {
+        profile: id,
+        product: &row.product,
+        shared_credits: row.shared_credits,
+        pool_limit: row.pool_limit,
+        overage: row.overage,
+    }
+}
+
+fn org_terms(details: &Details) -> OrgTerms<'_> {
+    let settings = &details.settings;
+    OrgTerms {
+        contract: settings.contract.as_ref().map_or("", Id::as_str),
+        products: &settings.products,
+        offers: &settings.offers,
+        bases: &settings.bases,
+        pool_limit: settings.pool_limit,
+        overage: settings.overage,
+    }
+}
+
+fn interned<V>(table: &BTreeMap<Id, V>, id: &Id) -> Id {
+    table.get_key_value(id).map_or_else(|| id.clone(), |(own, _)| own.clone())
+}

@@ -1,0 +1,84 @@
+//! The users of an org, spread so that a change of a few copies little.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::User;
+use crate::core::ids::Id;
+
+/// How many buckets the users of an org are spread over: a change rebuilds one of them.
+const BUCKETS: usize = 1024;
+
+type Bucket = HashMap<Id, Arc<User>>;
+
+/// The users of an org, in buckets that snapshots share.
+#[derive(Clone, Debug)]
+pub struct Users {
+    buckets: Box<[Arc<Bucket>]>,
+    count: usize,
+}
+
+impl Users {
+    /// Spreads users over the buckets.
+    pub fn new(users: impl IntoIterator<Item = User>) -> Self {
+        let mut buckets: Vec<Bucket> = Vec::new();
+        buckets.resize_with(BUCKETS, Bucket::new);
+        let mut count = 0;
+        for user in users {
+            count += 1;
+            buckets[Self::bucket(user.id.as_str())].insert(user.id.clone(), Arc::new(user));
+        }
+        Self { buckets: buckets.into_iter().map(Arc::new).collect(), count }
+    }
+
+    /// Adds a user, or replaces the one with its id.
+    pub fn insert(&mut self, user: User) {
+        let bucket = Arc::make_mut(&mut self.buckets[Self::bucket(user.id.as_str())]);
+        self.count += usize::from(bucket.insert(user.id.clone(), Arc::new(user)).is_none());
+    }
+
+    /// The same users but for these: `None` removes one.
+    #[must_use]
+    pub fn with(&self, changes: impl IntoIterator<Item = (Id, Option<User>)>) -> Self {
+        let mut next = self.clone();
+        for (id, change) in changes {
+            let bucket = Arc::make_mut(&mut next.buckets[Self::bucket(id.as_str())]);
+            match change {
+                Some(user) => {
+                    next.count += usize::from(bucket.insert(id, Arc::new(user)).is_none())
+                }
+                None => next.count -= usize::from(bucket.remove(&id).is_some()),
+            }
+        }
+        next
+    }
+
+    /// A user by id.
+    pub fn get(&self, id: &str) -> Option<&Arc<User>> {
+        self.buckets[Self::bucket(id)].get(id)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Every user, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<User>> {
+        self.buckets.iter().flat_map(|bucket| bucket.values())
+    }
+
+    fn bucket(id: &str) -> usize {
+        // FNV-1a: the buckets only need to be of like size; the maps inside them are keyed with
+        // a secret, so chosen ids cannot crowd one.
+        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        (hash % BUCKETS as u64) as usize
+    }
+}

@@ -1,0 +1,373 @@
+//! Rows out of the database.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
+
+use super::StoreError;
+use crate::core::amount::{Credits, MAX_MICRO, Operations};
+use crate::core::cycle::{Era, Schedule};
+use crate::core::ids::Id;
+use crate::core::price::RateCardFile;
+use crate::directory::rows::{
+    Details, Group, Key, Licence, MadeBy, Plan, Profile, Row, Rows, Secret, Settings, Table, Term,
+    User, zone,
+};
+use crate::directory::snapshot::KeyHash;
+
+/// Which users, with their licences, a change looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them, and unassigned licences too.
+    All,
+    /// These, and these licences with their holders, and the direct members of these profiles.
+    Some {
+        /// Users by id.
+        users: BTreeSet<Id>,
+        /// Licences by id.
+        licences: BTreeSet<Id>,
+        /// Profiles by id.
+        profiles: BTreeSet<Id>,
+    },
+}
+
+/// Above this many users the whole org is read at once instead of user by user.
+const MANY: usize = 2_000;
+
+/// How many users are read at once.
+const PAGE: i64 = 4096;
+
+/// An org's rows without users and licences, and its version; `None` where there is no such org.
+///
+/// # Errors
+/// When the database fails, or holds what cannot be read.
+pub async fn load_details(
+    db: &mut SqliteConnection,
+    org: &Id,
+) -> Result<Option<(Rows, u64)>, StoreError> {
+    let found = sqlx::query("SELECT * FROM org WHERE id = $1")
+        .bind(org.as_str())
+        .fetch_optional(&mut *db)
+        .await?;
+    let Some(row) = found else { return Ok(None) };
+    let version: i64 = row.try_get("version")?;
+    let mut rows = Rows::empty(org.clone());
+    rows.schedule = schedule(db, org).await?;
+    let mut details = Details { settings: settings(&row)?, ..Details::default() };
+    for row in of_org(db, "SELECT * FROM term WHERE org = $1", org).await? {
+        put(&mut details.terms, &row, term(&row)?)?;
+    }
+    for row in of_org(db, "SELECT * FROM plan WHERE org = $1", org).await? {
+        let credits = amount(row.try_get("credits")?)?;
+        let credits = Credits::from_micro(credits).ok_or_else(|| damaged("credits", credits))?;
+        put(&mut details.plans, &row, Plan { credits })?;
+    }
+    for row in of_org(db, "SELECT * FROM org_group WHERE org = $1", org).await? {
+        put(&mut details.groups, &row, Group)?;
+    }
+    for row in of_org(db, "SELECT * FROM profile WHERE org = $1", org).await? {
+        put(&mut details.profiles, &row, profile(&row)?)?;
+    }
+    let sql = "SELECT * FROM profile_group WHERE org = $1 ORDER BY profile_id, group_id";
+    for row in of_org(db, sql, org).await? {
+        let id: Id = parsed(&row, "profile_id")?;
+        if let Some(profile) = details.profiles.get_mut(&id) {
+            Arc::make_mut(profile).value.groups.push(parsed(&row, "group_id")?);
+        }
+    }
+    for row in of_org(db, "SELECT * FROM rate_card WHERE org = $1", org).await? {
+        put::<RateCardFile>(&mut details.cards, &row, json(&row, "card")?)?;
+    }
+    for row in of_org(db, "SELECT * FROM org_key WHERE org = $1", org).await? {
+        let kind = json(&row, "kind")?;
+        let pool_limit = operations(&row, "pool_limit")?;
+        put(&mut details.keys, &row, Key { kind, pool_limit, secrets: Vec::new() })?;
+    }
+    let sql = "SELECT * FROM key_secret WHERE org = $1 ORDER BY hash";
+    for row in of_org(db, sql, org).await? {
+        let id: Id = parsed(&row, "key_id")?;
+        let secret = Secret { hash: hash(&row)?, expires: optional(&row, "expires")? };
+        if let Some(key) = details.keys.get_mut(&id) {
+            Arc::make_mut(key).value.secrets.push(secret);
+        }
+    }
+    rows.details = details;
+    let version = u64::try_from(version).map_err(|_| damaged("version", version))?;
+    Ok(Some((rows, version)))
+}
+
+/// An org's rows with the users and licences in scope, and its version.
+///
+/// # Errors
+/// As [`load_details`].
+pub async fn load_rows(
+    db: &mut SqliteConnection,
+    org: &Id,
+    scope: &Scope,
+) -> Result<Option<(Rows, u64)>, StoreError> {
+    let Some((mut rows, version)) = load_details(db, org).await? else { return Ok(None) };
+    let Scope::Some { users, licences, profiles } = scope else {
+        load_everybody(db, org, &mut rows).await?;
+        return Ok(Some((rows, version)));
+    };
+    let mut wanted = users.clone();
+    for id in profiles {
+        let sql = "SELECT user_id FROM profile_user WHERE org = $1 AND profile_id = $2";
+        for row in of_org_and(db, sql, org, id).await? {
+            wanted.insert(parsed(&row, "user_id")?);
+        }
+    }
+    if wanted.len() > MANY {
+        load_everybody(db, org, &mut rows).await?;
+        return Ok(Some((rows, version)));
+    }
+    for id in licences {
+        let sql = "SELECT * FROM licence WHERE org = $1 AND id = $2";
+        for row in of_org_and(db, sql, org, id).await? {
+            let licence = licence(&row)?;
+            wanted.extend(licence.holder.clone());
+            put(&mut rows.licences, &row, licence)?;
+        }
+    }
+    for id in &wanted {
+        let page = users_between(db, org, id.as_str(), id.as_str()).await?;
+        rows.users.extend(page.users);
+        rows.licences.extend(page.licences);
+    }
+    Ok(Some((rows, version)))
+}
+
+async fn load_everybody(
+    db: &mut SqliteConnection,
+    org: &Id,
+    rows: &mut Rows,
+) -> Result<(), StoreError> {
+    let mut after = None;
+    while let Some(page) = users_page(db, org, after.as_ref()).await? {
+        after = page.users.last_key_value().map(|(id, _)| id.clone());
+        rows.users.extend(page.users);
+        rows.licences.extend(page.licences);
+    }
+    for row in of_org(db, "SELECT * FROM licence WHERE org = $1 AND holder IS NULL", org).await? {
+        put(&mut rows.licences, &row, licence(&row)?)?;
+    }
+    Ok(())
+}
+
+/// Users with their licences.
+pub struct Page {
+    /// Users by id.
+    pub users: Table<User>,
+    /// What they hold.
+    pub licences: Table<Licence>,
+}
+
+/// The next users by id after one, some thousands at a time; `None` at the end.
+///
+/// # Errors
+/// As [`load_details`].
+pub async fn users_page(
+    db: &mut SqliteConnection,
+    org: &Id,
+    after: Option<&Id>,
+) -> Result<Option<Page>, StoreError> {
+    let after = after.map_or("", Id::as_str);
+    let sql = "SELECT MIN(id) AS first, MAX(id) AS last FROM (SELECT id FROM org_user \
+               WHERE org = $1 AND id > $2 ORDER BY id LIMIT $3) AS page";
+    let row =
+        sqlx::query(sql).bind(org.as_str()).bind(after).bind(PAGE).fetch_one(&mut *db).await?;
+    let (first, last): (Option<String>, Option<String>) =
+        (row.try_get("first")?, row.try_get("last")?);
+    match first.zip(last) {
+        None => Ok(None),
+        Some((first, last)) => Ok(Some(users_between(db, org, &first, &last).await?)),
+    }
+}
+
+async fn users_between(
+    db: &mut SqliteConnection,
+    org: &Id,
+    first: &str,
+    last: &str,
+) -> Result<Page, StoreError> {
+    let mut page = Page { users: Table::new(), licences: Table::new() };
+    let sql = "SELECT * FROM org_user WHERE org = $1 AND id >= $2 AND id <= $3";
+    for row in between(db, sql, org, first, last).await? {
+        let user = User {
+            email: row.try_get("email")?,
+            suspended: row.try_get::<i64, _>("suspended")? != 0,
+            pool_limit: operations(&row, "pool_limit")?,
+            groups: Vec::new(),
+            profiles: Vec::new(),
+        };
+        put(&mut page.users, &row, user)?;
+    }
+    let sql = "SELECT user_id, group_id FROM group_member \
+               WHERE org = $1 AND user_id >= $2 AND user_id <= $3 ORDER BY user_id, group_id";
+    for row in between(db, sql, org, first, last).await? {
+        if let Some(user) = page.users.get_mut(row.try_get::<&str, _>("user_id")?) {
+            Arc::make_mut(user).value.groups.push(parsed(&row, "group_id")?);
+        }
+    }
+    let sql = "SELECT user_id, profile_id FROM profile_user \
+               WHERE org = $1 AND user_id >= $2 AND user_id <= $3 ORDER BY user_id, profile_id";
+    for row in between(db, sql, org, first, last).await? {
+        if let Some(user) = page.users.get_mut(row.try_get::<&str, _>("user_id")?) {
+            Arc::make_mut(user).value.profiles.push(parsed(&row, "profile_id")?);
+        }
+    }
+    let sql = "SELECT * FROM licence WHERE org = $1 AND holder >= $2 AND holder <= $3";
+    for row in between(db, sql, org, first, last).await? {
+        put(&mut page.licences, &row, licence(&row)?)?;
+    }
+    Ok(page)
+}
+
+async fn of_org(
+    db: &mut SqliteConnection,
+    sql: &'static str,
+    org: &Id,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    sqlx::query(sql).bind(org.as_str()).fetch_all(db).await
+}
+
+async fn of_org_and(
+    db: &mut SqliteConnection,
+    sql: &'static str,
+    org: &Id,
+    id: &Id,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    sqlx::query(sql).bind(org.as_str()).bind(id.as_str()).fetch_all(db).await
+}
+
+async fn between(
+    db: &mut SqliteConnection,
+    sql: &'static str,
+    org: &Id,
+    first: &str,
+    last: &str,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    sqlx::query(sql).bind(org.as_str()).bind(first).bind(last).fetch_all(db).await
+}
+
+async fn schedule(db: &mut SqliteConnection, org: &Id) -> Result<Schedule, StoreError> {
+    let mut eras = Vec::new();
+    for row in of_org(db, "SELECT * FROM era WHERE org = $1 ORDER BY place", org).await? {
+        let name: String = row.try_get("zone")?;
+        eras.push(Era {
+            from: optional(&row, "starts_at")?,
+            anchor: json(&row, "anchor")?,
+            zone: zone(&name).ok_or_else(|| damaged("zone", name))?,
+        });
+    }
+    Schedule::from_eras(eras).ok_or_else(|| damaged("eras of org", org))
+}
+
+fn settings(row: &SqliteRow) -> Result<Settings, StoreError> {
+    Ok(Settings {
+        contract: optional(row, "contract")?,
+        products: json(row, "products")?,
+        offers: json(row, "offers")?,
+        bases: json(row, "bases")?,
+        overage: json(row, "overage")?,
+        split: json(row, "split")?,
+        mode: json(row, "mode")?,
+        on_reassign: json(row, "on_reassign")?,
+        pool_limit: operations(row, "pool_limit")?,
+    })
+}
+
+fn term(row: &SqliteRow) -> Result<Term, StoreError> {
+    Ok(Term {
+        start: parsed(row, "start_on")?,
+        end: parsed(row, "end_on")?,
+        pool: operations(row, "pool")?.unwrap_or_default(),
+        price_per_operation: optional(row, "price_per_operation")?,
+        currency: optional(row, "currency")?,
+    })
+}
+
+fn profile(row: &SqliteRow) -> Result<Profile, StoreError> {
+    let overage: Option<String> = row.try_get("overage")?;
+    Ok(Profile {
+        product: parsed(row, "product")?,
+        shared_credits: row.try_get::<i64, _>("shared_credits")? != 0,
+        pool_limit: operations(row, "pool_limit")?,
+        overage: overage.map(|_| json(row, "overage")).transpose()?,
+        groups: Vec::new(),
+    })
+}
+
+fn licence(row: &SqliteRow) -> Result<Licence, StoreError> {
+    let priority: i64 = row.try_get("priority")?;
+    let moved: Option<String> = row.try_get("moved")?;
+    Ok(Licence {
+        plan: parsed(row, "plan")?,
+        holder: optional(row, "holder")?,
+        priority: u32::try_from(priority).map_err(|_| damaged("priority", priority))?,
+        expires: optional(row, "expires")?,
+        moved: moved.map(|_| json(row, "moved")).transpose()?,
+    })
+}
+
+fn put<T>(table: &mut Table<T>, row: &SqliteRow, value: T) -> Result<(), StoreError> {
+    let made_by = match row.try_get("made_by")? {
+        "api" => MadeBy::Api,
+        _ => MadeBy::File,
+    };
+    table.insert(parsed(row, "id")?, Arc::new(Row { made_by, value }));
+    Ok(())
+}
+
+fn damaged(what: &str, value: impl Display) -> StoreError {
+    StoreError::Damaged(format!("{what}: {value}"))
+}
+
+/// A text column that has to be there.
+pub fn parsed<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+    let text: &str = row.try_get(column)?;
+    text.parse().map_err(|error| damaged(column, error))
+}
+
+fn optional<T: FromStr<Err: Display>>(
+    row: &SqliteRow,
+    column: &str,
+) -> Result<Option<T>, StoreError> {
+    let text: Option<&str> = row.try_get(column)?;
+    text.map(|text| text.parse().map_err(|error| damaged(column, error))).transpose()
+}
+
+fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+    serde_json::from_str(row.try_get(column)?).map_err(|error| damaged(column, error))
+}
+
+fn operations(row: &SqliteRow, column: &str) -> Result<Option<Operations>, StoreError> {
+    let micro: Option<i64> = row.try_get(column)?;
+    let micro = micro.map(amount).transpose()?;
+    Ok(micro.and_then(Operations::from_micro))
+}
+
+fn amount(micro: i64) -> Result<u64, StoreError> {
+    u64::try_from(micro)
+        .ok()
+        .filter(|micro| *micro <= MAX_MICRO)
+        .ok_or_else(|| damaged("amount", micro))
+}
+
+fn hash(row: &SqliteRow) -> Result<KeyHash, StoreError> {
+    let text: &str = row.try_get("hash")?;
+    let mut hash = KeyHash::default();
+    if text.len() != hash.len() * 2 || !text.is_ascii() {
+        return Err(damaged("hash of a secret", text.len()));
+    }
+    for (index, byte) in hash.iter_mut().enumerate() {
+        let digits = &text[index * 2..index * 2 + 2];
+        *byte = u8::from_str_radix(digits, 16).map_err(|error| damaged("hash", error))?;
+    }
+    Ok(hash)
+}

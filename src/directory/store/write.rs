@@ -1,0 +1,410 @@
+//! The difference between two states of an org into the database.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+
+use super::StoreError;
+use crate::core::amount::Operations;
+use crate::core::ids::Id;
+use crate::core::price::RateCardFile;
+use crate::directory::difference::Change;
+use crate::directory::rows::{
+    Details, Key, Licence, Plan, Profile, Row, Rows, Table, Term, User, hex, word, zone_name,
+};
+
+/// Who makes a change, and when.
+pub struct Audit<'a> {
+    /// The name of whoever asked.
+    pub who: &'a str,
+    /// When.
+    pub at: Timestamp,
+    /// What changes.
+    pub changes: &'a [Change],
+}
+
+/// Writes what differs, under the next version of the org. The caller commits.
+///
+/// # Errors
+/// `Stale` where the org is not at `version` (0 where it is new) any more; nothing may be
+/// committed then.
+pub async fn write(
+    db: &mut SqliteConnection,
+    before: Option<&Rows>,
+    after: &Rows,
+    version: u64,
+    audit: &Audit<'_>,
+) -> Result<u64, StoreError> {
+    let org = &after.id;
+    let next = version + 1;
+    let (old, new) = (i64::try_from(version), i64::try_from(next));
+    let (Ok(old), Ok(new)) = (old, new) else {
+        return Err(StoreError::Damaged(format!("version {version}")));
+    };
+    let done = if before.is_some() {
+        let sql = "UPDATE org SET version = $1 WHERE id = $2 AND version = $3";
+        sqlx::query(sql).bind(new).bind(org.as_str()).bind(old).execute(&mut *db).await?
+    } else {
+        let sql = "INSERT INTO org (id, version, products, offers, bases, overage, split, mode, \
+                   on_reassign) VALUES ($1, $2, '', '', '', '', '', '', '') \
+                   ON CONFLICT (id) DO NOTHING";
+        sqlx::query(sql).bind(org.as_str()).bind(new).execute(&mut *db).await?
+    };
+    if done.rows_affected() != 1 {
+        return Err(StoreError::Stale(org.to_string()));
+    }
+    write_org(db, before, after).await?;
+    let empty = Rows::empty(org.clone());
+    let before = before.unwrap_or(&empty);
+    write_details(db, org, &before.details, &after.details).await?;
+    write_users(db, org, &before.users, &after.users).await?;
+    write_licences(db, org, &before.licences, &after.licences).await?;
+    write_audit(db, org, new, audit).await?;
+    Ok(next)
+}
+
+async fn write_org(
+    db: &mut SqliteConnection,
+    before: Option<&Rows>,
+    after: &Rows,
+) -> Result<(), StoreError> {
+    let (org, settings) = (&after.id, &after.details.settings);
+    if before.is_none_or(|before| before.details.settings != *settings) {
+        let sql = "UPDATE org SET contract = $2, products = $3, offers = $4, bases = $5, \
+                   overage = $6, split = $7, mode = $8, on_reassign = $9, pool_limit = $10 \
+                   WHERE id = $1";
+        sqlx::query(sql)
+            .bind(org.as_str())
+            .bind(settings.contract.as_ref().map(Id::as_str))
+            .bind(json(&settings.products)?)
+            .bind(json(&settings.offers)?)
+            .bind(json(&settings.bases)?)
+            .bind(json(&settings.overage)?)
+            .bind(json(&settings.split)?)
+            .bind(json(&settings.mode)?)
+            .bind(json(&settings.on_reassign)?)
+            .bind(micro(settings.pool_limit))
+            .execute(&mut *db)
+            .await?;
+    }
+    if before.is_none_or(|before| before.schedule != after.schedule) {
+        delete(db, "DELETE FROM era WHERE org = $1 AND $2 = $2", org, org).await?;
+        for (place, era) in (0_i64..).zip(after.schedule.eras()) {
+            let sql = "INSERT INTO era (org, place, starts_at, anchor, zone) \
+                       VALUES ($1, $2, $3, $4, $5)";
+            sqlx::query(sql)
+                .bind(org.as_str())
+                .bind(place)
+                .bind(era.from.map(|from| from.to_string()))
+                .bind(json(&era.anchor)?)
+                .bind(zone_name(&era.zone))
+                .execute(&mut *db)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn write_details(
+    db: &mut SqliteConnection,
+    org: &Id,
+    before: &Details,
+    after: &Details,
+) -> Result<(), StoreError> {
+    for id in gone_or_changed(&before.terms, &after.terms) {
+        delete(db, "DELETE FROM term WHERE org = $1 AND id = $2", org, id).await?;
+    }
+    insert_terms(db, org, &new_or_changed(&before.terms, &after.terms)).await?;
+    for id in gone_or_changed(&before.plans, &after.plans) {
+        delete(db, "DELETE FROM plan WHERE org = $1 AND id = $2", org, id).await?;
+    }
+    insert_plans(db, org, &new_or_changed(&before.plans, &after.plans)).await?;
+    for id in gone_or_changed(&before.groups, &after.groups) {
+        delete(db, "DELETE FROM org_group WHERE org = $1 AND id = $2", org, id).await?;
+    }
+    for (id, row) in new_or_changed(&before.groups, &after.groups) {
+        sqlx::query("INSERT INTO org_group (org, id, made_by) VALUES ($1, $2, $3)")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .bind(row.made_by.word())
+            .execute(&mut *db)
+            .await?;
+    }
+    for id in gone_or_changed(&before.profiles, &after.profiles) {
+        delete(db, "DELETE FROM profile WHERE org = $1 AND id = $2", org, id).await?;
+        let sql = "DELETE FROM profile_group WHERE org = $1 AND profile_id = $2";
+        delete(db, sql, org, id).await?;
+    }
+    insert_profiles(db, org, &new_or_changed(&before.profiles, &after.profiles)).await?;
+    for id in gone_or_changed(&before.cards, &after.cards) {
+        delete(db, "DELETE FROM rate_card WHERE org = $1 AND id = $2", org, id).await?;
+    }
+    insert_cards(db, org, &new_or_changed(&before.cards, &after.cards)).await?;
+    for id in gone_or_changed(&before.keys, &after.keys) {
+        delete(db, "DELETE FROM org_key WHERE org = $1 AND id = $2", org, id).await?;
+        delete(db, "DELETE FROM key_secret WHERE org = $1 AND key_id = $2", org, id).await?;
+    }
+    insert_keys(db, org, &new_or_changed(&before.keys, &after.keys)).await
+}
+
+type Changed<'a, T> = Vec<(&'a Id, &'a Arc<Row<T>>)>;
+
+fn new_or_changed<'a, T: PartialEq>(before: &Table<T>, after: &'a Table<T>) -> Changed<'a, T> {
+    after.iter().filter(|(id, row)| before.get(*id) != Some(row)).collect()
+}
+
+fn gone_or_changed<'a, T: PartialEq>(
+    before: &'a Table<T>,
+    after: &'a Table<T>,
+) -> impl Iterator<Item = &'a Id> {
+    before.iter().filter(|(id, row)| after.get(*id) != Some(row)).map(|(id, _)| id)
+}
+
+async fn delete(
+    db: &mut SqliteConnection,
+    sql: &'static str,
+    org: &Id,
+    id: &Id,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(sql).bind(org.as_str()).bind(id.as_str()).execute(db).await?;
+    Ok(())
+}
+
+async fn insert_terms(
+    db: &mut SqliteConnection,
+    org: &Id,
+    rows: &Changed<'_, Term>,
+) -> Result<(), StoreError> {
+    for (id, row) in rows {
+        let sql = "INSERT INTO term (org, id, made_by, start_on, end_on, pool, \
+                   price_per_operation, currency) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        sqlx::query(sql)
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .bind(row.made_by.word())
+            .bind(row.start.to_string())
+            .bind(row.end.to_string())
+            .bind(micro(Some(row.pool)))
+            .bind(row.price_per_operation.map(|price| price.to_string()))
+            .bind(row.currency.as_ref().map(Id::as_str))
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn insert_plans(
+    db: &mut SqliteConnection,
+    org: &Id,
+    rows: &Changed<'_, Plan>,
+) -> Result<(), StoreError> {
+    for (id, row) in rows {
+        sqlx::query("INSERT INTO plan (org, id, made_by, credits) VALUES ($1, $2, $3, $4)")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .bind(row.made_by.word())
+            .bind(row.credits.micro().cast_signed())
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn insert_profiles(
+    db: &mut SqliteConnection,
+    org: &Id,
+    rows: &Changed<'_, Profile>,
+) -> Result<(), StoreError> {
+    for (id, row) in rows {
+        let sql = "INSERT INTO profile (org, id, made_by, product, shared_credits, pool_limit, \
+                   overage) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        sqlx::query(sql)
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .bind(row.made_by.word())
+            .bind(row.product.as_str())
+            .bind(i64::from(row.shared_credits))
+            .bind(micro(row.pool_limit))
+            .bind(row.overage.as_ref().map(json).transpose()?)
+            .execute(&mut *db)
+            .await?;
+        for group in &row.groups {
+            let sql = "INSERT INTO profile_group (org, profile_id, group_id) VALUES ($1, $2, $3)";
+            sqlx::query(sql)
+                .bind(org.as_str())
+                .bind(id.as_str())
+                .bind(group.as_str())
+                .execute(&mut *db)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn insert_cards(
+    db: &mut SqliteConnection,
+    org: &Id,
+    rows: &Changed<'_, RateCardFile>,
+) -> Result<(), StoreError> {
+    for (id, row) in rows {
+        sqlx::query("INSERT INTO rate_card (org, id, made_by, card) VALUES ($1, $2, $3, $4)")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .bind(row.made_by.word())
+            .bind(json(&row.value)?)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn insert_keys(
+    db: &mut SqliteConnection,
+    org: &Id,
+    rows: &Changed<'_, Key>,
+) -> Result<(), StoreError> {
+    for (id, row) in rows {
+        let sql = "INSERT INTO org_key (org, id, made_by, kind, pool_limit) \
+                   VALUES ($1, $2, $3, $4, $5)";
+        sqlx::query(sql)
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .bind(row.made_by.word())
+            .bind(json(&row.kind)?)
+            .bind(micro(row.pool_limit))
+            .execute(&mut *db)
+            .await?;
+        for secret in &row.secrets {
+            let sql = "INSERT INTO key_secret (hash, org, key_id, expires) VALUES ($1, $2, $3, $4)";
+            sqlx::query(sql)
+                .bind(hex(&secret.hash))
+                .bind(org.as_str())
+                .bind(id.as_str())
+                .bind(secret.expires.map(|expires| expires.to_string()))
+                .execute(&mut *db)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of one statement: a statement costs more than a row, and holds at most 32,766 values.
+const BATCH: usize = 500;
+
+async fn write_users(
+    db: &mut SqliteConnection,
+    org: &Id,
+    before: &Table<User>,
+    after: &Table<User>,
+) -> Result<(), StoreError> {
+    for id in gone_or_changed(before, after) {
+        delete(db, "DELETE FROM org_user WHERE org = $1 AND id = $2", org, id).await?;
+        delete(db, "DELETE FROM group_member WHERE org = $1 AND user_id = $2", org, id).await?;
+        delete(db, "DELETE FROM profile_user WHERE org = $1 AND user_id = $2", org, id).await?;
+    }
+    for rows in new_or_changed(before, after).chunks(BATCH) {
+        let mut sql = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO org_user (org, id, made_by, email, suspended, pool_limit) ",
+        );
+        sql.push_values(rows, |mut values, (id, row)| {
+            values
+                .push_bind(org.as_str())
+                .push_bind(id.as_str())
+                .push_bind(row.made_by.word())
+                .push_bind(row.email.as_deref())
+                .push_bind(i64::from(row.suspended))
+                .push_bind(micro(row.pool_limit));
+        });
+        sql.build().execute(&mut *db).await?;
+        let groups = rows.iter().flat_map(|(id, row)| row.groups.iter().map(move |of| (*id, of)));
+        let sql = "INSERT INTO group_member (org, user_id, group_id) ";
+        insert_members(db, sql, org, groups.collect()).await?;
+        let profiles =
+            rows.iter().flat_map(|(id, row)| row.profiles.iter().map(move |of| (*id, of)));
+        let sql = "INSERT INTO profile_user (org, user_id, profile_id) ";
+        insert_members(db, sql, org, profiles.collect()).await?;
+    }
+    Ok(())
+}
+
+async fn insert_members(
+    db: &mut SqliteConnection,
+    sql: &'static str,
+    org: &Id,
+    members: Vec<(&Id, &Id)>,
+) -> Result<(), StoreError> {
+    for members in members.chunks(BATCH) {
+        let mut sql = QueryBuilder::<Sqlite>::new(sql);
+        sql.push_values(members, |mut values, (user, of)| {
+            values.push_bind(org.as_str()).push_bind(user.as_str()).push_bind(of.as_str());
+        });
+        sql.build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+async fn write_licences(
+    db: &mut SqliteConnection,
+    org: &Id,
+    before: &Table<Licence>,
+    after: &Table<Licence>,
+) -> Result<(), StoreError> {
+    for id in gone_or_changed(before, after) {
+        delete(db, "DELETE FROM licence WHERE org = $1 AND id = $2", org, id).await?;
+    }
+    for rows in new_or_changed(before, after).chunks(BATCH) {
+        let mut sql = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO licence (org, id, made_by, plan, holder, priority, expires, moved) ",
+        );
+        sql.push_values(rows, |mut values, (id, row)| {
+            values
+                .push_bind(org.as_str())
+                .push_bind(id.as_str())
+                .push_bind(row.made_by.word())
+                .push_bind(row.plan.as_str())
+                .push_bind(row.holder.as_ref().map(Id::as_str))
+                .push_bind(i64::from(row.priority))
+                .push_bind(row.expires.map(|expires| expires.to_string()))
+                .push_bind(row.moved.as_ref().map(word));
+        });
+        sql.build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+async fn write_audit(
+    db: &mut SqliteConnection,
+    org: &Id,
+    version: i64,
+    audit: &Audit<'_>,
+) -> Result<(), StoreError> {
+    let at = audit.at.to_string();
+    let numbered: Vec<_> = (0_i64..).zip(audit.changes).collect();
+    for lines in numbered.chunks(BATCH) {
+        let mut sql = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO audit (org, version, line, who, at, what, before_change, after_change) ",
+        );
+        sql.push_values(lines, |mut values, (line, change)| {
+            values
+                .push_bind(org.as_str())
+                .push_bind(version)
+                .push_bind(*line)
+                .push_bind(audit.who)
+                .push_bind(at.as_str())
+                .push_bind(change.to_string())
+                .push_bind(change.before.as_ref().map(Change::json))
+                .push_bind(change.after.as_ref().map(Change::json));
+        });
+        sql.build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
+fn micro(amount: Option<Operations>) -> Option<i64> {
+    amount.map(|amount| amount.micro().cast_signed())
+}

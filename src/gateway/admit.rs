@@ -1,0 +1,105 @@
+//! Admission: rates per user and org, and how many requests are in flight.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use super::Refused;
+use super::identify::Caller;
+use crate::config;
+use crate::core::account::Stem;
+use crate::core::ids::Id;
+use crate::core::refusal::{Code, Refusal};
+
+/// The limits of this gateway, over all its workers. Rates only, never credit.
+pub struct Limits {
+    per_user: Option<DefaultKeyedRateLimiter<Stem>>,
+    per_org: Option<DefaultKeyedRateLimiter<Id>>,
+    clock: DefaultClock,
+    max_in_flight: usize,
+    /// Added to by `admit`, taken from by the drop of a [`Permit`].
+    in_flight: AtomicUsize,
+}
+
+/// A place among the requests in flight, until it is dropped.
+#[must_use]
+pub struct Permit(Arc<Limits>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// How often rate limiters forget those who have not asked for a while.
+pub const TIDY_INTERVAL: Duration = Duration::from_secs(60);
+
+impl Limits {
+    /// Limits as configured; a rate that is absent costs nothing.
+    pub fn new(config: &config::Limits) -> Self {
+        Self {
+            per_user: config.per_user.map(quota).map(RateLimiter::keyed),
+            per_org: config.per_org.map(quota).map(RateLimiter::keyed),
+            clock: DefaultClock::default(),
+            max_in_flight: config.max_in_flight,
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Admits a caller, or not.
+    ///
+    /// # Errors
+    /// `rate_limited` with the seconds to wait, or `too_many_in_flight`.
+    pub fn admit(self: &Arc<Self>, caller: &Caller) -> Result<Permit, Refused> {
+        if let Some(limiter) = &self.per_user {
+            let stem = caller.user.as_ref().map_or(caller.key.stem, |user| user.stem);
+            let free = limiter.check_key(&stem);
+            free.map_err(|until| self.limited("the user", until.wait_time_from(self.clock.now())))?;
+        }
+        if let Some(limiter) = &self.per_org {
+            let free = limiter.check_key(&caller.org.id);
+            free.map_err(|until| self.limited("the org", until.wait_time_from(self.clock.now())))?;
+        }
+        let permit = Permit(Arc::clone(self));
+        if self.in_flight.fetch_add(1, Relaxed) >= self.max_in_flight {
+            let detail = "try again when other requests have finished";
+            let mut refused = Refused::from(Refusal::new(Code::TooManyInFlight, detail));
+            refused.retry_after = Some(1);
+            return Err(refused);
+        }
+        Ok(permit)
+    }
+
+    fn limited(&self, whose: &str, wait: Duration) -> Refused {
+        let detail = format!("the rate limit of {whose} is reached");
+        let mut refused = Refused::from(Refusal::new(Code::RateLimited, detail));
+        refused.retry_after = Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+        refused
+    }
+
+    /// Forgets those who have not asked for a while; to be called every [`TIDY_INTERVAL`].
+    pub fn tidy(&self) {
+        if let Some(limiter) = &self.per_user {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+        if let Some(limiter) = &self.per_org {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+    }
+}
+
+fn quota(limit: config::RateLimit) -> Quota {
+    let burst: NonZeroU32 = limit.burst.unwrap_or(limit.rps);
+    Quota::per_second(limit.rps).allow_burst(burst)
+}

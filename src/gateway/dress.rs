@@ -1,0 +1,162 @@
+//! What a backend is shown of a request, and what a client is shown of a response.
+
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{Request, Version, response};
+use smallvec::SmallVec;
+
+use super::identify::{Caller, TOLLGATE_USER};
+use super::route::Route;
+use super::upstream::{Outgoing, Upstream};
+use super::worker::Connection;
+use crate::core::ids::Id;
+
+/// The request's id, in both directions.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a seat without pool access has left.
+pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// What that is counted against.
+pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const TOLLGATE_ORG: HeaderName = HeaderName::from_static("tollgate-org");
+const TOLLGATE_CHARGE: HeaderName = HeaderName::from_static("tollgate-charge");
+
+/// Removes what belongs to the connection it came over, and what only the gateway says
+/// (f60, f61). Run before a request is priced: a header that is not forwarded decides no price.
+pub fn strip(headers: &mut HeaderMap) {
+    let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
+    for name in headers.keys() {
+        if is_hop_by_hop(name) || is_ours(name) {
+            gone.push(name.clone());
+        }
+    }
+    for value in headers.get_all(CONNECTION) {
+        for token in value.as_bytes().split(|byte| *byte == b',') {
+            let token = token.trim_ascii();
+            if !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close") {
+                gone.extend(HeaderName::from_bytes(token));
+            }
+        }
+    }
+    for name in gone {
+        headers.remove(name);
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // Names that http knows compare as one number each.
+    *name == CONNECTION
+        || *name == TRANSFER_ENCODING
+        || *name == TE
+        || *name == TRAILER
+        || *name == UPGRADE
+        || *name == PROXY_AUTHENTICATE
+        || *name == PROXY_AUTHORIZATION
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+}
+
+/// `Tollgate-*` in any spelling that a backend could take for it: CGI and its heirs turn every
+/// `-` into `_`.
+fn is_ours(name: &HeaderName) -> bool {
+    let bytes = name.as_str().as_bytes();
+    bytes.len() > 8 && bytes.starts_with(b"tollgate") && matches!(bytes[8], b'-' | b'_')
+}
+
+/// The id a caller gave its request, if it may be passed on.
+pub fn own_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let id = headers.get(X_REQUEST_ID)?;
+    let visible = |bytes: &[u8]| bytes.iter().all(|byte| (0x21..=0x7e).contains(byte));
+    ((1..=128).contains(&id.len()) && visible(id.as_bytes())).then(|| id.clone())
+}
+
+/// What a request gets on its way to the backend, beside what was stripped.
+pub struct Dressing<'a> {
+    /// Who asked.
+    pub caller: &'a Caller,
+    /// The connection it came over.
+    pub connection: &'a Connection,
+    /// The charge's id as text, if there is one.
+    pub charge: Option<HeaderValue>,
+    /// The request's id.
+    pub request_id: HeaderValue,
+}
+
+/// Makes the request that goes to the backend. Headers are moved.
+pub fn dress(
+    mut parts: Parts,
+    body: Outgoing,
+    route: &Route,
+    upstream: &Upstream,
+    dressing: Dressing<'_>,
+) -> Request<Outgoing> {
+    let Dressing { caller, connection, charge, request_id } = dressing;
+    let headers = &mut parts.headers;
+    headers.reserve(8);
+    if caller.by_authorization {
+        headers.remove(AUTHORIZATION);
+    }
+    headers.remove(EXPECT);
+    let mut value = connection.peer.clone();
+    if connection.trusted {
+        if let Some(before) = headers.get(X_FORWARDED_FOR) {
+            let chain = [before.as_bytes(), b", ", value.as_bytes()].concat();
+            value = HeaderValue::from_bytes(&chain).unwrap_or(value);
+        }
+    } else {
+        headers.remove(FORWARDED);
+    }
+    headers.insert(X_FORWARDED_FOR, value);
+    if !connection.trusted || !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if let Some(host) = headers.remove(HOST)
+        && (!connection.trusted || !headers.contains_key(X_FORWARDED_HOST))
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    headers.insert(TOLLGATE_ORG, id(&caller.org.id));
+    if let Some(user) = &caller.user {
+        headers.insert(TOLLGATE_USER, id(&user.id));
+    }
+    if let Some(charge) = charge {
+        headers.insert(TOLLGATE_CHARGE, charge);
+    }
+    headers.insert(X_REQUEST_ID, request_id);
+    if let Some((name, secret)) = &upstream.credential {
+        headers.insert(name.clone(), secret.clone());
+    }
+    if route.metered.as_ref().is_some_and(|metered| !metered.pricing.response.is_empty()) {
+        // Usage is read from the body as it comes, so it must come as it is (f74).
+        headers.remove(ACCEPT_ENCODING);
+    }
+    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
+        let path = parts.uri.path_and_query().cloned();
+        parts.uri = path.map(http::Uri::from).unwrap_or_default();
+    }
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    Request::from_parts(parts, body)
+}
+
+fn id(id: &Id) -> HeaderValue {
+    // Ids are visible ASCII.
+    HeaderValue::from_str(id.as_str()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Removes from a response what belongs to the backend's connection and what only the gateway
+/// says.
+pub fn undress(head: &mut response::Parts) {
+    strip(&mut head.headers);
+    head.headers.remove(RATE_LIMIT);
+    head.headers.remove(RATE_LIMIT_POLICY);
+    head.version = Version::HTTP_11;
+    head.extensions.clear();
+}

@@ -1,0 +1,320 @@
+//! Forwarding: a request goes to its backend, and its charge is settled by what comes back.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
+use http::{Request, Response, response};
+use tokio_util::task::TaskTracker;
+
+use super::Refused;
+use super::carry::Carried;
+use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, undress};
+use super::hold::{Held, Stage};
+use super::identify::Caller;
+use super::meter_body::{Content, End, MeteredBody, Reading, settle as settle_by};
+use super::route::Route;
+use super::settle::{self, Actual, Settled};
+use super::upstream::{Failure, Flow, Outgoing, Upstream};
+use super::worker::Worker;
+use crate::books::{Books, InDoubt};
+use crate::config::OnDisconnect;
+use crate::core::charge::State;
+use crate::core::refusal::{Code, Refusal};
+use crate::telemetry::{Outcome, Phase};
+
+/// The largest response that is read whole before its head is sent, so that its receipt can say
+/// `captured`.
+const SMALL: u64 = 64 << 10;
+/// How often the connection's task is let run to bring the next piece of a response that does
+/// not say how long it is.
+const PATIENCE: usize = 3;
+
+const TOLLGATE_RECEIPT: HeaderName = HeaderName::from_static("tollgate-receipt");
+
+/// A response on its way to the client.
+pub struct Forwarded<B: Books + 'static> {
+    /// Its head and body.
+    pub response: Response<Content<B>>,
+    /// How long the backend was waited for.
+    pub waited: Duration,
+}
+
+/// Forwards a request of a free route.
+///
+/// # Errors
+/// 502 and 504 when the backend does not answer.
+pub async fn free<B: Books + 'static>(
+    worker: &Worker<B>,
+    caller: &Caller,
+    upstream: &Arc<Upstream>,
+    route: &Route,
+    request: Request<Outgoing>,
+) -> Result<Forwarded<B>, Refused> {
+    let sent = Instant::now();
+    let answer = upstream.send(request).await;
+    let waited = sent.elapsed();
+    worker.meters.upstream(upstream.index, Phase::Headers, waited);
+    let (response, lease) =
+        answer.map_err(|failure| Refused { waited, ..failed(failure, false) })?;
+    let (mut head, body) = response.into_parts();
+    undress(&mut head);
+    caller.meters.request(Some(route.index), Outcome::Free, Some(head.status.as_u16()));
+    let content = Content::Passed(Flow::new(body, lease));
+    Ok(Forwarded { response: Response::from_parts(head, content), waited })
+}
+
+/// Forwards a request that is paid for, and settles its charge by what comes back.
+///
+/// # Errors
+/// 502 and 504 when the backend does not answer; `books_unavailable` when the end of the charge
+/// cannot be recorded, because then nobody may have the answer (D30).
+pub async fn metered<B: Books + 'static>(
+    mut held: Box<Held<B>>,
+    request: Request<Outgoing>,
+) -> Result<Forwarded<B>, Refused> {
+    if cancelled_by_leaving(&held).is_some() {
+        // Dropped before anything was delivered, the charge is voided (D33).
+        return exchange(held, request).await;
+    }
+    held.stage = Stage::Forwarded;
+    let tasks = held.worker.tasks.clone();
+    Carried::new(&tasks, exchange(held, request)).await
+}
+
+async fn exchange<B: Books + 'static>(
+    mut held: Box<Held<B>>,
+    request: Request<Outgoing>,
+) -> Result<Forwarded<B>, Refused> {
+    let upstream = Arc::clone(&held.worker.upstreams[held.route.upstream]);
+    let sent = Instant::now();
+    let answer = upstream.send(request).await;
+    let waited = sent.elapsed();
+    held.worker.meters.upstream(upstream.index, Phase::Headers, waited);
+    let (response, lease) = match answer {
+        Ok(answer) => answer,
+        Err(failure) => return Err(Refused { waited, ..unanswered(held, failure).await }),
+    };
+    let (mut head, body) = response.into_parts();
+    undress(&mut head);
+    let status = head.status.as_u16();
+    let flow = Flow::new(body, lease);
+    let charges = held.metered().is_some_and(|metered| metered.charges(status));
+    if !charges {
+        let settled = settle::void(&mut held, Some(status)).await?;
+        receipt(&mut head, &held, &settled);
+        let response = Response::from_parts(head, Content::Passed(flow));
+        return Ok(Forwarded { response, waited });
+    }
+    deliver(held, head, flow, waited).await
+}
+
+async fn deliver<B: Books + 'static>(
+    mut held: Box<Held<B>>,
+    mut head: response::Parts,
+    mut flow: Flow,
+    waited: Duration,
+) -> Result<Forwarded<B>, Refused> {
+    let status = head.status.as_u16();
+    let mut reading = match held.metered() {
+        Some(metered) => Reading::new(metered, &head.headers),
+        None => Reading::default(),
+    };
+    let began = Instant::now();
+    let gathered = match flow.size_hint().exact() {
+        Some(length) if length > SMALL => Gathered::Open(Vec::new()),
+        Some(_) => gather(&mut flow, &mut reading, usize::MAX).await,
+        None => gather(&mut flow, &mut reading, PATIENCE).await,
+    };
+    let took = began.elapsed();
+    let waited = waited + took;
+    let (end, bytes) = match gathered {
+        Gathered::Whole(bytes) => (End::Complete, bytes),
+        Gathered::Broken(bytes) => (End::Truncated, bytes),
+        Gathered::Open(prefix) => {
+            let state = held.receipt(State::Held, held.quoted.quote.price.cost.micro(), &held.legs);
+            head.headers.insert(TOLLGATE_RECEIPT, state);
+            rate_limits(&mut head, &held);
+            let body = MeteredBody::new(held, reading, flow, prefix, status);
+            let content = Content::Metered(Box::new(body));
+            return Ok(Forwarded { response: Response::from_parts(head, content), waited });
+        }
+    };
+    held.worker.meters.upstream(held.route.upstream, Phase::Body, took);
+    let tasks = cancelled_by_leaving(&held);
+    let work = async move {
+        let settled = settle_by(&mut held, &reading, end, status).await;
+        (held, settled)
+    };
+    let (held, settled) = secured(tasks, work).await;
+    let settled = settled?;
+    if end == End::Truncated && settled.state == State::Voided {
+        let mut refused = failed(Failure::Broken, true);
+        refused.refusal.detail = "the backend broke off its response; nothing was charged".into();
+        return Err(refused);
+    }
+    receipt(&mut head, &held, &settled);
+    let content = match end {
+        End::Complete => Content::Whole(Some(bytes)),
+        _ => Content::Broken(Some(bytes)),
+    };
+    Ok(Forwarded { response: Response::from_parts(head, content), waited })
+}
+
+/// What was read of a response before its head was sent.
+enum Gathered {
+    /// All of it.
+    Whole(Bytes),
+    /// All there will be.
+    Broken(Bytes),
+    /// What was there at once, or fitted.
+    Open(Vec<Bytes>),
+}
+
+/// Reads a body up to the small bound, for as long as there is something to read: `patience`
+/// counts how often the connection's task may be waited for.
+async fn gather(flow: &mut Flow, reading: &mut Reading, patience: usize) -> Gathered {
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut size = 0;
+    let mut waits = 0;
+    loop {
+        let polled = if patience == usize::MAX {
+            Poll::Ready(flow.next().await)
+        } else {
+            std::future::poll_fn(|context| Poll::Ready(flow.poll_data(context))).await
+        };
+        match polled {
+            Poll::Pending if waits == patience => return Gathered::Open(pieces),
+            Poll::Pending => {
+                waits += 1;
+                tokio::task::yield_now().await;
+            }
+            Poll::Ready(None) => return Gathered::Whole(join(pieces, size)),
+            Poll::Ready(Some(Err(_))) => return Gathered::Broken(join(pieces, size)),
+            Poll::Ready(Some(Ok(piece))) => {
+                reading.feed(&piece);
+                size += piece.len();
+                pieces.push(piece);
+                if flow.is_end_stream() {
+                    return Gathered::Whole(join(pieces, size));
+                }
+                if size as u64 > SMALL {
+                    return Gathered::Open(pieces);
+                }
+            }
+        }
+    }
+}
+
+fn join(mut pieces: Vec<Bytes>, size: usize) -> Bytes {
+    match pieces.len() {
+        0 => Bytes::new(),
+        1 => pieces.swap_remove(0),
+        _ => {
+            let mut whole = BytesMut::with_capacity(size);
+            for piece in &pieces {
+                whole.extend_from_slice(piece);
+            }
+            whole.freeze()
+        }
+    }
+}
+
+/// Where a client that leaves cancels the exchange: the tasks that a capture must go on in,
+/// because a capture that has begun is not cancelled.
+fn cancelled_by_leaving<B: Books + 'static>(held: &Held<B>) -> Option<TaskTracker> {
+    let cancels =
+        held.metered().is_some_and(|metered| metered.on_disconnect == OnDisconnect::Cancel);
+    cancels.then(|| held.worker.tasks.clone())
+}
+
+async fn secured<T: Send + 'static>(
+    tasks: Option<TaskTracker>,
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    match tasks {
+        None => work.await,
+        Some(tasks) => Carried::new(&tasks, work).await,
+    }
+}
+
+/// Settles a charge whose request got no answer (D32, f10).
+async fn unanswered<B: Books + 'static>(mut held: Box<Held<B>>, failure: Failure) -> Refused {
+    let captures = failure == Failure::Timeout
+        && held.metered().is_some_and(|metered| metered.on_timeout == InDoubt::Capture);
+    let refused = failed(failure, true);
+    let status = Some(super::problem::status(refused.refusal.code).as_u16());
+    let settled = if captures {
+        let tasks = cancelled_by_leaving(&held);
+        let work = async move { settle::capture(&mut held, &Actual::Missing, status).await };
+        secured(tasks, work).await
+    } else {
+        settle::void(&mut held, status).await
+    };
+    match settled {
+        Ok(_) => refused,
+        Err(unrecorded) => unrecorded,
+    }
+}
+
+fn failed(failure: Failure, counted: bool) -> Refused {
+    let refusal = match failure {
+        Failure::Unreachable => Refusal::new(
+            Code::UpstreamUnreachable,
+            "no connection to the backend; nothing was sent",
+        ),
+        Failure::Broken => Refusal::new(Code::UpstreamFailed, "the backend broke the connection"),
+        Failure::Timeout => {
+            Refusal::new(Code::UpstreamTimeout, "the backend did not answer in time")
+        }
+    };
+    Refused { counted, ..refusal.into() }
+}
+
+fn receipt<B: Books + 'static>(head: &mut response::Parts, held: &Held<B>, settled: &Settled) {
+    let receipt = held.receipt(settled.state, settled.cost, &settled.legs);
+    head.headers.insert(TOLLGATE_RECEIPT, receipt);
+    rate_limits(head, held);
+}
+
+fn rate_limits<B: Books + 'static>(head: &mut response::Parts, held: &Held<B>) {
+    if let Some((policy, limit)) = held.rate_limits() {
+        head.headers.insert(RATE_LIMIT_POLICY, policy);
+        head.headers.insert(RATE_LIMIT, limit);
+    }
+}
+
+/// Reads a request's body that decides its price, up to the route's bound.
+///
+/// # Errors
+/// `body_too_large`, before reading where the request says so; `bad_request` where it breaks off.
+pub async fn read_body(
+    headers: &HeaderMap,
+    mut body: hyper::body::Incoming,
+    bound: u64,
+) -> Result<Bytes, Refused> {
+    let too_large = || {
+        let detail = format!("this route takes bodies of at most {bound} bytes");
+        Refused::from(Refusal::new(Code::BodyTooLarge, detail))
+    };
+    let told = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if told.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > bound) {
+        return Err(too_large());
+    }
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut size = 0;
+    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+        let frame = frame.map_err(|_| {
+            Refused::from(Refusal::new(Code::BadRequest, "the request's body broke off"))
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        size += data.len();
+        if size as u64 > bound {
+            return Err(too_large());
+        }
+        pieces.push(data);
+    }
+    Ok(join(pieces, size))
+}

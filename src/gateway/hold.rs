@@ -1,0 +1,335 @@
+//! Holds: a charge is planned and posted until the books did it or the waterfall refuses, and
+//! is then owned by a [`Held`] that cannot be dropped without settling it (D33).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::HeaderValue;
+use jiff::Timestamp;
+
+use super::Refused;
+use super::identify::Caller;
+use super::quote::Quoted;
+use super::route::{Metered, Route};
+use super::worker::Worker;
+use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
+use crate::core::account::{LegKind, Legs, Post, Slot, View};
+use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
+use crate::core::ids::{ChargeId, Id};
+use crate::core::receipt::{self, Receipt};
+use crate::core::refusal::{Code, Refusal};
+use crate::core::waterfall::{self, MAX_PLANS, Plan, PoolAccess, Position};
+use crate::directory::snapshot::{Moment, Payer};
+use crate::telemetry::{BooksOperation, BooksResult, Outcome};
+
+/// A charge that is held, and everything its settlement needs. Whatever becomes of the request,
+/// dropping this resolves the charge: it is armed before the books are asked, so that a client
+/// that vanishes during the call still voids (f06).
+pub struct Held<B: Books + 'static> {
+    /// Whose books hold it.
+    pub worker: Arc<Worker<B>>,
+    /// Its id.
+    pub charge: ChargeId,
+    /// Who asked.
+    pub caller: Caller,
+    /// The route that was priced.
+    pub route: Arc<Route>,
+    /// The price.
+    pub quoted: Quoted,
+    /// The cycle and term it belongs to (D7).
+    pub moment: Arc<Moment>,
+    /// When it was held.
+    pub now: Timestamp,
+    /// What was taken.
+    pub legs: Legs,
+    /// What is left, for receipts.
+    pub standing: Standing,
+    /// How far it came.
+    pub stage: Stage,
+}
+
+/// How far a charge came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing was sent to the backend.
+    Held,
+    /// The backend may have worked.
+    Forwarded,
+    /// The books were asked to resolve it.
+    Resolved,
+}
+
+/// What a caller has left after the last step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standing {
+    licences: Slot,
+    pool_slot: Option<Slot>,
+    /// Credits left and granted; `None` without a seat.
+    seat: Option<(u64, u64)>,
+    /// Operations left; `None` without pool access.
+    pool: Option<u64>,
+}
+
+impl Standing {
+    fn new(position: &Position<'_>, view: &View) -> Self {
+        let pool_slot = match &position.pool {
+            PoolAccess::Open(side) => Some(side.pool),
+            _ => None,
+        };
+        let mut standing = Self {
+            licences: position.licences,
+            pool_slot,
+            seat: position.overdraft.map(|_| (0, 0)),
+            pool: pool_slot.map(|_| 0),
+        };
+        standing.update(view);
+        standing
+    }
+
+    /// Takes over what a later step returned.
+    pub fn update(&mut self, view: &View) {
+        let licences = 0..self.licences;
+        let seat = licences.into_iter().try_fold((0_u64, 0_u64), |(left, granted), slot| {
+            let balance = view.get(slot)?;
+            Some((
+                left.saturating_add(balance.available()),
+                granted.saturating_add(balance.granted()),
+            ))
+        });
+        if let (Some(known), Some(seat)) = (&mut self.seat, seat) {
+            *known = seat;
+        }
+        let pool = self.pool_slot.and_then(|slot| view.get(slot));
+        if let Some(balance) = pool {
+            self.pool = Some(balance.available());
+        }
+    }
+}
+
+/// Holds the price of a request.
+///
+/// # Errors
+/// Refusals of the waterfall (402, or 403 for a principal without pool access), `books_contended`
+/// and `books_unavailable`.
+pub async fn hold<B: Books + 'static>(
+    worker: &Arc<Worker<B>>,
+    caller: Caller,
+    route: Arc<Route>,
+    quoted: Quoted,
+    now: Timestamp,
+    request_id: Option<&HeaderValue>,
+) -> Result<Box<Held<B>>, Refused> {
+    let moment = caller.org.moment(now);
+    let mut held = Box::new(Held {
+        worker: Arc::clone(worker),
+        charge: worker.ids.next(now),
+        caller,
+        route,
+        quoted,
+        moment,
+        now,
+        legs: Legs::new(),
+        standing: Standing::default(),
+        stage: Stage::Held,
+    });
+    match held.post(request_id.and_then(|id| id.to_str().ok())).await {
+        Ok((legs, standing)) => {
+            held.legs = legs;
+            held.standing = standing;
+            Ok(held)
+        }
+        Err(refused) => {
+            if refused.refusal.code != Code::BooksUnavailable {
+                // Every post that was asked for came back with nothing changed.
+                held.stage = Stage::Resolved;
+            }
+            Err(refused)
+        }
+    }
+}
+
+impl<B: Books + 'static> Held<B> {
+    /// What is metered on its route. A charge is made on metered routes only.
+    pub fn metered(&self) -> Option<&Metered> {
+        self.route.metered.as_ref()
+    }
+
+    /// Everything that can pay, as it was when the charge was planned.
+    pub fn position(&self) -> Position<'_> {
+        self.caller.org.position(self.caller.payer(), &self.moment, self.now)
+    }
+
+    async fn post(&self, request_id: Option<&str>) -> Result<(Legs, Standing), Refused> {
+        let position = self.position();
+        let memo = self.memo(request_id);
+        let books = &self.worker.books;
+        let in_doubt = self.metered().map_or(InDoubt::Void, |metered| metered.in_doubt);
+        let mut view = None;
+        for _ in 0..MAX_PLANS {
+            let mut post = match waterfall::plan(&self.quoted.quote, &position, view.as_ref()) {
+                Plan::Post(post) => post,
+                Plan::Refuse(refusal) => return Err(self.refuse(refusal)),
+            };
+            if post.sources.is_empty() {
+                look_at_everything(&position, &mut post);
+            }
+            let ask = Ask {
+                charge: self.charge,
+                accounts: &position.accounts,
+                post: &post,
+                now: self.now,
+                in_doubt,
+                memo: &memo,
+            };
+            let asked = Instant::now();
+            let posted = books.hold(&ask).await;
+            let count = |result| {
+                self.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
+            };
+            match posted {
+                Ok(Posted::Done(legs, after)) => {
+                    count(BooksResult::Done);
+                    return Ok((legs, Standing::new(&position, &after)));
+                }
+                Ok(Posted::Short(known)) => {
+                    count(BooksResult::Short);
+                    view = Some(known);
+                }
+                Err(error) => {
+                    count(BooksResult::Failed);
+                    return Err(unavailable(&error));
+                }
+            }
+        }
+        let detail = "others spent from the same accounts while this was decided; try again";
+        Err(Refusal::new(Code::BooksContended, detail).into())
+    }
+
+    fn refuse(&self, mut refusal: Refusal) -> Refused {
+        let without_access =
+            matches!(self.caller.payer(), Payer::Principal(_, access) if access.is_err());
+        if without_access && refusal.code == Code::SeatExhausted {
+            refusal.code = Code::PoolAccessDenied;
+            refusal.detail = "a principal has no seat, and its profile gives no pool access".into();
+        }
+        refusal.into()
+    }
+
+    fn memo(&self, request_id: Option<&str>) -> Vec<u8> {
+        let org = &self.caller.org;
+        let (feature, meters) = match self.metered() {
+            Some(metered) => (metered.feature.as_str(), &metered.pricing.meters[..]),
+            None => ("", &[][..]),
+        };
+        let names = meters.iter().map(|meter| meter.name.as_ref().map(Id::as_str));
+        let memo = HoldMemo {
+            org: org.id.as_str(),
+            user: self.caller.user.as_ref().map(|user| user.id.as_str()),
+            key: self.caller.key.id.as_str(),
+            feature,
+            route: &self.route.name,
+            measures: names.zip(self.quoted.quantities.iter().copied()).collect(),
+            price: self.quoted.quote.price,
+            pool: self.quoted.quote.pool,
+            rate_card: self.quoted.quote.rate_card.as_str(),
+            cycle: self.moment.cycle.label,
+            term: self.moment.term.map(|index| org.terms[index].term.id.as_str()),
+            profile: self.caller.payer().access().ok().map(|access| access.profile.as_str()),
+            request_id,
+        };
+        // A memo is texts and numbers, and a vector takes as many as there are.
+        postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default()
+    }
+
+    /// The receipt as a header's value.
+    pub fn receipt(&self, state: State, cost: u64, legs: &Legs) -> HeaderValue {
+        let card = self.quoted.quote.rate_card.as_str();
+        let mut receipt = Receipt::new(self.charge, state, cost, legs, card);
+        receipt.seat_remaining = self.standing.seat.map(|(left, _)| left);
+        receipt.resets = self.standing.seat.map(|_| self.moment.resets.as_str());
+        receipt.pool_remaining = self.standing.pool;
+        let mut text = Vec::with_capacity(288);
+        receipt.write(&mut text);
+        header(text)
+    }
+
+    /// The `RateLimit-Policy` and `RateLimit` fields of a seat without pool access.
+    pub fn rate_limits(&self) -> Option<(HeaderValue, HeaderValue)> {
+        let (left, granted) = self.standing.seat?;
+        if self.caller.payer().access().is_ok() {
+            return None;
+        }
+        let cycle = &self.moment.cycle;
+        let (mut policy, mut limit) = (Vec::with_capacity(48), Vec::with_capacity(32));
+        let window = cycle.end.as_second() - cycle.start.as_second();
+        receipt::write_rate_limit_policy(granted, window, &mut policy);
+        receipt::write_rate_limit(left, cycle.end.as_second() - self.now.as_second(), &mut limit);
+        Some((header(policy), header(limit)))
+    }
+}
+
+/// A header's value from text of our own making, which is visible ASCII.
+fn header(text: Vec<u8>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
+        .unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// What costs nothing takes nothing, but its receipt still shows what is left.
+fn look_at_everything(position: &Position<'_>, post: &mut Post) {
+    post.look.extend(0..position.licences);
+    if let PoolAccess::Open(side) = &position.pool {
+        post.look.push(side.pool);
+    }
+}
+
+/// The refusal for books that do not answer. Why they do not is for the log, not for callers.
+pub fn unavailable(error: &BooksError) -> Refused {
+    tracing::error!(%error, "the books did not do what was asked");
+    Refusal::new(Code::BooksUnavailable, "nothing was charged that was not recorded").into()
+}
+
+impl<B: Books + 'static> Drop for Held<B> {
+    fn drop(&mut self) {
+        let capture = match self.stage {
+            Stage::Resolved => return,
+            Stage::Held => false,
+            // Only a defect or the end of the process comes here: whoever forwards settles.
+            Stage::Forwarded => {
+                self.metered().is_some_and(|metered| metered.in_doubt == InDoubt::Capture)
+            }
+        };
+        let keep: smallvec::SmallVec<[u64; 6]> =
+            self.legs.iter().map(|leg| if capture { leg.amount } else { 0 }).collect();
+        let (state, flags) = match (capture, self.stage) {
+            (true, _) => (State::Captured, Flags::IN_DOUBT),
+            (false, Stage::Forwarded) => (State::Voided, Flags::IN_DOUBT),
+            (false, _) => (State::Voided, Flags::default()),
+        };
+        let cost = if capture { self.quoted.quote.price.cost } else { Default::default() };
+        let memo = OutcomeMemo { cost, measures: None, flags };
+        let now = self.worker.clock.now();
+        let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
+        // It takes effect by being called; a task waits for its record to be written.
+        let resolving = self.worker.books.resolve(self.charge, &resolution);
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.worker.tasks.spawn(async move {
+                if let Err(error) = resolving.await {
+                    tracing::error!(%error, "the end of an abandoned charge is not recorded");
+                }
+            });
+        }
+        let outcome = match (capture, self.stage) {
+            (true, _) => Outcome::InDoubt,
+            _ => Outcome::Voided,
+        };
+        let meters = &self.caller.meters;
+        meters.request(Some(self.route.index), outcome, None);
+        if capture {
+            let sum = |kind| -> u64 {
+                self.legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
+            };
+            let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
+            meters.captured(self.route.index, seat, pool, sum(LegKind::Overage));
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Values picked out of a JSON text by pointer (RFC 6901), in one pass and without a tree.
+//!
+//! The pointers are compiled into a trie, and serde_json's visitors walk text and trie together:
+//! what no pointer names is checked and skipped, what one names is left as raw text. A key that
+//! is there twice on the way of a pointer is refused, because readers disagree on which one
+//! counts (f70).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use smallvec::SmallVec;
+
+/// What was found, by the order in which the pointers were given.
+pub type Picked<'a> = SmallVec<[Option<&'a RawValue>; 4]>;
+
+/// Compiled pointers.
+#[derive(Debug, Default)]
+pub struct Picker {
+    root: Node,
+    pointers: usize,
+}
+
+/// Why a text is not a JSON pointer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected a JSON pointer like \"/usage/images\", got {0:?}")]
+pub struct PointerError(String);
+
+#[derive(Debug, Default)]
+struct Node {
+    /// Which picks end here.
+    picks: SmallVec<[usize; 1]>,
+    /// Where the others go on; few, so they are searched one by one.
+    children: Vec<(Box<str>, Node)>,
+}
+
+impl Picker {
+    /// Adds a pointer and returns its place in [`Picked`].
+    ///
+    /// # Errors
+    /// When the text is not a pointer to something inside the document.
+    pub fn add(&mut self, pointer: &str) -> Result<usize, PointerError> {
+        let tokens = pointer.strip_prefix('/').ok_or_else(|| PointerError(pointer.to_owned()))?;
+        let mut node = &mut self.root;
+        for token in tokens.split('/') {
+            let key = token.replace("~1", "/").replace("~0", "~");
+            let at = node.children.iter().position(|(name, _)| **name == *key);
+            let at = at.unwrap_or_else(|| {
+                node.children.push((key.into(), Node::default()));
+                node.children.len() - 1
+            });
+            node = &mut node.children[at].1;
+        }
+        node.picks.push(self.pointers);
+        self.pointers += 1;
+        Ok(self.pointers - 1)
+    }
+
+    /// True when there is nothing to pick, so the text need not be read.
+    pub fn is_empty(&self) -> bool {
+        self.pointers == 0
+    }
+
+    /// Reads a whole JSON text.
+    ///
+    /// # Errors
+    /// When it is not JSON, has something after its end, or repeats a key on a pointer's way.
+    pub fn pick<'a>(&self, text: &'a [u8]) -> Result<Picked<'a>, serde_json::Error> {
+        let mut picked = SmallVec::from_elem(None, self.pointers);
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        Walk { node: &self.root, picked: &mut picked }.deserialize(&mut reader)?;
+        reader.end()?;
+        Ok(picked)
+    }
+}
+
+/// Walks one value of the text along one node of the trie.
+struct Walk<'n, 'p, 'a> {
+    node: &'n Node,
+    picked: &'p mut Picked<'a>,
+}
+
+impl<'a> DeserializeSeed<'a> for Walk<'_, '_, 'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, from: D) -> Result<(), D::Error> {
+        if self.node.picks.is_empty() {
+            return from.deserialize_any(self);
+        }
+        let raw: &'a RawValue = de::Deserialize::deserialize(from)?;
+        for &pick in &self.node.picks {
+            self.picked[pick] = Some(raw);
+        }
+        if self.node.children.is_empty() {
+            return Ok(());
+        }
+        // One pointer ends where another goes on, so this part is read twice.
+        let mut inner = serde_json::Deserializer::from_str(raw.get());
+        inner.deserialize_any(self).map_err(de::Error::custom)
+    }
+}
+
+impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen: SmallVec<[bool; 8]> = SmallVec::from_elem(false, self.node.children.len());
+        while let Some(Key(key)) = map.next_key()? {
+            match self.node.children.iter().position(|(name, _)| **name == *key) {
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Some(at) if seen[at] => {
+                    return Err(de::Error::custom(format_args!("the key {key:?} is there twice")));
+                }
+                Some(at) => {
+                    seen[at] = true;
+                    let node = &self.node.children[at].1;
+                    map.next_value_seed(Walk { node, picked: &mut *self.picked })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut items: A) -> Result<(), A::Error> {
+        for index in 0_usize.. {
+            let child = self.node.children.iter().find(|(name, _)| {
+                // `01` is not an index (RFC 6901, section 4).
+                name.parse() == Ok(index) && (name.len() == 1 || !name.starts_with(['0', '+']))
+            });
+            let more = match child {
+                None => items.next_element::<IgnoredAny>()?.is_some(),
+                Some((_, node)) => {
+                    items.next_element_seed(Walk { node, picked: &mut *self.picked })?.is_some()
+                }
+            };
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    // Pointers that lead into a scalar find nothing.
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// A key with its escapes resolved, borrowed where it has none.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'a> de::Deserialize<'a> for Key<'a> {
+    fn deserialize<D: Deserializer<'a>>(from: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'a> Visitor<'a> for Text {
+            type Value = Key<'a>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Key<'a>, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Key<'a>, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        from.deserialize_str(Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picker(pointers: &[&str]) -> Picker {
+        let mut picker = Picker::default();
+        for pointer in pointers {
+            picker.add(pointer).unwrap();
+        }
+        picker
+    }
+
+    fn pick(pointers: &[&str], text: &str) -> Result<Vec<Option<String>>, String> {
+        let picker = picker(pointers);
+        let picked = picker.pick(text.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(picked.iter().map(|raw| raw.map(|raw| raw.get().to_owned())).collect())
+    }
+
+    #[test]
+    fn pointers_find_raw_text_wherever_it_is() {
+        let text = r#" {"a": {"b": [1, {"c": "x\u0041"}, 2.50 ]}, "n" : 3, "z": {"n": 4}} "#;
+        let found = pick(&["/n", "/a/b/1/c", "/a/b/2", "/z", "/missing/n", "/n/deeper"], text);
+        let some = |text: &str| Some(text.to_owned());
+        let expected =
+            [some("3"), some(r#""x\u0041""#), some("2.50"), some(r#"{"n": 4}"#), None, None];
+        assert_eq!(found.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_pointer_may_end_where_another_goes_on() {
+        let found = pick(&["/a", "/a/b", "/a"], r#"{"a": {"b": 7}}"#).unwrap();
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(found, [some(r#"{"b": 7}"#), some("7"), some(r#"{"b": 7}"#)]);
+    }
+
+    #[test]
+    fn f70_a_repeated_key_on_the_way_is_refused_and_escaped_keys_are_the_same_key() {
+        assert!(pick(&["/n"], r#"{"n": 1, "n": 2}"#).is_err());
+        assert!(pick(&["/n"], r#"{"n": 1, "\u006e": 2}"#).is_err());
+        assert!(pick(&["/a/n"], r#"{"a": {"n": 1}, "a": {}}"#).is_err());
+        assert!(pick(&["/n"], r#"{"x": 1, "x": 2, "n": 3}"#).is_ok());
+        assert_eq!(pick(&["/n"], r#"{"\u006e": 2}"#).unwrap(), [Some("2".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_not_one_json_text_is_refused() {
+        for text in ["", "{", r#"{"n": 1} x"#, r#"{"n": 1}{"n": 2}"#, "{'n': 1}", "{\"n\": 01}"] {
+            assert!(pick(&["/n"], text).is_err(), "{text:?}");
+        }
+        assert_eq!(pick(&["/n"], "[1, 2]").unwrap(), [None]);
+        assert_eq!(pick(&["/0", "/01"], "[1, 2]").unwrap(), [Some("1".to_owned()), None]);
+    }
+
+    #[test]
+    fn keys_with_slashes_and_tildes_are_escaped_as_the_rfc_says() {
+        let found = pick(&["/a~1b/~0"], r#"{"a/b": {"~": 1}}"#).unwrap();
+        assert_eq!(found, [Some("1".to_owned())]);
+        assert!(Picker::default().add("n").is_err());
+        assert!(Picker::default().add("").is_err());
+    }
+}

@@ -1,0 +1,102 @@
+use super::*;
+use http::header::HeaderValue;
+
+fn card() -> Arc<RateCard> {
+    let text = r#"
+        version = "1"
+        operations_per_credit = "0.02"
+        [[rate]]
+        feature = "chat"
+        meter = "input"
+        credits = "0.001"
+        [[rate]]
+        feature = "chat"
+        meter = "output"
+        credits = "0.002"
+    "#;
+    Arc::new(RateCard::new(toml::from_str(text).unwrap()).unwrap())
+}
+
+fn pricing(text: &str) -> Result<Pricing, String> {
+    let quantity: config::Quantity = toml::from_str(text).unwrap();
+    let mut pricing = Pricing::default();
+    let quantity = pricing.quantity(Some(&quantity))?;
+    pricing.meters.push(Meter { name: Some("input".parse().unwrap()), quantity, usage: None });
+    Ok(pricing)
+}
+
+fn read(
+    pricing: &Pricing,
+    headers: &HeaderMap,
+    query: Option<&str>,
+    body: &str,
+) -> Result<Vec<u64>, (Code, String)> {
+    let params = matchit::Params::new();
+    let asked = Asked { headers, query, params: &params, body: body.as_bytes() };
+    let quoted = pricing.quote("chat", &card(), &asked);
+    let fail = |refused: Refused| (refused.refusal.code, refused.refusal.detail.into_owned());
+    quoted.map(|quoted| quoted.quantities.to_vec()).map_err(fail)
+}
+
+#[test]
+fn d41_the_cost_is_the_exact_sum_over_meters() {
+    let mut pricing = pricing("json = '/in'").unwrap();
+    let quantity: config::Quantity = toml::from_str("json = '/out'\ndefault = 10").unwrap();
+    let quantity = pricing.quantity(Some(&quantity)).unwrap();
+    pricing.meters.push(Meter { name: Some("output".parse().unwrap()), quantity, usage: None });
+    let (headers, params) = (HeaderMap::new(), matchit::Params::new());
+    let asked = Asked { headers: &headers, query: None, params: &params, body: b"{\"in\": 3}" };
+    let quoted = pricing.quote("chat", &card(), &asked).unwrap_or_else(|_| panic!());
+    assert_eq!(quoted.quote.price.cost.to_string(), "0.023");
+}
+
+#[test]
+fn headers_and_parameters_that_are_there_twice_are_refused() {
+    let by_header = pricing("header = 'x-n'").unwrap();
+    let mut headers = HeaderMap::new();
+    assert!(read(&by_header, &headers, None, "").is_err());
+    headers.append("x-n", HeaderValue::from_static(" 2 "));
+    assert_eq!(read(&by_header, &headers, None, ""), Ok(vec![2_000_000]));
+    headers.append("x-n", HeaderValue::from_static("2"));
+    assert!(read(&by_header, &headers, None, "").is_err());
+    let by_query = pricing("query = 'n m'\ndefault = 7").unwrap();
+    let query = |text| read(&by_query, &HeaderMap::new(), Some(text), "");
+    assert_eq!(query("a=1"), Ok(vec![7_000_000]));
+    assert_eq!(query("a=1&n+m=%32"), Ok(vec![2_000_000]));
+    assert!(query("n+m=1&n%20m=1").is_err());
+    assert!(query("n+m=").is_err());
+}
+
+#[test]
+fn f74_an_encoded_body_is_not_priced() {
+    let pricing = pricing("json = '/n'").unwrap();
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let refused = read(&pricing, &headers, None, "{\"n\": 1}").unwrap_err();
+    assert_eq!(refused.0, Code::Unquotable);
+}
+
+#[test]
+fn f56_what_is_no_amount_is_refused_and_shown_short() {
+    let pricing = pricing("json = '/n'").unwrap();
+    for number in ["-1", "1e3", "1.0000001", "\"NaN\"", "\"\"", "[1]", "{}", "null", "9007199255"] {
+        let body = format!("{{\"n\": {number}}}");
+        let refused = read(&pricing, &HeaderMap::new(), None, &body);
+        assert_eq!(refused.unwrap_err().0, Code::Unquotable, "{number}");
+    }
+    let long = format!("{{\"n\": \"{}\"}}", "x".repeat(1000));
+    assert!(read(&pricing, &HeaderMap::new(), None, &long).unwrap_err().1.len() < 150);
+    assert!(read(&pricing, &HeaderMap::new(), None, "{}").is_err());
+}
+
+#[test]
+fn places_are_exactly_one_and_constants_are_amounts() {
+    for text in ["", "default = 1", "json = '/a'\nquery = 'b'", "const = 1\njson = '/a'"] {
+        assert!(pricing(text).is_err(), "{text}");
+    }
+    assert!(pricing("const = '1.0000001'").is_err());
+    assert!(pricing("header = 'no header'").is_err());
+    let constant = pricing("const = '0.5'").unwrap();
+    assert!(!constant.reads_body());
+    assert_eq!(read(&constant, &HeaderMap::new(), None, ""), Ok(vec![500_000]));
+}

@@ -1,0 +1,135 @@
+//! What the gateway itself answers, under `/.tollgate/`: a user's own balance, charges, and the
+//! pages of problems.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::request::Parts;
+use http::{Method, Response};
+use jiff::Timestamp;
+
+use super::admit::Permit;
+use super::forward::Forwarded;
+use super::hold::unavailable;
+use super::identify::{self, Shown, TOLLGATE_USER};
+use super::meter_body::Content;
+use super::worker::{Connection, Worker};
+use super::{Refused, Trace, problem};
+use crate::books::Books;
+use crate::core::balance;
+use crate::core::charge::ChargeDocument;
+use crate::core::ids::ChargeId;
+use crate::core::refusal::{Code, Refusal};
+use crate::directory::snapshot::{KeyKind, Payer};
+use crate::telemetry::Outcome;
+
+/// Paths that are never forwarded.
+pub const PREFIX: &str = "/.tollgate/";
+
+/// Answers a request under the reserved prefix; `path` is what follows it.
+///
+/// # Errors
+/// Those of identification and admission, `unknown_route`, `method_not_allowed`,
+/// `books_unavailable`.
+pub async fn answer<B: Books + 'static>(
+    worker: &Arc<Worker<B>>,
+    connection: &Connection,
+    parts: &Parts,
+    path: &str,
+    now: Timestamp,
+    trace: &mut Trace,
+) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
+    if let Some(page) = path.strip_prefix("problems/").and_then(problem::page) {
+        get_only(parts)?;
+        worker.meters.nobody().request(None, Outcome::Free, Some(200));
+        return Ok((reply("text/markdown; charset=utf-8", page.into()), None));
+    }
+    let shown = identify::authenticate(worker, connection, &parts.headers, now)?;
+    trace.meters = Some(Arc::clone(shown.meters()));
+    let meters = Arc::clone(shown.meters());
+    let (body, permit) = if path == "v1/me/credits" {
+        let caller = shown.identify()?;
+        let permit = worker.limits.admit(&caller)?;
+        get_only(parts)?;
+        let Some(user) = caller.user.as_deref() else {
+            let detail = "a principal has no seat whose credits could be shown";
+            return Err(Refusal::new(Code::KeyNotAllowed, detail).into());
+        };
+        let moment = caller.org.moment(now);
+        let position = caller.org.position(Payer::User(user), &moment, now);
+        let balances = worker.books.balances(&position.accounts).await;
+        let view = balances.map_err(|error| unavailable(&error))?;
+        let access = user.access.as_ref().ok();
+        let limit = access.and_then(|access| access.limit.as_ref()).map(|limit| limit.limit);
+        let plan = |id: &str| {
+            let licence = user.licences.iter().find(|licence| licence.id.as_str() == id);
+            licence.map_or("", |licence| licence.plan.as_str())
+        };
+        let (org, user) = (caller.org.id.as_str(), user.id.as_str());
+        let document = balance::document(org, user, &position, &view, limit, plan);
+        (serde_json::to_vec(&document), permit)
+    } else if let Some(id) = path.strip_prefix("v1/charges/") {
+        let permit = None;
+        get_only(parts)?;
+        let document = charge(worker, id, shown, parts.headers.contains_key(TOLLGATE_USER)).await?;
+        return json(meters, serde_json::to_vec(&document), permit);
+    } else {
+        let detail = "the gateway has nothing under this path";
+        return Err(Refusal::new(Code::UnknownRoute, detail).into());
+    };
+    json(meters, body, Some(permit))
+}
+
+fn json<B: Books + 'static>(
+    meters: Arc<crate::telemetry::OrgMeters>,
+    body: serde_json::Result<Vec<u8>>,
+    permit: Option<Permit>,
+) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
+    let body = body.map_err(|error| {
+        tracing::error!(%error, "a document does not serialise");
+        Refused::from(Refusal::new(Code::Internal, "the document cannot be written"))
+    })?;
+    meters.request(None, Outcome::Free, Some(200));
+    Ok((reply("application/json", body.into()), permit))
+}
+
+/// A charge, for its user and its key. To anyone else it does not exist.
+async fn charge<B: Books + 'static>(
+    worker: &Worker<B>,
+    id: &str,
+    shown: Shown<'_>,
+    names_user: bool,
+) -> Result<ChargeDocument, Refused> {
+    let unknown = || Refused::from(Refusal::new(Code::UnknownRoute, "there is no such charge"));
+    let (key, org) = shown.key();
+    let (key_id, org_id) = (key.id.clone(), org.id.clone());
+    // A service key may ask without naming a user: then it sees the charges it made.
+    let anonymous = matches!(key.kind, KeyKind::Service(_)) && !names_user;
+    let user = if anonymous { None } else { shown.identify()?.user };
+    let id: ChargeId = id.parse().map_err(|_| unknown())?;
+    let found = worker.charges.find(id).await.map_err(|error| unavailable(&error))?;
+    let own = |charge: &ChargeDocument| {
+        let users =
+            user.as_ref().is_some_and(|user| charge.user.as_deref() == Some(user.id.as_str()));
+        charge.org == org_id.as_str() && (users || charge.key == key_id.as_str())
+    };
+    found.filter(own).ok_or_else(unknown)
+}
+
+fn get_only(parts: &Parts) -> Result<(), Refused> {
+    if parts.method == Method::GET || parts.method == Method::HEAD {
+        return Ok(());
+    }
+    let refusal = Refusal::new(Code::MethodNotAllowed, "this path takes GET");
+    Err(Refused { allow: Some(HeaderValue::from_static("GET, HEAD")), ..refusal.into() })
+}
+
+fn reply<B: Books + 'static>(kind: &'static str, body: Bytes) -> Forwarded<B> {
+    let mut response = Response::new(Content::Whole(Some(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    debug_assert!(!response.headers().contains_key(ALLOW));
+    Forwarded { response, waited: Duration::ZERO }
+}

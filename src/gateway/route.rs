@@ -1,0 +1,404 @@
+//! Routes: which request goes where and what of it is metered, compiled once from the
+//! configuration.
+//!
+//! A path is matched as it was received. What a backend could read as another path than the one
+//! that was priced is refused before anything else looks at it (f69).
+
+use std::sync::Arc;
+
+use http::Method;
+use http::header::HeaderValue;
+
+use super::Refused;
+use super::quote::{Meter, Pricing, UsagePlace};
+use crate::books::InDoubt;
+use crate::config::{self, OnDisconnect};
+use crate::core::ids::Id;
+use crate::core::refusal::{Code, Refusal};
+
+/// A route.
+#[derive(Debug)]
+pub struct Route {
+    /// Its path pattern: its name in records and metrics.
+    pub name: Box<str>,
+    /// Its place in the configuration, for metrics.
+    pub index: usize,
+    /// Which upstream it goes to.
+    pub upstream: usize,
+    /// What is metered; `None` for a free route.
+    pub metered: Option<Metered>,
+}
+
+/// What is metered on a route, and how it is settled.
+#[derive(Debug)]
+pub struct Metered {
+    /// The feature.
+    pub feature: Id,
+    /// Where quantities, attributes and usage are read.
+    pub pricing: Pricing,
+    /// The largest body that is held to be priced.
+    pub max_body: u64,
+    /// Which statuses are charged.
+    charge_on: Vec<(u16, u16)>,
+    /// What happens when the client leaves (D33).
+    pub on_disconnect: OnDisconnect,
+    /// What happens when the backend does not answer in time (D32).
+    pub on_timeout: InDoubt,
+    /// What happens when the gateway dies in between (D36).
+    pub in_doubt: InDoubt,
+    /// The status of refusals for lack of credit.
+    pub exhausted_status: Option<u16>,
+}
+
+impl Metered {
+    /// Whether a status is charged (D32).
+    pub fn charges(&self, status: u16) -> bool {
+        self.charge_on.iter().any(|(from, to)| (*from..=*to).contains(&status))
+    }
+}
+
+/// Why routes cannot be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("route {path}: {problem}")]
+pub struct RouteError {
+    path: String,
+    problem: String,
+}
+
+/// The routes of a gateway.
+#[derive(Debug)]
+pub struct Routes {
+    /// For methods that some route names: its routes and those of any method.
+    by_method: Vec<(Method, matchit::Router<Arc<Route>>)>,
+    /// For all other methods.
+    any: matchit::Router<Arc<Route>>,
+}
+
+/// A request's route, and what its path says.
+pub struct Matched<'p> {
+    /// The route.
+    pub route: Arc<Route>,
+    /// Path parameters, as they were received.
+    pub params: matchit::Params<'p, 'p>,
+}
+
+impl Routes {
+    /// Compiles the configuration's routes.
+    ///
+    /// # Errors
+    /// The first route that makes no sense, or uses what is not built yet.
+    pub fn new(
+        routes: &[config::Route],
+        upstreams: &[config::Upstream],
+    ) -> Result<Self, RouteError> {
+        let mut compiled = Vec::new();
+        for (index, route) in routes.iter().enumerate() {
+            let fail = |problem: String| RouteError { path: route.path.clone(), problem };
+            let method = match &route.method {
+                None => None,
+                Some(method) => Some(
+                    Method::from_bytes(method.as_bytes())
+                        .map_err(|_| fail(format!("{method:?} is not a method")))?,
+                ),
+            };
+            let at = upstreams.iter().position(|upstream| upstream.name == route.upstream);
+            let upstream =
+                at.ok_or_else(|| fail(format!("there is no upstream {}", route.upstream)))?;
+            let metered = if route.free { None } else { Some(metered(route).map_err(fail)?) };
+            let name = route.path.as_str().into();
+            compiled.push((method, Arc::new(Route { name, index, upstream, metered })));
+        }
+        let mut methods: Vec<&Method> = compiled.iter().filter_map(|(m, _)| m.as_ref()).collect();
+        methods.sort_unstable_by_key(|method| method.as_str());
+        methods.dedup();
+        let router = |of: Option<&Method>| {
+            let named = |wanted: bool| {
+                compiled
+                    .iter()
+                    .filter(move |(m, _)| m.is_some() == wanted && (m.as_ref() == of || !wanted))
+            };
+            let mut router = matchit::Router::new();
+            let mut taken: Vec<&str> = Vec::new();
+            for (method, route) in named(true).chain(named(false)) {
+                // A route of this method goes before one of any method on the same path.
+                if method.is_none() && of.is_some() && taken.contains(&&*route.name) {
+                    continue;
+                }
+                taken.push(&route.name);
+                router.insert(&*route.name, Arc::clone(route)).map_err(|error| RouteError {
+                    path: route.name.to_string(),
+                    problem: error.to_string(),
+                })?;
+            }
+            Ok(router)
+        };
+        let by_method = methods.iter().map(|&method| Ok((method.clone(), router(Some(method))?)));
+        Ok(Self { by_method: by_method.collect::<Result<_, _>>()?, any: router(None)? })
+    }
+
+    /// The route of a request.
+    ///
+    /// # Errors
+    /// `unknown_route`, or `method_not_allowed` with the methods that are.
+    pub fn find<'p>(&'p self, method: &Method, path: &'p str) -> Result<Matched<'p>, Refused> {
+        let own = self.by_method.iter().find(|(known, _)| known == method);
+        let router = own.map_or(&self.any, |(_, router)| router);
+        if let Ok(found) = router.at(path) {
+            return Ok(Matched { route: Arc::clone(found.value), params: found.params });
+        }
+        let allowed: Vec<&str> = (self.by_method.iter())
+            .filter(|(_, router)| router.at(path).is_ok())
+            .map(|(method, _)| method.as_str())
+            .collect();
+        if allowed.is_empty() {
+            let detail = "no route of this gateway has this path";
+            return Err(Refusal::new(Code::UnknownRoute, detail).into());
+        }
+        let allowed = allowed.join(", ");
+        let detail = format!("this path takes {allowed}");
+        let mut refused = Refused::from(Refusal::new(Code::MethodNotAllowed, detail));
+        refused.allow = HeaderValue::from_str(&allowed).ok();
+        Err(refused)
+    }
+}
+
+fn metered(route: &config::Route) -> Result<Metered, String> {
+    let feature = route.feature.clone().ok_or("it needs a `feature`, or `free = true`")?;
+    let mut pricing = Pricing::default();
+    if route.meter.is_empty() {
+        let only = meter(&mut pricing, None, route.quantity.as_ref(), &route.usage)?;
+        pricing.meters.push(only);
+    } else if route.quantity.is_some() || route.usage.is_some() {
+        return Err("`quantity` and `usage` belong into its meters".to_owned());
+    }
+    for entry in &route.meter {
+        let name = Some(entry.name.clone());
+        let compiled = meter(&mut pricing, name, entry.quantity.as_ref(), &entry.usage)?;
+        pricing.meters.push(compiled);
+    }
+    for (name, attribute) in &route.attributes {
+        pricing.attribute(name.clone(), attribute)?;
+    }
+    let params = matchit_params(&route.path);
+    if let Some(missing) = pricing.paths().find(|name| !params.contains(name)) {
+        return Err(format!("its path has no parameter {{{missing}}}"));
+    }
+    let charge_on = route.charge_on.iter().map(|text| statuses(text)).collect::<Result<_, _>>()?;
+    Ok(Metered {
+        feature,
+        pricing,
+        max_body: route.max_body,
+        charge_on,
+        on_disconnect: route.on_disconnect,
+        on_timeout: route.on_timeout,
+        in_doubt: route.in_doubt,
+        exhausted_status: match route.exhausted_status {
+            None | Some(402 | 403 | 429) => route.exhausted_status,
+            Some(_) => return Err("`exhausted_status` is 402, 403 or 429".to_owned()),
+        },
+    })
+}
+
+fn meter(
+    pricing: &mut Pricing,
+    name: Option<Id>,
+    quantity: Option<&config::Quantity>,
+    usage: &Option<config::Usage>,
+) -> Result<Meter, String> {
+    let quantity = pricing.quantity(quantity)?;
+    let usage = match usage {
+        None => None,
+        Some(config::Usage { json: Some(pointer), sse_json: None, header: None }) => {
+            let at = pricing.response.add(pointer).map_err(|error| error.to_string())?;
+            Some(UsagePlace::Json(at))
+        }
+        Some(config::Usage { json: None, sse_json: None, header: Some(name) }) => {
+            Some(UsagePlace::Header(name.parse().map_err(|_| format!("{name:?} is no header"))?))
+        }
+        Some(config::Usage { json: None, sse_json: Some(_), header: None }) => {
+            return Err("`usage.sse_json` is not built yet".to_owned());
+        }
+        Some(_) => return Err("`usage` needs exactly one of json, sse_json, header".to_owned()),
+    };
+    Ok(Meter { name, quantity, usage })
+}
+
+/// The names of a pattern's parameters.
+fn matchit_params(path: &str) -> Vec<&str> {
+    path.split('{')
+        .skip(1)
+        .filter_map(|part| part.split_once('}'))
+        .map(|(name, _)| name.trim_start_matches('*'))
+        .collect()
+}
+
+/// `2xx`, or one status.
+fn statuses(text: &str) -> Result<(u16, u16), String> {
+    let fail = || format!("`charge_on` takes statuses like \"2xx\" or \"404\", got {text:?}");
+    if let Some(class) = text.strip_suffix("xx") {
+        let class: u16 = class.parse().map_err(|_| fail())?;
+        return if (1..=5).contains(&class) {
+            Ok((class * 100, class * 100 + 99))
+        } else {
+            Err(fail())
+        };
+    }
+    let status: u16 = text.parse().map_err(|_| fail())?;
+    if (100..=599).contains(&status) { Ok((status, status)) } else { Err(fail()) }
+}
+
+/// Refuses a path that a backend could read as another one (f69): empty and dot segments,
+/// backslashes, parameters after `;`, and escapes of anything that needs none or that would be
+/// one of these when it is resolved.
+///
+/// # Errors
+/// `bad_request`.
+pub fn check_path(path: &str) -> Result<(), Refused> {
+    let bytes = path.as_bytes();
+    let refuse = |detail| Err(Refusal::new(Code::BadRequest, detail).into());
+    if bytes.first() != Some(&b'/') {
+        return refuse("the request's target must be a path");
+    }
+    // The usual path is letters, digits and single slashes; one look at each byte tells.
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'/' => match bytes.get(at + 1..) {
+                Some([b'/', ..]) => return refuse("the path has an empty segment"),
+                Some([b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..]) => {
+                    return refuse("the path has a dot segment");
+                }
+                _ => {}
+            },
+            b'\\' | b';' => return refuse("the path has a backslash or a semicolon"),
+            b'%' => {
+                let hex = |at: usize| {
+                    bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16)).map(|d| d as u8)
+                };
+                match hex(at + 1).zip(hex(at + 2)).map(|(high, low)| high * 16 + low) {
+                    None => return refuse("the path has a broken escape"),
+                    Some(0..=0x1f | 0x7f | b'/' | b'\\' | b';' | b'%' | b'?' | b'#') => {
+                        return refuse("the path escapes a delimiter or a control character");
+                    }
+                    Some(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                        return refuse("the path escapes a character that needs no escape");
+                    }
+                    Some(_) => at += 2,
+                }
+            }
+            0x21..=0x7e => {}
+            _ => return refuse("the path has a control or non-ASCII character"),
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> config::Config {
+        let upstream = "[[upstream]]\nname = \"media\"\nurls = [\"http://127.0.0.1:1\"]\n";
+        toml::from_str(&format!("{upstream}{text}")).unwrap()
+    }
+
+    fn routes(text: &str) -> Result<Routes, String> {
+        let config = config(text);
+        Routes::new(&config.route, &config.upstream).map_err(|error| error.to_string())
+    }
+
+    const FREE: &str = "upstream = \"media\"\nfree = true\n";
+
+    #[test]
+    fn the_most_specific_path_of_the_method_wins() {
+        let routes = routes(&format!(
+            "[[route]]\npath = \"/{{*rest}}\"\nmethod = \"POST\"\n{FREE}\
+             [[route]]\npath = \"/v1/models\"\n{FREE}\
+             [[route]]\npath = \"/v1/images\"\nmethod = \"GET\"\n{FREE}"
+        ))
+        .unwrap();
+        let name = |method, path| {
+            routes.find(&method, path).map(|found| found.route.name.to_string()).map_err(|r| {
+                (r.refusal.code, r.allow.map(|allow| allow.to_str().unwrap().to_owned()))
+            })
+        };
+        assert_eq!(name(Method::POST, "/v1/models"), Ok("/v1/models".into()));
+        assert_eq!(name(Method::POST, "/v1/other"), Ok("/{*rest}".into()));
+        assert_eq!(name(Method::PUT, "/v1/models"), Ok("/v1/models".into()));
+        let allow = Some("GET, POST".to_owned());
+        assert_eq!(name(Method::PUT, "/v1/images"), Err((Code::MethodNotAllowed, allow)));
+        assert_eq!(name(Method::GET, "/nowhere").unwrap_err().0, Code::MethodNotAllowed);
+    }
+
+    #[test]
+    fn f69_paths_that_could_be_read_as_others_are_refused() {
+        for path in [
+            "",
+            "*",
+            "x",
+            "//",
+            "/a//b",
+            "/a/../b",
+            "/a/.",
+            "/./a",
+            "/a/..",
+            "/%2e%2e/a",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a;x=1/b",
+            "/a%3b",
+            "/%61",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a%00",
+            "/a%252e",
+            "/é",
+            "/a\u{7f}",
+        ] {
+            let code = check_path(path).map_err(|refused| refused.refusal.code);
+            assert_eq!(code, Err(Code::BadRequest), "{path:?}");
+        }
+        for path in ["/", "/v1/images", "/a.b/..c/c..", "/a%20b", "/%C3%A9", "/a:b@c,d=e", "/a/"] {
+            assert!(check_path(path).is_ok(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn d32_charge_on_names_statuses_and_classes() {
+        let routes = routes(
+            "[[route]]\npath = \"/x\"\nupstream = \"media\"\nfeature = \"f\"\n\
+             charge_on = [\"2xx\", \"404\"]\n",
+        )
+        .unwrap();
+        let found = routes.find(&Method::GET, "/x").map_err(|_| ()).unwrap();
+        let metered = found.route.metered.as_ref().unwrap();
+        for (status, charges) in [(200, true), (299, true), (300, false), (404, true), (403, false)]
+        {
+            assert_eq!(metered.charges(status), charges, "{status}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_or_is_not_built_is_an_error_at_load() {
+        let base = "[[route]]\npath = \"/x\"\nupstream = \"media\"\n";
+        for (text, part) in [
+            ("", "feature"),
+            ("feature = \"f\"\ncharge_on = [\"6xx\"]", "charge_on"),
+            ("feature = \"f\"\nquantity = { path = \"n\" }", "{n}"),
+            ("feature = \"f\"\nquantity = { json = \"/n\", header = \"n\" }", "exactly one"),
+            ("feature = \"f\"\nquantity = { json = \"n\" }", "pointer"),
+            ("feature = \"f\"\nusage = { sse_json = \"/n\" }", "not built"),
+            ("free = true\nmethod = \"GET POST\"", "method"),
+        ] {
+            let error = routes(&format!("{base}{text}\n")).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let twice = format!("{base}free = true\n{base}free = true\n");
+        assert!(routes(&twice).is_err());
+        let nowhere = "[[route]]\npath = \"/x\"\nupstream = \"other\"\nfree = true\n";
+        assert!(routes(nowhere).unwrap_err().contains("no upstream other"));
+    }
+}

@@ -1,0 +1,178 @@
+//! Settlement: a charge is captured on what was really used, or voided. It never refuses for
+//! lack of credit (D30, D31), and it belongs to a carried future, never to a handler's.
+
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::Refused;
+use super::hold::{Held, Stage, unavailable};
+use crate::books::{Books, BooksError, Resolution, Resolved};
+use crate::core::account::{LegKind, Legs, Taken, View};
+use crate::core::charge::{Flags, OutcomeMemo, State};
+use crate::core::price::Price;
+use crate::core::waterfall::{self, Settlement};
+use crate::telemetry::{BooksOperation, BooksResult, Outcome};
+
+/// What was really used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actual {
+    /// The route does not tell usage: what was quoted.
+    Quoted,
+    /// The route tells usage, but the backend did not: the whole hold, flagged.
+    Missing,
+    /// Quantities by meter, in millionths.
+    Reported(SmallVec<[u64; 2]>),
+}
+
+/// How a charge ended.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// Captured or voided.
+    pub state: State,
+    /// Credits charged, in millionths.
+    pub cost: u64,
+    /// Who paid.
+    pub legs: Legs,
+}
+
+/// Captures a charge on what was really used.
+///
+/// # Errors
+/// `books_unavailable` when the capture could not be recorded.
+pub async fn capture<B: Books + 'static>(
+    held: &mut Held<B>,
+    actual: &Actual,
+    status: Option<u16>,
+) -> Result<Settled, Refused> {
+    let (price, mut memo) = price(held, actual);
+    memo.cost = price.cost;
+    let Settlement { keep, excess } = match actual {
+        Actual::Reported(_) => waterfall::settle(&held.legs, &price),
+        _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
+    };
+    let pool = held.quoted.quote.pool;
+    let mut known = View::new(0);
+    let extra = loop {
+        let position = excess.map(|_| held.position());
+        let post = excess
+            .as_ref()
+            .zip(position.as_ref())
+            .map(|(excess, position)| waterfall::plan_excess(excess, pool, position, &known));
+        let extra = position.as_ref().zip(post.as_ref());
+        let resolution = Resolution {
+            state: State::Captured,
+            keep: &keep,
+            extra: extra.map(|(position, post)| (&position.accounts[..], post)),
+            now: held.worker.clock.now(),
+            memo: &memo,
+        };
+        let resolved = resolve(held, &resolution).await;
+        drop(position);
+        match resolved {
+            Ok(Resolved::Done(extra, after)) => {
+                held.stage = Stage::Resolved;
+                held.standing.update(&after);
+                break extra;
+            }
+            // Balances moved since `known`, so some other charge got through.
+            Ok(Resolved::Short(view)) => known = view,
+            other => return ended(held, other, status),
+        }
+    };
+    let kept: Legs =
+        (held.legs.iter().zip(&keep)).map(|(leg, &amount)| Taken { amount, ..*leg }).collect();
+    let legs = if extra.is_empty() { kept } else { waterfall::merge(&kept, &extra) };
+    let sum =
+        |kind| -> u64 { legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum() };
+    let meters = &held.caller.meters;
+    meters.request(Some(held.route.index), Outcome::Captured, status);
+    let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
+    meters.captured(held.route.index, seat, pool, sum(LegKind::Overage));
+    Ok(Settled { state: State::Captured, cost: price.cost.micro(), legs })
+}
+
+/// Voids a charge: everything returns.
+///
+/// # Errors
+/// `books_unavailable` when the void could not be recorded.
+pub async fn void<B: Books + 'static>(
+    held: &mut Held<B>,
+    status: Option<u16>,
+) -> Result<Settled, Refused> {
+    let memo = OutcomeMemo::default();
+    let now = held.worker.clock.now();
+    let resolution = Resolution { state: State::Voided, keep: &[], extra: None, now, memo: &memo };
+    let resolved = resolve(held, &resolution).await;
+    match resolved {
+        Ok(Resolved::Done(_, after)) => {
+            held.stage = Stage::Resolved;
+            held.standing.update(&after);
+        }
+        other => return ended(held, other, status),
+    }
+    held.caller.meters.request(Some(held.route.index), Outcome::Voided, status);
+    Ok(Settled { state: State::Voided, cost: 0, legs: Legs::new() })
+}
+
+/// The price to capture, and what the ledger should remember of it.
+fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, OutcomeMemo) {
+    let quoted = held.quoted.quote.price;
+    let missing = OutcomeMemo { flags: Flags::USAGE_MISSING, ..OutcomeMemo::default() };
+    match (actual, held.metered()) {
+        (Actual::Quoted, _) => (quoted, OutcomeMemo::default()),
+        (Actual::Reported(quantities), Some(metered)) => {
+            // Usage that is beyond what an amount can hold is as good as none (f56, f57).
+            match held.quoted.again(metered, quantities) {
+                Ok(quote) => {
+                    let measures = Some(quantities.to_vec());
+                    (quote.price, OutcomeMemo { measures, ..OutcomeMemo::default() })
+                }
+                Err(_) => (quoted, missing),
+            }
+        }
+        _ => (quoted, missing),
+    }
+}
+
+async fn resolve<B: Books + 'static>(
+    held: &Held<B>,
+    resolution: &Resolution<'_>,
+) -> Result<Resolved, BooksError> {
+    let asked = Instant::now();
+    let resolved = held.worker.books.resolve(held.charge, resolution).await;
+    let result = match &resolved {
+        Ok(Resolved::Done(..)) => BooksResult::Done,
+        Ok(_) => BooksResult::Short,
+        Err(_) => BooksResult::Failed,
+    };
+    held.worker.meters.books(BooksOperation::Resolve, result, asked.elapsed());
+    resolved
+}
+
+/// What remains when the books did not settle as asked: they could not record it, or somebody
+/// else had settled it.
+fn ended<B: Books + 'static>(
+    held: &mut Held<B>,
+    resolved: Result<Resolved, BooksError>,
+    status: Option<u16>,
+) -> Result<Settled, Refused> {
+    held.stage = Stage::Resolved;
+    let charge = held.charge;
+    let state = match resolved {
+        Err(error) => {
+            held.caller.meters.request(Some(held.route.index), Outcome::Held, status);
+            let mut refused = unavailable(&error);
+            refused.counted = true;
+            return Err(refused);
+        }
+        Ok(Resolved::Already(state)) => state,
+        Ok(_) => State::Voided,
+    };
+    tracing::warn!(%charge, %state, "the charge was resolved by someone else");
+    held.caller.meters.request(Some(held.route.index), Outcome::InDoubt, status);
+    let captured = state == State::Captured;
+    let cost = if captured { held.quoted.quote.price.cost.micro() } else { 0 };
+    let legs = if captured { held.legs.clone() } else { Legs::new() };
+    Ok(Settled { state, cost, legs })
+}

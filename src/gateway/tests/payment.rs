@@ -1,0 +1,144 @@
+//! Holding and capturing: who pays, and what callers are told.
+
+use super::bench::*;
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+
+#[tokio::test]
+async fn d01_a_request_is_priced_forwarded_captured_and_receipted() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK\r\ncontent-type: image/png", "an image");
+    let answer = bench.post("/v1/images?x=1", "alice", r#"{"n": 2, "size": "4096"}"#).await;
+    assert_eq!((answer.status.as_u16(), &answer.body[..]), (200, &b"an image"[..]));
+    let receipt = answer.receipt();
+    for (key, value) in [
+        ("state", "captured"),
+        ("cost", "20"),
+        ("seat", "20"),
+        ("pool", "0"),
+        ("overage", "0"),
+        ("seat-remaining", "83"),
+        ("resets", "2026-12-01T00:00:00Z"),
+        ("rate-card", "2026-11"),
+    ] {
+        assert_eq!(receipt[key], value, "{key}");
+    }
+    assert!(!receipt.contains_key("pool-remaining"));
+    assert_eq!(answer.header("ratelimit-policy"), r#""seat";q=103;qu="credits";w=2592000"#);
+    assert_eq!(answer.header("ratelimit"), r#""seat";r=83;t=1771200"#);
+
+    let seen = &bench.backend.seen()[0];
+    assert!(seen.head.starts_with("POST /v1/images?x=1 HTTP/1.1\r\n"), "{}", seen.head);
+    assert_eq!(seen.body, br#"{"n": 2, "size": "4096"}"#);
+    assert_eq!(seen.header("tollgate-org"), ["acme"]);
+    assert_eq!(seen.header("tollgate-user"), ["alice"]);
+    assert_eq!(seen.header("tollgate-charge"), [receipt["charge"].as_str()]);
+    assert_eq!(seen.header("x-request-id"), [answer.header("x-request-id")]);
+    assert_eq!(seen.header("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(seen.header("x-forwarded-host"), ["gate"]);
+    assert!(seen.header("authorization").is_empty());
+
+    let charge = bench.charge(&receipt["charge"]).await;
+    assert_eq!(charge.state, crate::core::charge::State::Captured);
+    assert_eq!((charge.cost.to_string().as_str(), charge.route.as_str()), ("20", "/v1/images"));
+    assert_eq!(charge.quantity, "2");
+    assert_eq!(bench.seat("alice").await, "83");
+    assert_eq!(bench.engine.open_holds().0, 0);
+}
+
+#[tokio::test]
+async fn d25_a_charge_is_split_over_seat_and_pool_then_the_limit_refuses() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    let answer = bench.post("/v1/images", "dora", r#"{"n": 13}"#).await;
+    let receipt = answer.receipt();
+    assert_eq!((receipt["seat"].as_str(), receipt["pool"].as_str()), ("3", "0.2"));
+    assert_eq!(receipt["pool-remaining"], "9.8");
+    assert!(!answer.headers.contains_key("ratelimit"));
+
+    let answer = bench.post("/v1/images", "dora", r#"{"n": 50}"#).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (402, "pool_limit_reached"));
+    assert_eq!(answer.json()["decided_by"], "profile");
+    assert_eq!(answer.json()["available"]["operations"], "0.8");
+    assert_eq!(answer.header("x-should-retry"), "false");
+    assert!(!answer.headers.contains_key("tollgate-receipt"));
+    assert_eq!(bench.backend.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn d14_an_exhausted_seat_without_access_is_refused_and_nothing_is_forwarded() {
+    let bench = Bench::new().await;
+    let answer = bench.post("/v1/images", "alice", r#"{"n": 104}"#).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (402, "seat_exhausted"));
+    let problem = answer.json();
+    assert_eq!(problem["required"]["credits"], "104");
+    assert_eq!(problem["available"]["credits"], "103");
+    assert_eq!(problem["pool"]["access"], false);
+    assert_eq!(problem["pool"]["missing"], serde_json::json!(["offer", "base"]));
+    assert_eq!(problem["resets_at"], "2026-12-01T00:00:00Z");
+    assert_eq!(problem["request_id"], answer.header("x-request-id"));
+    assert!(bench.backend.seen().is_empty());
+    assert_eq!(bench.engine.open_holds().0, 0);
+    assert_eq!(bench.seat("alice").await, "103");
+}
+
+fn as_robot(secret: &str, body: &str) -> Request<Full<Bytes>> {
+    let request = Request::post("/v1/images").header("tollgate-key", secret);
+    request.body(Full::from(body.to_owned())).unwrap()
+}
+
+#[tokio::test]
+async fn d18_a_principal_draws_on_the_pool_or_is_denied() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    let answer = bench.send(as_robot("tg_robot_0123456789abcdef0", r#"{"n": 5}"#)).await;
+    let receipt = answer.receipt();
+    assert_eq!((receipt["cost"].as_str(), receipt["seat"].as_str()), ("5", "0"));
+    assert_eq!((receipt["pool"].as_str(), receipt["pool-remaining"].as_str()), ("0.1", "9.9"));
+    assert!(!receipt.contains_key("seat-remaining") && !receipt.contains_key("resets"));
+    assert!(bench.backend.seen()[0].header("tollgate-user").is_empty());
+
+    let answer = bench.send(as_robot("tg_robotoff_0123456789abcd", "{}")).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "pool_access_denied"));
+    assert_eq!(bench.backend.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn standard_features_are_recorded_at_zero_and_free_routes_not_at_all() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    let answer = bench.post("/v1/recolor", "alice", "").await;
+    let receipt = answer.receipt();
+    assert_eq!((receipt["state"].as_str(), receipt["cost"].as_str()), ("captured", "0"));
+    assert_eq!(receipt["seat-remaining"], "103");
+    assert_eq!(bench.charge(&receipt["charge"]).await.feature, "recolor");
+
+    let answer = bench.post("/v1/models", "alice", "").await;
+    assert_eq!(answer.status, 200);
+    assert!(!answer.headers.contains_key("tollgate-receipt"));
+    assert!(bench.backend.seen()[1].header("tollgate-charge").is_empty());
+    let metrics = bench.telemetry.expose();
+    assert!(metrics.contains(r#"route="/v1/models",outcome="free",status_class="2xx"} 1"#));
+}
+
+#[tokio::test]
+async fn d38_metrics_count_what_the_ledger_records() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    bench.post("/v1/images", "dora", r#"{"n": 13}"#).await;
+    bench.post("/v1/images", "dora", r#"{"n": 1000}"#).await;
+    bench.backend.answers("500 Oh", "x");
+    bench.post("/v1/images", "alice", "{}").await;
+    let metrics = bench.telemetry.expose();
+    for line in [
+        r#"tollgate_requests_total{org="acme",route="/v1/images",outcome="captured",status_class="2xx"} 1"#,
+        r#"tollgate_requests_total{org="acme",route="/v1/images",outcome="refused",status_class="4xx"} 1"#,
+        r#"tollgate_requests_total{org="acme",route="/v1/images",outcome="voided",status_class="5xx"} 1"#,
+        r#"tollgate_credits_captured_total{org="acme",feature="image"} 3.0"#,
+        r#"tollgate_operations_captured_total{org="acme",feature="image",source="pool"} 0.2"#,
+        r#"tollgate_refusals_total{org="acme",code="pool_limit_reached"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+}

@@ -1,0 +1,195 @@
+//! A worker: what one event loop needs to serve requests, and a connection it serves.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::header::HeaderValue;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admit::Limits;
+use super::identify::Known;
+use super::route::Routes;
+use super::upstream::Upstream;
+use crate::books::{Books, BooksError};
+use crate::clock::Clock;
+use crate::core::charge::ChargeDocument;
+use crate::core::ids::ChargeId;
+use crate::directory::snapshot::Live;
+use crate::telemetry::Meters;
+
+/// What one worker serves with. Nothing in it is shared with another worker but the snapshot,
+/// the clock and the limits, so that workers do not wait for each other's cache lines.
+pub struct Worker<B> {
+    /// The configuration's routes.
+    pub routes: Routes,
+    /// The configuration's upstreams, in its order.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// The directory as it is now.
+    pub live: Arc<Live>,
+    /// The worker's session with the books.
+    pub books: B,
+    /// Charges that may be read back.
+    pub charges: Arc<dyn Charges>,
+    /// Rates and requests in flight, over all workers.
+    pub limits: Arc<Limits>,
+    /// What time it is.
+    pub clock: Clock,
+    /// What the worker counts.
+    pub meters: Arc<Meters>,
+    /// Where tasks that outlive their request are born, and waited for when the worker drains.
+    pub tasks: TaskTracker,
+    /// Makes charge ids.
+    pub ids: ChargeIds,
+    /// Whose `X-Forwarded-*` are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Ends keep-alive: connections finish what they serve, and close.
+    pub drain: CancellationToken,
+}
+
+/// Charges, open or resolved, as they may be read back by id.
+pub trait Charges: Send + Sync {
+    /// A charge's document.
+    fn find(&self, charge: ChargeId) -> FoundCharge<'_>;
+}
+
+/// A charge that is being looked up.
+pub type FoundCharge<'a> =
+    Pin<Box<dyn Future<Output = Result<Option<ChargeDocument>, BooksError>> + Send + 'a>>;
+
+/// A client's connection.
+pub struct Connection {
+    /// The client's address, as `X-Forwarded-For` has it.
+    pub peer: HeaderValue,
+    /// Whether what the client says of where it forwards from is believed.
+    pub trusted: bool,
+    /// Whom its last request was from. Written and read by the connection's own task only; the
+    /// lock is never waited for.
+    pub last: Mutex<Option<Known>>,
+}
+
+impl Connection {
+    /// A connection from `peer`.
+    pub fn new<B: Books>(worker: &Worker<B>, peer: SocketAddr) -> Self {
+        let ip = peer.ip().to_canonical();
+        let text = HeaderValue::from_str(&ip.to_string());
+        Self {
+            peer: text.unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            trusted: worker.trusted_proxies.iter().any(|network| network.contains(ip)),
+            last: Mutex::default(),
+        }
+    }
+}
+
+/// Makes charge ids: the time and 74 bits that no other worker makes in the same millisecond.
+///
+/// The bits come from two counters, started at random and each mixed by a bijection (the
+/// finaliser of SplitMix64): one worker never makes the same bits twice, and two workers meet
+/// with the probability of two random draws. Ids are names, not secrets; a charge is shown to
+/// its user and its key only.
+#[derive(Debug)]
+pub struct ChargeIds {
+    seeds: [u64; 2],
+    count: AtomicU64,
+}
+
+impl ChargeIds {
+    /// Ids from the system's randomness.
+    ///
+    /// # Errors
+    /// When the system has none.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        Ok(Self { seeds: [getrandom::u64()?, getrandom::u64()?], count: AtomicU64::new(0) })
+    }
+
+    /// The next id.
+    pub fn next(&self, now: Timestamp) -> ChargeId {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let high = mix(self.seeds[0].wrapping_add(count));
+        let low = mix(self.seeds[1].wrapping_add(count));
+        let unix_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+        ChargeId::v7(unix_ms, u128::from(high) << 64 | u128::from(low))
+    }
+}
+
+fn mix(counter: u64) -> u64 {
+    let mut bits = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// A range of addresses, as CIDR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+/// Why a text is not a network.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected an address or a range like \"10.0.0.0/8\", got {0:?}")]
+pub struct NetworkError(String);
+
+impl std::str::FromStr for Network {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let fail = || NetworkError(text.to_owned());
+        let (address, bits) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
+        let address: IpAddr = address.parse().map_err(|_| fail())?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(most), |bits| bits.parse().map_err(|_| fail()))?;
+        if bits <= most { Ok(Self { address, bits }) } else { Err(fail()) }
+    }
+}
+
+impl Network {
+    /// Whether an address is in the range.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let same = |a: u128, b: u128, width: u8| {
+            let shift = width - self.bits;
+            a.checked_shr(shift.into()).unwrap_or(0) == b.checked_shr(shift.into()).unwrap_or(0)
+        };
+        match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                same(u128::from(a.to_bits()), u128::from(b.to_bits()), 32)
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.to_bits(), b.to_bits(), 128),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn charge_ids_never_repeat_within_a_worker() {
+        let ids = ChargeIds::new().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let made: std::collections::HashSet<ChargeId> =
+            (0..10_000).map(|_| ids.next(now)).collect();
+        assert_eq!(made.len(), 10_000);
+    }
+
+    #[test]
+    fn networks_hold_their_addresses() {
+        let network: Network = "10.1.0.0/16".parse().unwrap();
+        assert!(network.contains("10.1.255.1".parse().unwrap()));
+        assert!(!network.contains("10.2.0.1".parse().unwrap()));
+        assert!(!network.contains("::1".parse().unwrap()));
+        let all: Network = "::/0".parse().unwrap();
+        assert!(all.contains("2001:db8::1".parse().unwrap()));
+        let one: Network = "127.0.0.1".parse().unwrap();
+        assert!(one.contains("127.0.0.1".parse().unwrap()));
+        assert!(!one.contains("127.0.0.2".parse().unwrap()));
+        assert!("10.0.0.0/33".parse::<Network>().is_err());
+        assert!("ten".parse::<Network>().is_err());
+    }
+}

@@ -1,0 +1,25 @@
+//! The architecture, kept by a test: which part may use which, how long files and functions get,
+//! names that are banned, tests that name the rule they prove, and documentation that holds
+//! together. Every check is a function from texts to findings, and is shown a planted violation
+//! before it is believed.
+
+mod documents;
+mod layers;
+mod rules;
+mod source;
+mod wording;
+
+use source::Source;
+
+/// Every Rust source of the package.
+fn sources() -> Vec<Source> {
+    let mut found = source::read(&["src", "tests", "benches"], "rs");
+    assert!(found.len() > 50, "only {} sources found", found.len());
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+/// Fails with one finding a line.
+fn none(findings: &[String]) {
+    assert!(findings.is_empty(), "{} findings:\n{}\n", findings.len(), findings.join("\n"));
+}
