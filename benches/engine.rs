@@ -1,6 +1,8 @@
 //! What the engine costs: planning, quoting, hold and capture with their journal records, and
 //! the journal alone. Times are of this machine and this minute; compare within one run.
 
+#![expect(clippy::expect_used, reason = "a bench that panics has no result")]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,8 @@
 //! The command line. Each command is a function that returns the process's exit code: 0 fine,
 //! 1 the thing asked for failed, 2 usage or configuration.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "what commands are for")]
+
 pub mod apply;
 pub mod check;
 pub mod client;

@@ -1,5 +1,6 @@
 //! `tollgate serve`: the gateway.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -59,7 +60,11 @@ pub fn run(options: &Options) -> ExitCode {
 /// Logs to standard error; `RUST_LOG` says how much.
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for eyes: in a file they would only be noise.
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A second subscriber (two demos in one process) changes nothing.
     let _first_wins = subscriber.try_init();
 }

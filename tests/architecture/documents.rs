@@ -194,6 +194,7 @@ fn unexplained(manifest: &str, page: &str) -> Vec<String> {
         if line.starts_with('[') {
             section = line;
         } else if section.ends_with("dependencies]")
+            && !line.starts_with('#')
             && let Some((name, _)) = line.split_once(" = ")
         {
             wanted.insert(name.to_owned());

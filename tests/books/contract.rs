@@ -431,7 +431,8 @@ pub fn f22_many_threads_are_given_exactly_what_there_is<E: Engine>() {
                     let session = engine.session();
                     scope.spawn(move || {
                         // Half of them name the accounts the other way round.
-                        let (first, second) = if thread % 2 == 0 { (0, 1) } else { (1, 0) };
+                        let (first, second) =
+                            if thread.is_multiple_of(2) { (0, 1) } else { (1, 0) };
                         let accounts =
                             [account("a", 300, 1), account("b", 200, 1), account("cap", 450, 1)];
                         let post = post([Source::take(1, [capped(first, 2), capped(second, 2)])]);

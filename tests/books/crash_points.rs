@@ -34,7 +34,7 @@ async fn write_history(engine: &Opened, rounds: Range<u64>) {
         let mut resolving = Vec::new();
         while open.len() > 3 {
             let charge = open.remove(turn % open.len());
-            let extra = (charge % 4 == 0).then_some((&accounts[..], &forced));
+            let extra = charge.is_multiple_of(4).then_some((&accounts[..], &forced));
             let state = if charge % 4 == 1 { State::Voided } else { State::Captured };
             let keep: &[u64] = if state == State::Voided { &[] } else { &[2, 1, 1] };
             let resolution = Resolution { extra, ..resolution(state, keep, &memo) };
@@ -48,7 +48,7 @@ async fn write_history(engine: &Opened, rounds: Range<u64>) {
             let charge = round * 10 + at as u64;
             let seat = Source::take(1 + round % 7, [payer(0), payer(1)]);
             let post = post([seat, Source::take(2, [capped(2, 3)])]);
-            let in_doubt = if charge % 3 == 0 { InDoubt::Capture } else { InDoubt::Void };
+            let in_doubt = if charge.is_multiple_of(3) { InDoubt::Capture } else { InDoubt::Void };
             let hold = sessions[at % 2].hold(&Ask { in_doubt, ..ask(charge, &accounts, &post) });
             async move { done(hold.await.unwrap()).map(|_| charge) }
         };
@@ -126,7 +126,7 @@ fn check(dir: &Path, position: u64, whole: u64) {
     let found = recover(cut.path(), None).unwrap();
     assert_eq!(found.position, whole, "cut at {position}");
     for account in found.fold.accounts.values() {
-        let is_forced = &*account.name == name("owes");
+        let is_forced = *account.name == name("owes");
         let remaining = account.balance.remaining();
         assert!(remaining >= 0 || is_forced, "{} at {position}: {remaining}", account.name);
     }

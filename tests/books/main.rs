@@ -7,6 +7,8 @@
 //!
 //! `tests/planted-bugs` shows that the model test finds bugs.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
+
 mod contract;
 mod crash_points;
 mod engine;

@@ -7,26 +7,22 @@
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `service`: metrics, health, the drain, the demo.
 
-// Marked as tests, so that lints know their helpers for what they are.
-#[cfg(test)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that panics has failed"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
-#[cfg(test)]
 mod burst;
-#[cfg(test)]
 mod crash;
-#[cfg(test)]
 mod documents;
-#[cfg(test)]
 mod identity;
-#[cfg(test)]
 mod pool;
-#[cfg(test)]
 mod price;
-#[cfg(test)]
 mod seats;
-#[cfg(test)]
 mod service;
-#[cfg(test)]
 mod settle;

@@ -1,6 +1,7 @@
 //! The embedded engine: balances in memory, every change in the journal. One process per data
 //! dir; a killed process loses nothing that it acknowledged.
 
+mod open;
 mod session;
 mod table;
 
@@ -14,13 +15,14 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
-use self::session::{Inner, OpenHold, in_doubt_memo};
+use self::open::{OpenHold, in_doubt_memo};
+use self::session::Inner;
 use self::table::{Entries, Entry, State, Table};
 use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
 use super::{BooksError, OpenCharge, Resolution, snapshot};
-use crate::core::account::{AccountKey, Balance, Grant, Legs, Slot, Taken};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
 use crate::core::ids::ChargeId;
@@ -229,6 +231,16 @@ impl Engine {
             let balance = entry.state.lock().balance;
             see(entry.key, &entry.name, balance);
         });
+    }
+
+    /// The balance of an account as a post would find it now.
+    pub fn balance(&self, account: &Account<'_>) -> Balance {
+        self.shared.table.balance(&account.key, &account.grant)
+    }
+
+    /// How many records this process has written.
+    pub fn records_written(&self) -> u64 {
+        self.shared.journal.records_written()
     }
 
     /// The position up to which records are written.

@@ -15,16 +15,15 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Shared;
-use super::table::{self, Applied, Entries, Entry, Into, Table};
+use super::open::OpenHold;
+use super::table::{self, Applied, Entries, Entry, Into};
 use crate::books::journal::{Frames, MAX_RECORD};
-use crate::books::{
-    Adjustment, Ask, Books, BooksError, OpenCharge, OpenLeg, Posted, Resolution, Resolved,
-};
-use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
+use crate::books::{Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved};
+use crate::core::account::{Account, Balance, Grant, Legs, Slot, Version, View};
 use crate::core::amount::MAX_MICRO;
-use crate::core::charge::{InDoubt, OutcomeMemo, State};
+use crate::core::charge::State;
 use crate::core::ids::ChargeId;
-use crate::core::record::{self, Leg, Opening, Record, instant};
+use crate::core::record::{self, Leg, Opening, Record};
 
 /// A session with the embedded books. Cheap to clone; clones share the session.
 #[derive(Clone, Debug)]
@@ -60,24 +59,6 @@ enum After {
     Settle(Arc<OpenHold>, SmallVec<[u64; 6]>),
     /// An upward adjustment.
     Raise(Arc<Entry>, i64),
-}
-
-/// A hold that is not resolved yet.
-#[derive(Debug)]
-pub(super) struct OpenHold {
-    pub(super) charge: [u8; 16],
-    pub(super) at: i64,
-    pub(super) entries: Entries,
-    /// What the directory granted the accounts when it was held, by slot: an account that was
-    /// named and not taken from knows nothing of it.
-    pub(super) grants: SmallVec<[Grant; 8]>,
-    /// Accounts that were named before anything had opened them.
-    pub(super) unopened: SmallVec<[(Slot, AccountKey); 2]>,
-    pub(super) legs: Legs,
-    pub(super) memo: Box<[u8]>,
-    /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
-    /// it resolves the hold; it is set once.
-    pub(super) resolved: Mutex<Option<State>>,
 }
 
 impl Session {
@@ -264,6 +245,7 @@ impl Hasher for ChargeHasher {
 }
 
 /// How far a resolution came at once.
+#[expect(clippy::large_enum_variant, reason = "a box would allocate for every request")]
 enum Step {
     Ready(Resolved),
     Already(Written, State),
@@ -423,48 +405,6 @@ impl Queue {
     }
 }
 
-impl OpenHold {
-    /// The balances of the accounts that the hold named, by its slots.
-    fn view(&self, table: &Table) -> View {
-        let mut view = View::new(self.entries.len());
-        for (slot, (entry, grant)) in self.entries.iter().zip(&self.grants).enumerate() {
-            if let Some(entry) = entry {
-                view.set(slot as Slot, entry.state.lock().under(grant));
-            }
-        }
-        for (slot, key) in &self.unopened {
-            view.set(*slot, table.balance(key, &self.grants[usize::from(*slot)]));
-        }
-        view
-    }
-
-    pub(super) fn describe(&self) -> OpenCharge {
-        let legs = self.legs.iter().filter_map(|leg| {
-            let entry = self.entries[usize::from(leg.slot)].as_ref()?;
-            Some(OpenLeg {
-                account: entry.name.to_string(),
-                account_kind: entry.key.kind,
-                kind: leg.kind,
-                amount: leg.amount,
-            })
-        });
-        OpenCharge {
-            charge: ChargeId(self.charge),
-            held_at: instant(self.at),
-            memo: self.memo.clone(),
-            legs: legs.collect(),
-        }
-    }
-
-    /// How the hold is resolved without its owner (D36).
-    pub(super) fn in_doubt_keep(&self, policy: InDoubt) -> (State, SmallVec<[u64; 6]>) {
-        match policy {
-            InDoubt::Void => (State::Voided, SmallVec::new()),
-            InDoubt::Capture => (State::Captured, self.legs.iter().map(|leg| leg.amount).collect()),
-        }
-    }
-}
-
 /// Waits until a batch is written, and writes it if nobody else did. Dropped before that, it
 /// writes at once: giving up an answer must not leave a record waiting for the next caller.
 struct Written {
@@ -526,10 +466,4 @@ fn in_range(adjusted: i64, delta: i64) -> Result<i64, BooksError> {
     let sum = adjusted.checked_add(delta).ok_or(BooksError::Range)?;
     let largest = sum.unsigned_abs().max(delta.unsigned_abs());
     if largest > MAX_MICRO { Err(BooksError::Range) } else { Ok(sum) }
-}
-
-/// The memo of a hold that was resolved without its owner: it captures what was held, or nothing.
-pub(super) fn in_doubt_memo(state: State, cost: crate::core::amount::Credits) -> OutcomeMemo {
-    let cost = if state == State::Captured { cost } else { crate::core::amount::Credits::ZERO };
-    OutcomeMemo { cost, measures: None, flags: crate::core::charge::Flags::IN_DOUBT }
 }

@@ -152,6 +152,7 @@ impl Cursor {
     /// # Errors
     /// [`Damage`] says what and where. An incomplete or wrong frame is damage when a later
     /// segment exists, because a segment is sealed whole; else it is the [`Next::End`].
+    #[expect(clippy::should_implement_trait, reason = "an iterator would lend nothing out")]
     pub fn next(&mut self) -> Result<Next, Damage> {
         let mut is_sealed = false;
         loop {

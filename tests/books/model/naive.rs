@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 
+/// What a resolution takes beyond its hold, and what is granted to whom it names.
+pub type Extra<'a> = (&'a [Source], &'a [(Id, Grant)]);
+
 /// An account is a number here.
 pub type Id = usize;
 
@@ -210,7 +213,7 @@ impl Model {
         &mut self,
         charge: u64,
         keep: &[u64],
-        extra: Option<(&[Source], &[(Id, Grant)])>,
+        extra: Option<Extra<'_>>,
     ) -> Option<Vec<Leg>> {
         let (legs, grants) = match extra {
             None => (Vec::new(), Vec::new()),

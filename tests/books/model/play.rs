@@ -16,6 +16,9 @@ use super::world::{ROLE_COUNT, Random, World};
 use super::{EVERYTHING, disk};
 use crate::engine::{NOW, id as charge_id, temporary};
 
+/// What the slots of a hold's accounts meant.
+type Slots = Vec<Option<(Id, Grant)>>;
+
 /// What every long run must have come across.
 pub const KINDS: [&str; 20] = [
     "held",
@@ -77,7 +80,7 @@ pub struct Play {
     segment_size: u64,
     flights: Vec<Flight>,
     /// Charges, with what the hold's slots meant and, once resolved, to what.
-    charges: Vec<(Vec<Option<(Id, Grant)>>, Option<State>)>,
+    charges: Vec<(Slots, Option<State>)>,
     /// Accounts that this step touched.
     touched: Vec<Id>,
     pub step: u64,
@@ -118,7 +121,7 @@ impl Play {
                 self.step += 1;
                 self.saw("operations");
                 self.check_touched();
-                if self.step % EVERYTHING == 0 {
+                if self.step.is_multiple_of(EVERYTHING) {
                     self.check_everything();
                 }
             }

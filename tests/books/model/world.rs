@@ -113,10 +113,8 @@ impl World {
     /// A new cycle: other accounts for what is monthly.
     pub fn reset(&mut self, random: &mut Random) {
         self.cycle += 1;
-        for role in 0..ROLE_COUNT {
-            if ROLES[role].3 {
-                self.open(role, random);
-            }
+        for (role, _) in ROLES.iter().enumerate().filter(|(_, role)| role.3) {
+            self.open(role, random);
         }
     }
 

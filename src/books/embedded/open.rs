@@ -1,0 +1,78 @@
+//! A hold that is not resolved yet, as the embedded books keep it.
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use super::table::{Entries, Table};
+use crate::books::{OpenCharge, OpenLeg};
+use crate::core::account::{AccountKey, Grant, Legs, Slot, View};
+use crate::core::amount::Credits;
+use crate::core::charge::{Flags, InDoubt, OutcomeMemo, State};
+use crate::core::ids::ChargeId;
+use crate::core::record::instant;
+
+/// A hold that is not resolved yet.
+#[derive(Debug)]
+pub(super) struct OpenHold {
+    pub(super) charge: [u8; 16],
+    pub(super) at: i64,
+    pub(super) entries: Entries,
+    /// What the directory granted the accounts when it was held, by slot: an account that was
+    /// named and not taken from knows nothing of it.
+    pub(super) grants: SmallVec<[Grant; 8]>,
+    /// Accounts that were named before anything had opened them.
+    pub(super) unopened: SmallVec<[(Slot, AccountKey); 2]>,
+    pub(super) legs: Legs,
+    pub(super) memo: Box<[u8]>,
+    /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
+    /// it resolves the hold; it is set once.
+    pub(super) resolved: Mutex<Option<State>>,
+}
+
+impl OpenHold {
+    /// The balances of the accounts that the hold named, by its slots.
+    pub(super) fn view(&self, table: &Table) -> View {
+        let mut view = View::new(self.entries.len());
+        for (slot, (entry, grant)) in self.entries.iter().zip(&self.grants).enumerate() {
+            if let Some(entry) = entry {
+                view.set(slot as Slot, entry.state.lock().under(grant));
+            }
+        }
+        for (slot, key) in &self.unopened {
+            view.set(*slot, table.balance(key, &self.grants[usize::from(*slot)]));
+        }
+        view
+    }
+
+    pub(super) fn describe(&self) -> OpenCharge {
+        let legs = self.legs.iter().filter_map(|leg| {
+            let entry = self.entries[usize::from(leg.slot)].as_ref()?;
+            Some(OpenLeg {
+                account: entry.name.to_string(),
+                account_kind: entry.key.kind,
+                kind: leg.kind,
+                amount: leg.amount,
+            })
+        });
+        OpenCharge {
+            charge: ChargeId(self.charge),
+            held_at: instant(self.at),
+            memo: self.memo.clone(),
+            legs: legs.collect(),
+        }
+    }
+
+    /// How the hold is resolved without its owner (D36).
+    pub(super) fn in_doubt_keep(&self, policy: InDoubt) -> (State, SmallVec<[u64; 6]>) {
+        match policy {
+            InDoubt::Void => (State::Voided, SmallVec::new()),
+            InDoubt::Capture => (State::Captured, self.legs.iter().map(|leg| leg.amount).collect()),
+        }
+    }
+}
+
+/// The memo of a hold that was resolved without its owner: it captures what was held, or nothing.
+pub(super) fn in_doubt_memo(state: State, cost: Credits) -> OutcomeMemo {
+    let cost = if state == State::Captured { cost } else { Credits::ZERO };
+    OutcomeMemo { cost, measures: None, flags: Flags::IN_DOUBT }
+}
