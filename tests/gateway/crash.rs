@@ -195,8 +195,12 @@ fn f02_d36_a_hold_in_doubt_is_resolved_once_as_its_route_says() {
         world.kill();
         assert!(clients.join_all().await.into_iter().all(|broken| broken));
         // A second crash right after recovery repeats nothing (f05).
-        for _ in 0..2 {
+        for resolved in [1.0, 0.0] {
             world.start();
+            for resolution in ["captured", "voided"] {
+                let found = world.metric("tollgate_in_doubt_total", &[resolution]);
+                assert_eq!(found, resolved, "{resolution}");
+            }
             assert_eq!(world.metric("tollgate_holds_open", &[]), 0.0);
             for seen in world.backend.seen() {
                 let charge = world.charge(seen.charge().unwrap());

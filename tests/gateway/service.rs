@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 /// Names of the contract that exist now; the others come with the parts that they watch.
-const METRICS: [&str; 10] = [
+const METRICS: [&str; 14] = [
     "tollgate_requests_total",
     "tollgate_credits_captured_total",
     "tollgate_operations_captured_total",
@@ -18,6 +18,10 @@ const METRICS: [&str; 10] = [
     "tollgate_books_duration_seconds_bucket",
     "tollgate_in_flight_requests",
     "tollgate_holds_open",
+    "tollgate_hold_oldest_age_seconds",
+    "tollgate_in_doubt_total",
+    "tollgate_ledger_lag_records",
+    "tollgate_ledger_lag_seconds",
     "tollgate_build_info",
 ];
 
@@ -81,6 +85,14 @@ fn d38_counters_equal_what_the_ledger_says() {
             let counted = world.metric("tollgate_operations_captured_total", &[&label]);
             assert_eq!(units(counted), micro(captured), "{source}");
             assert!(counted > 0.0);
+        }
+        for (name, stated) in [
+            ("tollgate_pool_granted_operations", &pool["granted"]),
+            ("tollgate_pool_available_operations", &pool["available"]),
+            ("tollgate_pool_held_operations", &pool["held"]),
+            ("tollgate_overage_operations", &pool["overage"]["captured"]),
+        ] {
+            assert_eq!(units(world.metric(name, &["org=\"acme\""])), micro(stated), "{name}");
         }
         let (_, text) = world.ops("/metrics");
         for name in METRICS {
