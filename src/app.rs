@@ -24,6 +24,7 @@ use crate::gateway::admit::Limits;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Charges, FoundCharge, Worker};
+use crate::gauges::{self, Watched};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
 use crate::ops::{self, Health};
@@ -77,7 +78,7 @@ impl App {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (directory, archive) = runtime.block_on(async {
             let directory = Directory::open(data_dir, 0).await?;
-            let archive = Archive::open(data_dir, engine.dir()).await?;
+            let archive = Archive::open(data_dir, engine.dir(), engine.records_written()).await?;
             anyhow::Ok((Arc::new(directory), archive))
         })?;
         let (token, token_file) =
@@ -107,7 +108,17 @@ impl App {
 
         let shared =
             Parts { engine: &engine, directory: &directory, charges: &charges, limits: &limits };
-        watch(&telemetry, &shared, &archive, &options.clock);
+        gauges::watch(
+            &telemetry,
+            &Watched {
+                engine: Arc::clone(&engine),
+                live: directory.live(),
+                limits: Arc::clone(&limits),
+                archive: archive.clone(),
+                clock: options.clock.clone(),
+                label: config.ops.org_label.clone(),
+            },
+        );
         let workers = (0..count)
             .map(|_| worker(config, &shared, &telemetry, &options.clock))
             .collect::<anyhow::Result<Vec<_>>>()?;
@@ -245,31 +256,6 @@ fn telemetry(config: &Config) -> Telemetry {
     });
     let upstreams = config.upstream.iter().map(|upstream| upstream.name.to_string());
     Telemetry::new(config.ops.org_label.clone(), routes.collect(), upstreams.collect())
-}
-
-/// Gauges that are read when they are scraped.
-fn watch(telemetry: &Telemetry, parts: &Parts<'_>, archive: &Archive, clock: &Clock) {
-    let limits = Arc::clone(parts.limits);
-    telemetry.watch("tollgate_in_flight_requests", "Requests in flight", move || {
-        vec![(vec![], limits.in_flight() as f64)]
-    });
-    let engine = Arc::clone(parts.engine);
-    telemetry.watch("tollgate_holds_open", "Charges that are held and not settled", move || {
-        vec![(vec![], engine.open_holds().0 as f64)]
-    });
-    let engine = Arc::clone(parts.engine);
-    let now = clock.clone();
-    let help = "Seconds since the oldest open hold was made";
-    telemetry.watch("tollgate_hold_oldest_age_seconds", help, move || {
-        let age =
-            engine.open_holds().1.map_or(0.0, |at| now.now().duration_since(at).as_secs_f64());
-        vec![(vec![], age)]
-    });
-    let engine = Arc::clone(parts.engine);
-    let archive = archive.clone();
-    telemetry.watch("tollgate_ledger_lag_bytes", "Journal bytes not archived yet", move || {
-        vec![(vec![], engine.written().saturating_sub(archive.position()) as f64)]
-    });
 }
 
 fn report_recovery(engine: &Engine) {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod core;
 pub mod directory;
 pub mod gateway;
+pub mod gauges;
 pub mod ledger;
 pub mod ops;
 pub mod sample_backend;

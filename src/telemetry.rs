@@ -344,7 +344,8 @@ impl Telemetry {
         meters
     }
 
-    /// A gauge whose values are asked for at every scrape.
+    /// A metric whose values are asked for at every scrape: a counter where its name ends in
+    /// `_total`, else a gauge. A counter has labels.
     pub fn watch(
         &self,
         name: &'static str,

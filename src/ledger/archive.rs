@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -63,16 +64,21 @@ pub struct Archive {
 #[derive(Debug, Default)]
 struct Progress {
     position: AtomicU64,
-    /// Microseconds since the epoch: when the last archived record was made.
+    /// Microseconds since the epoch: when the last archived record was made; 0 for none yet.
     newest: AtomicI64,
+    /// Records of earlier processes that were not archived when the archive was opened.
+    backlog: u64,
+    /// Records archived since.
+    records: AtomicU64,
 }
 
 impl Archive {
-    /// Opens the archive in `data_dir`, which follows the journal in `journal`.
+    /// Opens the archive in `data_dir`, which follows the journal in `journal`. The process has
+    /// written so many records before.
     ///
     /// # Errors
     /// When the database cannot be opened or migrated.
-    pub async fn open(data_dir: &Path, journal: &Path) -> Result<Self, ArchiveError> {
+    pub async fn open(data_dir: &Path, journal: &Path, written: u64) -> Result<Self, ArchiveError> {
         let options = SqliteConnectOptions::new()
             .filename(data_dir.join("archive.db"))
             .create_if_missing(true)
@@ -86,14 +92,30 @@ impl Archive {
         let position: i64 = sqlx::query_scalar("SELECT position FROM progress WHERE id = 1")
             .fetch_one(&pool)
             .await?;
-        let progress = Arc::new(Progress::default());
-        progress.position.store(position as u64, Ordering::Release);
-        Ok(Self { pool, journal: journal.to_owned(), progress })
+        let position = position as u64;
+        let progress = Progress {
+            position: AtomicU64::new(position),
+            backlog: count(journal, position)?.saturating_sub(written),
+            ..Progress::default()
+        };
+        Ok(Self { pool, journal: journal.to_owned(), progress: Arc::new(progress) })
     }
 
     /// The journal's position up to which everything is archived.
     pub fn position(&self) -> u64 {
         self.progress.position.load(Ordering::Acquire)
+    }
+
+    /// How many records are not archived, if the process has `written` so many.
+    pub fn lag(&self, written: u64) -> u64 {
+        let made = self.progress.backlog + written;
+        made.saturating_sub(self.progress.records.load(Ordering::Acquire))
+    }
+
+    /// When the last record was made that this process archived.
+    pub fn newest(&self) -> Option<Timestamp> {
+        let at = self.progress.newest.load(Ordering::Acquire);
+        (at != 0).then(|| instant(at))
     }
 
     /// Follows the journal until `stop`, and then to its end.
@@ -132,6 +154,7 @@ impl Archive {
         }
         batch.write(&self.pool, cursor.position()).await?;
         self.progress.newest.store(batch.newest, Ordering::Release);
+        self.progress.records.fetch_add(batch.records as u64, Ordering::Release);
         self.progress.position.store(cursor.position(), Ordering::Release);
         Ok(true)
     }
@@ -201,6 +224,16 @@ impl Archive {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// How many records there are from a position on.
+fn count(journal: &Path, position: u64) -> Result<u64, Damage> {
+    let mut cursor = Cursor::new(journal, position);
+    let mut records = 0;
+    while cursor.next()? == Next::Record {
+        records += 1;
+    }
+    Ok(records)
 }
 
 /// Rows to write in one transaction.

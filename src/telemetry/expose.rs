@@ -81,13 +81,20 @@ impl Collector for Collected {
             to.encode_descriptor("tollgate_build_info", help, None, MetricType::Gauge)?;
         family.encode_family(&build)?.encode_gauge(&1_i64)?;
         for (name, help, values) in shared.watches.lock().iter() {
-            let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            // The encoder adds the suffix of counters itself.
+            let counted = name.strip_suffix("_total");
+            let kind = if counted.is_some() { MetricType::Counter } else { MetricType::Gauge };
+            let mut family = to.encode_descriptor(counted.unwrap_or(name), help, None, kind)?;
             for (labels, value) in values() {
                 // An empty set of labels would be written as empty braces.
-                if labels.is_empty() {
-                    family.encode_gauge(&value)?;
-                } else {
-                    family.encode_family(&labels)?.encode_gauge(&value)?;
+                match (labels.is_empty(), counted) {
+                    (true, _) => family.encode_gauge(&value)?,
+                    (false, None) => family.encode_family(&labels)?.encode_gauge(&value)?,
+                    (false, Some(_)) => {
+                        family
+                            .encode_family(&labels)?
+                            .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+                    }
                 }
             }
         }

@@ -13,8 +13,10 @@ mod support;
 
 mod burst;
 mod crash;
+mod documents;
 mod identity;
 mod pool;
 mod price;
 mod seats;
+mod service;
 mod settle;

@@ -286,3 +286,39 @@ fn d42_a_grant_that_changes_in_use_overwrites_nothing_that_was_used() {
         world.accounts_for(&["alice", "carol"]).await;
     });
 }
+
+#[test]
+fn d42_a_grant_that_changes_while_all_of_it_is_in_flight_counts_what_is_held() {
+    run(async {
+        let org = Org::new().user("alice", "5", Access::None);
+        let world = World::new(&org);
+        let with = |credits: &str| {
+            world.apply(&org.clone().change("alice", |alice| {
+                alice.licences = vec![licence("lic-alice", credits, "")];
+            }));
+        };
+        let gateway = world.gateway();
+        let mut held = tokio::task::JoinSet::new();
+        for _ in 0..5 {
+            let call = image("alice").script(&Script::gate("go"));
+            held.spawn(
+                async move { crate::support::Client::connect(gateway).await.send(&call).await },
+            );
+        }
+        let forwarded = || (world.backend.count() == 5).then_some(());
+        until("all are in flight", forwarded).await;
+        world.send(&image("alice")).await.refused(402, "seat_exhausted");
+        with("7");
+        world.send(&image("alice")).await.is(200).tells(&[("seat-remaining", "1")]);
+        with("3");
+        world.send(&image("alice")).await.refused(402, "seat_exhausted");
+        world.backend.open("go");
+        for answer in held.join_all().await {
+            answer.is(200).tells(&[("state", "captured")]);
+        }
+        world.seat("alice", "6", "0", "0");
+        with("6.5");
+        world.seat("alice", "6", "0.5", "0");
+        world.accounts_for(&["alice"]).await;
+    });
+}

@@ -85,7 +85,7 @@ pub struct Seen {
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The other side left before the answer was sent.
+    /// The other side left before it was answered.
     pub abandoned: bool,
 }
 
@@ -232,7 +232,7 @@ impl Wire {
         Ok(self.buffer.drain(..count).collect())
     }
 
-    async fn request(&mut self) -> std::io::Result<Seen> {
+    async fn head(&mut self) -> std::io::Result<Seen> {
         let head = String::from_utf8(self.line(b"\r\n\r\n").await?).unwrap();
         let mut lines = head.split("\r\n");
         let mut first = lines.next().unwrap().split(' ');
@@ -245,22 +245,27 @@ impl Wire {
         seen.headers = headers
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
+        Ok(seen)
+    }
+
+    async fn body(&mut self, seen: &Seen) -> std::io::Result<Vec<u8>> {
+        let mut body = Vec::new();
         if let Some(length) = seen.header("content-length") {
             let length = length.parse().unwrap();
-            seen.body = self.bytes(length).await?;
+            body = self.bytes(length).await?;
         } else if seen.header("transfer-encoding").is_some() {
             loop {
                 let size = String::from_utf8(self.line(b"\r\n").await?).unwrap();
                 let size = usize::from_str_radix(size.trim(), 16).unwrap();
                 let chunk = self.bytes(size).await?;
                 self.line(b"\r\n").await?;
-                seen.body.extend(chunk);
+                body.extend(chunk);
                 if size == 0 {
                     break;
                 }
             }
         }
-        Ok(seen)
+        Ok(body)
     }
 }
 
@@ -268,7 +273,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut wire = Wire { stream, buffer: Vec::new() };
     loop {
-        let seen = wire.request().await?;
+        let seen = wire.head().await?;
         let script: Script = match seen.header("x-script") {
             Some(text) => serde_json::from_str(text).unwrap(),
             None => Script::default(),
@@ -276,9 +281,16 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let is_head = seen.method == "HEAD";
         let at = {
             let mut all = shared.seen.lock().unwrap();
-            all.push(seen);
+            all.push(seen.clone());
             all.len() - 1
         };
+        match wire.body(&seen).await {
+            Ok(body) => shared.seen.lock().unwrap()[at].body = body,
+            Err(error) => {
+                shared.seen.lock().unwrap()[at].abandoned = true;
+                return Err(error);
+            }
+        }
         if !wait(&mut wire, shared, script.gate.as_deref()).await {
             shared.seen.lock().unwrap()[at].abandoned = true;
             return Ok(());

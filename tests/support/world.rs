@@ -25,14 +25,16 @@ pub struct Setup {
     pub gateway: String,
     /// `[limits]`, and whatever else comes before the upstreams.
     pub limits: String,
+    /// `gateway.drain_delay`.
+    pub drain: String,
     /// Where the clock stands; `None` for the system's.
     pub clock: Option<String>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        let (gateway, limits) = (String::new(), String::new());
-        Self { gateway, limits, clock: Some(NOON.to_owned()) }
+        let (gateway, limits, drain) = (String::new(), String::new(), "0s".to_owned());
+        Self { gateway, limits, drain, clock: Some(NOON.to_owned()) }
     }
 }
 
@@ -53,7 +55,8 @@ struct Process {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-fn tollgate() -> Command {
+/// The binary, with an environment of the tests' own.
+pub fn tollgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.env_clear().env("TOLLGATE_ADMIN_TOKEN", TOKEN).env("MEDIA_TOKEN", MEDIA_TOKEN);
     command.env("NO_COLOR", "1").env("RUST_LOG", "info");
@@ -85,6 +88,7 @@ impl World {
         assert!(self.process.is_none(), "it runs");
         let text = include_str!("gateway.toml")
             .replace("@gateway@", &self.setup.gateway)
+            .replace("@drain@", &self.setup.drain)
             .replace("@limits@", &self.setup.limits)
             .replace("@data@", &self.dir.path().join("data").display().to_string())
             .replace("@backend@", &self.backend.address.to_string())

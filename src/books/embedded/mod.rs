@@ -22,7 +22,7 @@ use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
 use super::{BooksError, OpenCharge, Resolution, snapshot};
-use crate::core::account::{AccountKey, Balance, Grant, Legs, Slot, Taken};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
 use crate::core::ids::ChargeId;
@@ -231,6 +231,16 @@ impl Engine {
             let balance = entry.state.lock().balance;
             see(entry.key, &entry.name, balance);
         });
+    }
+
+    /// The balance of an account as a post would find it now.
+    pub fn balance(&self, account: &Account<'_>) -> Balance {
+        self.shared.table.balance(&account.key, &account.grant)
+    }
+
+    /// How many records this process has written.
+    pub fn records_written(&self) -> u64 {
+        self.shared.journal.records_written()
     }
 
     /// The position up to which records are written.

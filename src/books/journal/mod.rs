@@ -96,6 +96,8 @@ pub struct Journal {
     writer: Mutex<Writer>,
     /// The position up to which the file is written. Stored by the writer, read by followers.
     written: AtomicU64,
+    /// How many records were appended. Stored by the writer, read by followers.
+    records: AtomicU64,
     failed: AtomicBool,
 }
 
@@ -135,6 +137,7 @@ impl Journal {
             segment_size,
             writer: Mutex::new(Writer { file, start: position, position }),
             written: AtomicU64::new(position),
+            records: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         })
     }
@@ -151,6 +154,7 @@ impl Journal {
         frames.bind(writer.position);
         match self.write(&mut writer, &frames.bytes) {
             Ok(()) => {
+                self.records.fetch_add(frames.len() as u64, Ordering::Relaxed);
                 frames.clear();
                 self.written.store(writer.position, Ordering::Release);
                 Ok(writer.position)
@@ -178,6 +182,11 @@ impl Journal {
     /// The position up to which records are written.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
+    }
+
+    /// How many records were appended since the journal was opened.
+    pub fn records_written(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
     }
 
     /// The position at which the segment being written starts: all before it is sealed.

@@ -340,7 +340,8 @@ impl Bench {
         let document = Source::from_toml(ORG).unwrap().document();
         let org = "acme".parse().unwrap();
         directory.apply(&org, &document, false, "tests", clock.now()).await.unwrap();
-        let archive = Archive::open(dir.path(), engine.dir()).await.unwrap();
+        let archive =
+            Archive::open(dir.path(), engine.dir(), engine.records_written()).await.unwrap();
         let follower = archive.clone();
         tasks.spawn(async move { follower.follow(CancellationToken::new()).await.unwrap() });
 

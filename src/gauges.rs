@@ -1,0 +1,140 @@
+//! Gauges: what the operators' listener reads from the books, the directory and the archive when
+//! it is scraped. None of it costs a request anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::books::embedded::Engine;
+use crate::clock::Clock;
+use crate::config::{OrgLabel, OrgLabelWord};
+use crate::core::account::{AccountKind, Balance};
+use crate::core::amount::MICRO;
+use crate::core::ids::Id;
+use crate::directory::snapshot::Live;
+use crate::gateway::admit::Limits;
+use crate::ledger::archive::Archive;
+use crate::telemetry::{Sample, Telemetry};
+
+/// What gauges look at.
+#[derive(Clone)]
+pub struct Watched {
+    /// Balances and open holds.
+    pub engine: Arc<Engine>,
+    /// Orgs and their terms.
+    pub live: Arc<Live>,
+    /// Requests in flight.
+    pub limits: Arc<Limits>,
+    /// How far behind the archive is.
+    pub archive: Archive,
+    /// What time it is.
+    pub clock: Clock,
+    /// Which orgs have their own label.
+    pub label: OrgLabel,
+}
+
+/// Registers every gauge.
+pub fn watch(telemetry: &Telemetry, watched: &Watched) {
+    type Read = fn(&Watched) -> Vec<Sample>;
+    let gauges: [(&'static str, &'static str, Read); 11] = [
+        ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
+        ("tollgate_holds_open", "Charges that are held and not settled", |w| {
+            one(w.engine.open_holds().0 as f64)
+        }),
+        ("tollgate_hold_oldest_age_seconds", "Seconds since the oldest open hold was made", |w| {
+            let now = w.clock.now();
+            one(w.engine.open_holds().1.map_or(0.0, |at| now.duration_since(at).as_secs_f64()))
+        }),
+        ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
+            one(w.archive.lag(w.engine.records_written()) as f64)
+        }),
+        (
+            "tollgate_ledger_lag_seconds",
+            "Seconds since the last archived record, while there are others",
+            |w| {
+                let behind = w.archive.position() < w.engine.written();
+                let age = |at| w.clock.now().duration_since(at).as_secs_f64().max(0.0);
+                one(if behind { w.archive.newest().map_or(0.0, age) } else { 0.0 })
+            },
+        ),
+        (
+            "tollgate_pool_granted_operations",
+            "Operations granted to the pool of the current term",
+            |w| pools(w, |pool, _| pool.granted()),
+        ),
+        (
+            "tollgate_pool_available_operations",
+            "Operations left in the pool of the current term",
+            |w| pools(w, |pool, _| pool.available()),
+        ),
+        ("tollgate_pool_held_operations", "Operations of the pool in open charges", |w| {
+            pools(w, |pool, _| pool.held)
+        }),
+        ("tollgate_overage_operations", "Operations used past the pool in the current term", |w| {
+            pools(w, |_, overage| overage.captured)
+        }),
+        ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
+        (
+            "tollgate_in_doubt_total",
+            "Holds of the previous process, by how they were resolved",
+            |w| {
+                let found = w.engine.recovery();
+                let sample = |word: &str, count: usize| {
+                    (vec![("resolution", word.to_owned())], count as f64)
+                };
+                vec![sample("captured", found.captured), sample("voided", found.voided)]
+            },
+        ),
+    ];
+    for (name, help, read) in gauges {
+        let watched = watched.clone();
+        telemetry.watch(name, help, move || read(&watched));
+    }
+}
+
+fn one(value: f64) -> Vec<Sample> {
+    vec![(Vec::new(), value)]
+}
+
+/// A number of each org's pool and overage, summed over the orgs that share a label.
+fn pools(watched: &Watched, read: fn(&Balance, &Balance) -> u64) -> Vec<Sample> {
+    let now = watched.clock.now();
+    let snapshot = watched.live.load();
+    let mut sums = BTreeMap::new();
+    for org in snapshot.orgs.values() {
+        let moment = org.moment(now);
+        let Some(accounts) = org.pool_accounts(&moment) else { continue };
+        let [pool, overage] = accounts.each_ref().map(|account| watched.engine.balance(account));
+        let sum: &mut u64 = sums.entry(label(&watched.label, org.id.as_str())).or_default();
+        *sum = sum.saturating_add(read(&pool, &overage));
+    }
+    samples(sums)
+}
+
+/// What users owe, by org. Looks at every account: a scrape may take a while where there are
+/// millions of them, but no request waits for it longer than for one account.
+fn overdrafts(watched: &Watched) -> Vec<Sample> {
+    let mut sums = BTreeMap::new();
+    watched.engine.for_each_balance(|key, name, balance| {
+        if key.kind == AccountKind::Overdraft && balance.remaining() < 0 {
+            let org = name.split('/').next().unwrap_or_default();
+            let owed = u64::try_from(-balance.remaining()).unwrap_or(u64::MAX);
+            let sum: &mut u64 = sums.entry(label(&watched.label, org)).or_default();
+            *sum = sum.saturating_add(owed);
+        }
+    });
+    samples(sums)
+}
+
+fn samples(sums: BTreeMap<String, u64>) -> Vec<Sample> {
+    let sample = |(org, micro): (String, u64)| (vec![("org", org)], micro as f64 / MICRO as f64);
+    sums.into_iter().map(sample).collect()
+}
+
+fn label(policy: &OrgLabel, org: &str) -> String {
+    let own = match policy {
+        OrgLabel::Word(OrgLabelWord::All) => true,
+        OrgLabel::Word(OrgLabelWord::None) => false,
+        OrgLabel::List(list) => list.iter().map(Id::as_str).any(|listed| listed == org),
+    };
+    if own { org.to_owned() } else { "other".to_owned() }
+}
