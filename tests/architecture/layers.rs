@@ -20,6 +20,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ops", &["telemetry"]),
     ("serve", &["books", "gateway"]),
     ("sample_backend", &[]),
+    (
+        "gauges",
+        &["core", "clock", "config", "telemetry", "books", "directory", "ledger", "gateway"],
+    ),
     // The composition root, and what starts it.
     (
         "app",
@@ -35,6 +39,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "admin",
             "ops",
             "serve",
+            "gauges",
         ],
     ),
     ("cli", &["core", "clock", "config", "books", "directory", "ledger", "sample_backend", "app"]),
