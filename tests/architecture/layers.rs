@@ -19,6 +19,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("admin", &["core", "clock", "books", "directory", "gateway"]),
     ("ops", &["telemetry"]),
     ("serve", &["books", "gateway"]),
+    // What the operators' listener shows of all the parts.
+    (
+        "gauges",
+        &["core", "clock", "config", "telemetry", "books", "directory", "ledger", "gateway"],
+    ),
     ("sample_backend", &[]),
     // The composition root, and what starts it.
     (
@@ -35,6 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "admin",
             "ops",
             "serve",
+            "gauges",
         ],
     ),
     ("cli", &["core", "clock", "config", "books", "directory", "ledger", "sample_backend", "app"]),
