@@ -19,12 +19,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("admin", &["core", "clock", "books", "directory", "gateway"]),
     ("ops", &["telemetry"]),
     ("serve", &["books", "gateway"]),
-    // What the operators' listener shows of all the parts.
+    ("sample_backend", &[]),
     (
         "gauges",
         &["core", "clock", "config", "telemetry", "books", "directory", "ledger", "gateway"],
     ),
-    ("sample_backend", &[]),
     // The composition root, and what starts it.
     (
         "app",
