@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
-use crate::config::{OrgLabel, OrgLabelWord};
+use crate::config::OrgLabel;
 use crate::core::account::{AccountKind, Balance};
 use crate::core::amount::MICRO;
-use crate::core::ids::Id;
 use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
 use crate::ledger::archive::Archive;
@@ -131,10 +130,5 @@ fn samples(sums: BTreeMap<String, u64>) -> Vec<Sample> {
 }
 
 fn label(policy: &OrgLabel, org: &str) -> String {
-    let own = match policy {
-        OrgLabel::Word(OrgLabelWord::All) => true,
-        OrgLabel::Word(OrgLabelWord::None) => false,
-        OrgLabel::List(list) => list.iter().map(Id::as_str).any(|listed| listed == org),
-    };
-    if own { org.to_owned() } else { "other".to_owned() }
+    if policy.names(org) { org } else { OrgLabel::OTHER }.to_owned()
 }

@@ -118,8 +118,6 @@ async fn work<B: Books + 'static>(socket: Socket, worker: Arc<Worker<B>>, stop: 
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    // Answers are written whole; waiting to fill a segment only delays them.
-                    let _best_effort = stream.set_nodelay(true);
                     let connection = crate::gateway::serve_connection(Arc::clone(&worker), stream, peer);
                     worker.tasks.spawn(connection);
                 }

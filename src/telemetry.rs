@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 
-use crate::config::{OrgLabel, OrgLabelWord};
+use crate::config::OrgLabel;
 use crate::core::ids::Id;
 use crate::core::refusal::Code;
 use expose::Collected;
@@ -230,12 +230,7 @@ pub struct Meters {
 impl Meters {
     /// The meters of an org; kept by the caller for as long as a connection acts for it.
     pub fn org(&self, org: &Id) -> Arc<OrgMeters> {
-        let labelled = match &self.telemetry.label {
-            OrgLabel::Word(OrgLabelWord::All) => true,
-            OrgLabel::Word(OrgLabelWord::None) => false,
-            OrgLabel::List(list) => list.contains(org),
-        };
-        if !labelled {
+        if !self.telemetry.label.names(org.as_str()) {
             return Arc::clone(&self.other);
         }
         if let Some(meters) = self.orgs.read().get(org) {
@@ -332,7 +327,7 @@ impl Telemetry {
         let meters = Arc::new(Meters {
             telemetry: Arc::clone(&self.shared),
             orgs: RwLock::default(),
-            other: Arc::new(OrgMeters::new("other", routes)),
+            other: Arc::new(OrgMeters::new(OrgLabel::OTHER, routes)),
             nobody: Arc::new(OrgMeters::new(NONE, routes)),
             overhead: (0..=routes).map(|_| Histogram::new(OVERHEAD_BOUNDS)).collect(),
             upstreams: (self.shared.upstreams.iter())

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{Admin, problem::Problem};
+use crate::directory::rows::hex;
 
 /// A token's hash. The token itself is not kept.
 #[derive(Clone)]
@@ -85,7 +86,7 @@ impl Token {
 fn make(path: &Path) -> Result<(), TokenError> {
     let mut random = [0; 24];
     getrandom::fill(&mut random).map_err(|error| TokenError::Random(error.to_string()))?;
-    let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&random);
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     options

@@ -133,8 +133,8 @@ pub struct OpenLeg {
 /// - **Whole or not at all.** A post takes from its sources greedily in order if and only if for
 ///   every source Σ max(0, available) ≥ `take`, and Σ < `below` where given, and no account of a
 ///   `solvent` source is in the red; else nothing changes. A payer counts for no more than its
-///   `cap` has, and sources see what those before them took. Either way every account named is returned, read in the same step; accounts that
-///   are only looked at are read right after it.
+///   `cap` has, and sources see what those before them took. Either way every account named is
+///   returned, read in the same step; accounts that are only looked at are read right after it.
 /// - **Begun when called.** [`Books::resolve`] and [`Books::hold`] take effect from the call on,
 ///   in the order of the calls of a session; dropping the future that they return gives up the
 ///   answer, not the work. So a void called after a hold always meets it.

@@ -4,10 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::USAGE;
 use crate::config::{self, Loaded};
-
-/// Exit code of a configuration that is not valid.
-const INVALID: u8 = 2;
 
 /// Checks the file and the process's environment; prints a summary, or with `print` the effective
 /// configuration, or what is wrong.
@@ -33,7 +31,7 @@ pub fn run(
         Ok(loaded) => loaded,
         Err(error) => {
             writeln!(err, "{error}")?;
-            return Ok(INVALID);
+            return Ok(USAGE);
         }
     };
     if print {

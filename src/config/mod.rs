@@ -109,6 +109,20 @@ pub enum OrgLabel {
     List(Vec<Id>),
 }
 
+impl OrgLabel {
+    /// What the orgs without a label of their own share.
+    pub const OTHER: &str = "other";
+
+    /// Whether an org has a label of its own.
+    pub fn names(&self, org: &str) -> bool {
+        match self {
+            Self::Word(OrgLabelWord::All) => true,
+            Self::Word(OrgLabelWord::None) => false,
+            Self::List(list) => list.iter().any(|listed| listed.as_str() == org),
+        }
+    }
+}
+
 /// See [`OrgLabel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

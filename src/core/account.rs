@@ -71,11 +71,6 @@ impl Stem {
         };
         Self([word(0), word(8)])
     }
-
-    /// Sixty-four uniformly distributed bits, for a hash table.
-    pub const fn bits(self) -> u64 {
-        self.0[0]
-    }
 }
 
 impl fmt::Debug for Stem {

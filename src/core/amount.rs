@@ -47,40 +47,14 @@ macro_rules! amount {
                 if micro <= MAX_MICRO { Some(Self(micro)) } else { None }
             }
 
-            /// Whole units; `None` above the bound.
-            pub const fn whole(units: u64) -> Option<Self> {
-                match units.checked_mul(MICRO) {
-                    Some(micro) => Self::from_micro(micro),
-                    None => None,
-                }
-            }
-
             /// The amount in millionths.
             pub const fn micro(self) -> u64 {
                 self.0
             }
 
-            /// Whole units, the fraction cut off.
-            pub const fn floor(self) -> u64 {
-                self.0 / MICRO
-            }
-
             /// True for nothing.
             pub const fn is_zero(self) -> bool {
                 self.0 == 0
-            }
-
-            /// The sum, or `None` beyond the bound.
-            pub const fn checked_add(self, other: Self) -> Option<Self> {
-                match self.0.checked_add(other.0) {
-                    Some(micro) => Self::from_micro(micro),
-                    None => None,
-                }
-            }
-
-            /// The difference, or zero where it would be negative.
-            pub const fn saturating_sub(self, other: Self) -> Self {
-                Self(self.0.saturating_sub(other.0))
             }
         }
 
@@ -125,62 +99,6 @@ amount! {
 amount! {
     /// The unit of an org's pool.
     Operations
-}
-
-/// A change of a grant: an amount with a sign, in millionths. Printed and parsed as `^-?…`.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Delta(i64);
-
-impl Delta {
-    /// From millionths; `None` when the magnitude is above [`MAX_MICRO`].
-    pub const fn from_micro(micro: i64) -> Option<Self> {
-        if micro.unsigned_abs() <= MAX_MICRO { Some(Self(micro)) } else { None }
-    }
-
-    /// The change in millionths.
-    pub const fn micro(self) -> i64 {
-        self.0
-    }
-}
-
-impl fmt::Display for Delta {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 < 0 {
-            f.write_str("-")?;
-        }
-        f.write_str(Text::new(self.0.unsigned_abs()).as_str())
-    }
-}
-
-impl fmt::Debug for Delta {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Delta({self})")
-    }
-}
-
-impl FromStr for Delta {
-    type Err = AmountError;
-    fn from_str(text: &str) -> Result<Self, AmountError> {
-        let (sign, magnitude) = match text.strip_prefix('-') {
-            Some(rest) => (-1, rest),
-            None => (1, text),
-        };
-        // Below 2^53, so the cast and the sign are exact.
-        Ok(Self(parse_micro(magnitude)? as i64 * sign))
-    }
-}
-
-impl Serialize for Delta {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Delta {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
-        text.parse().map_err(de::Error::custom)
-    }
 }
 
 /// An amount of millionths as text without trailing zeros, on the stack: receipts are printed on
@@ -467,13 +385,6 @@ mod tests {
         assert_eq!("10000000000/1".parse::<Ratio>().unwrap().to_string(), "10000000000/1");
         assert_eq!("1/0".parse::<Ratio>(), Err(AmountError::ZeroDenominator));
         assert_eq!("-1/2".parse::<Ratio>(), Err(AmountError::Syntax));
-    }
-
-    #[test]
-    fn deltas_carry_a_sign() {
-        assert_eq!("-1.5".parse::<Delta>().unwrap().micro(), -1_500_000);
-        assert_eq!("-1.5".parse::<Delta>().unwrap().to_string(), "-1.5");
-        assert_eq!("--1".parse::<Delta>(), Err(AmountError::Syntax));
     }
 
     #[test]

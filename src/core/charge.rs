@@ -13,7 +13,7 @@ use super::account::{AccountKind, LegKind};
 use super::amount::{Credits, Text};
 use super::cycle::Label;
 use super::ids::ChargeId;
-use super::price::{Measure, Price};
+use super::price::Price;
 use super::waterfall;
 
 /// What is known of a charge when it is held. Borrowed from the request, so that writing it
@@ -76,12 +76,6 @@ impl Flags {
         (Self::IN_DOUBT, "in_doubt"),
         (Self::LATE, "late"),
     ];
-
-    /// Both.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 
     /// The words for the charge document.
     pub fn words(self) -> Vec<&'static str> {
@@ -284,9 +278,4 @@ impl ChargeRecord<'_> {
         }
         by_meter.into()
     }
-}
-
-/// The measures of a quote, as a memo keeps them.
-pub fn memo_measures<'a>(measures: &[Measure<'a>]) -> Vec<(Option<&'a str>, u64)> {
-    measures.iter().map(|measure| (measure.meter, measure.quantity)).collect()
 }

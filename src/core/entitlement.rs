@@ -94,7 +94,7 @@ pub struct Access {
 }
 
 /// Whether the org may use Shared Credits at all (D12).
-pub fn eligible(org: &OrgTerms<'_>) -> bool {
+fn eligible(org: &OrgTerms<'_>) -> bool {
     let any_of = |kind: &[Id]| org.products.iter().any(|product| kind.contains(product));
     org.contract == ELIGIBLE_CONTRACT && any_of(org.offers) && any_of(org.bases)
 }
@@ -111,13 +111,10 @@ pub fn access(
     memberships: &[Membership<'_>],
     own_limit: Option<DrawLimit>,
 ) -> Result<Access, Vec<Missing>> {
-    let granting = memberships
-        .iter()
-        .filter(|m| m.shared_credits && org.offers.contains(m.product))
-        .max_by(|a, b| {
-            let generous = |m: &Membership<'_>| m.pool_limit.map_or(u64::MAX, Operations::micro);
-            generous(a).cmp(&generous(b)).then_with(|| b.profile.cmp(a.profile))
-        });
+    let granting = memberships.iter().filter(|m| offers(org, m)).max_by(|a, b| {
+        let generous = |m: &Membership<'_>| m.pool_limit.map_or(u64::MAX, Operations::micro);
+        generous(a).cmp(&generous(b)).then_with(|| b.profile.cmp(a.profile))
+    });
     let base = memberships.iter().any(|m| org.bases.contains(m.product));
     let mut missing = Vec::new();
     if !eligible(org) {
@@ -135,8 +132,37 @@ pub fn access(
     }
 }
 
+/// Decides a principal's pool access: an eligible org, and its key's profile is one of an offer
+/// with the switch on. It has no seat, so it needs no base product (D18).
+///
+/// # Errors
+/// What is missing, in the order eligibility, offer.
+pub fn principal_access(
+    org: &OrgTerms<'_>,
+    profile: Option<&Membership<'_>>,
+    own_limit: Option<DrawLimit>,
+) -> Result<Access, Vec<Missing>> {
+    let granting = profile.filter(|profile| offers(org, profile));
+    let mut missing = Vec::new();
+    if !eligible(org) {
+        missing.push(Missing::Eligibility);
+    }
+    if granting.is_none() {
+        missing.push(Missing::Offer);
+    }
+    match granting {
+        Some(granting) if missing.is_empty() => Ok(grant(org, granting, own_limit)),
+        _ => Err(missing),
+    }
+}
+
+/// Whether a profile is one of an offer product with the Shared Credits switch on.
+fn offers(org: &OrgTerms<'_>, profile: &Membership<'_>) -> bool {
+    profile.shared_credits && org.offers.contains(profile.product)
+}
+
 /// What a profile grants: limit, overage policy and offer (D17, D26).
-pub fn grant(org: &OrgTerms<'_>, profile: &Membership<'_>, own_limit: Option<DrawLimit>) -> Access {
+fn grant(org: &OrgTerms<'_>, profile: &Membership<'_>, own_limit: Option<DrawLimit>) -> Access {
     let by =
         |limit: Option<Operations>, decided_by| limit.map(|limit| DrawLimit { limit, decided_by });
     let limit = own_limit

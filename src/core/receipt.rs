@@ -1,11 +1,10 @@
 //! Receipts: what a caller is told of a charge, as an RFC 9651 dictionary, and the `RateLimit`
 //! fields (IETF draft-ietf-httpapi-ratelimit-headers-11) for seats without pool access.
 
-use super::account::{LegKind, Taken, View};
+use super::account::{LegKind, Taken};
 use super::amount::{MICRO, Text};
 use super::charge::State;
 use super::ids::ChargeId;
-use super::waterfall::{PoolAccess, Position};
 
 /// What a receipt says. Amounts are in millionths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub struct Receipt<'a> {
 }
 
 impl<'a> Receipt<'a> {
-    /// The receipt of a charge with these legs, on balances read after the step.
+    /// The receipt of a charge with these legs; what is left is for the caller to add.
     pub fn new(
         charge: ChargeId,
         state: State,
@@ -57,19 +56,6 @@ impl<'a> Receipt<'a> {
             resets: None,
             rate_card,
         }
-    }
-
-    /// Adds what is left, for those who have a seat and those who have pool access.
-    #[must_use]
-    pub fn remaining(mut self, position: &Position<'_>, view: &View, resets: &'a str) -> Self {
-        if position.overdraft.is_some() {
-            self.seat_remaining = position.seat_available(view);
-            self.resets = Some(resets);
-        }
-        if let PoolAccess::Open(side) = &position.pool {
-            self.pool_remaining = view.get(side.pool).map(|balance| balance.available());
-        }
-        self
     }
 
     /// Writes the field's value.

@@ -1,9 +1,13 @@
-//! The waterfall: seat → pool → overage, planned as one post and settled exactly (D24–D27, D30,
+//! The waterfall: seat → pool → overage, planned as one post (D24–D27) and settled exactly (D30,
 //! D31). Pure: the books make a plan atomic, and return balances to plan again on.
+
+mod settlement;
+
+pub use self::settlement::{Excess, Settlement, merge, plan_excess, settle};
 
 use smallvec::{SmallVec, smallvec};
 
-use super::account::{Account, LegKind, Legs, Payer, Post, Slot, Source, Taken, View};
+use super::account::{Account, LegKind, Payer, Post, Slot, Source, View};
 use super::amount::{Credits, Operations, prorate_down, prorate_up};
 use super::cycle::Cycle;
 use super::entitlement::{DrawLimit, Overage};
@@ -319,132 +323,6 @@ fn clamp_operations(micro: u64) -> Operations {
     Operations::from_micro(micro).unwrap_or(Operations::MAX)
 }
 
-/// What of a hold a capture keeps, and what it still owes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settlement {
-    /// How much of each leg is captured, by the hold's order; the rest returns (D30).
-    pub keep: SmallVec<[u64; 6]>,
-    /// What the hold does not cover (D31).
-    pub excess: Option<Excess>,
-}
-
-/// What was used beyond a hold (D31).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Excess {
-    /// E, in micro-credits.
-    pub credits: u64,
-    /// x′ − x, in micro-Operations.
-    pub operations: u64,
-}
-
-/// Sums of a hold's legs by what they stand for.
-fn held(legs: &[Taken], kind: LegKind) -> u64 {
-    legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
-}
-
-/// Settles a hold on the actual price (D30), and says what exceeds it (D31).
-pub fn settle(legs: &[Taken], actual: &Price) -> Settlement {
-    let cost = actual.cost.micro();
-    let seat_held = held(legs, LegKind::Licence);
-    let pool_held = held(legs, LegKind::Pool);
-    let operations_held = pool_held + held(legs, LegKind::Overage);
-    let seat = seat_held.min(cost);
-    let uncovered = cost - seat;
-    let operations = prorate_up(uncovered, actual.operations.micro(), cost);
-    // Where the pool may not pay a rate has no price in Operations: whatever the seat's part
-    // does not cover is excess.
-    let beyond = operations > operations_held || (operations == 0 && uncovered > 0);
-    let excess = beyond.then(|| Excess {
-        credits: uncovered - prorate_down(uncovered, operations_held, operations),
-        operations: operations - operations_held.min(operations),
-    });
-    let kept_operations = operations.min(operations_held);
-    let pool = pool_held.min(kept_operations);
-    Settlement { keep: keep(legs, seat, pool, kept_operations - pool, kept_operations), excess }
-}
-
-/// Spreads what is kept over the legs, first legs first, so that what returns goes to the last.
-fn keep(
-    legs: &[Taken],
-    mut seat: u64,
-    mut pool: u64,
-    mut overage: u64,
-    limit: u64,
-) -> SmallVec<[u64; 6]> {
-    let mut kept: SmallVec<[u64; 6]> = SmallVec::new();
-    for leg in legs {
-        let part = match leg.kind {
-            LegKind::Licence => take_from(&mut seat, leg.amount),
-            LegKind::Pool => take_from(&mut pool, leg.amount),
-            LegKind::Overage => take_from(&mut overage, leg.amount),
-            LegKind::Limit => limit.min(leg.amount),
-            LegKind::Cap => kept.last().copied().unwrap_or(0).min(leg.amount),
-            LegKind::Overdraft => leg.amount,
-        };
-        kept.push(part);
-    }
-    kept
-}
-
-fn take_from(rest: &mut u64, bound: u64) -> u64 {
-    let part = (*rest).min(bound);
-    *rest -= part;
-    part
-}
-
-/// Plans an excess on balances of the hold's own cycle and term: each account pays what it can,
-/// and what nobody can pay becomes overdraft (D31). The post fails only when balances moved
-/// since `view`; it is then planned again on those it returned. `pool` is false for a rate that
-/// only seats may pay. A view that lacks an account plans a post that names all of them.
-pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &View) -> Post {
-    let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
-    let side = match &position.pool {
-        PoolAccess::Open(side) if pool => Some(side),
-        _ => None,
-    };
-    let (pool_available, draw_available) = side.map_or((0, 0), |side| {
-        let pool = available(side.pool).saturating_add(side.overage_available(view));
-        (pool, available(side.draw))
-    });
-    let payable = pool_available.min(draw_available);
-    let seat_available = position.seat_available(view).unwrap_or(0);
-    let whole = position.split == Split::Whole
-        && seat_available < excess.credits
-        && payable >= excess.operations
-        && excess.operations > 0;
-    let seat = if whole { 0 } else { seat_available.min(excess.credits) };
-    let rest = excess.credits - seat;
-    let operations = prorate_up(rest, excess.operations, excess.credits);
-    let paid = operations.min(payable);
-    let unpaid = rest - prorate_down(rest, paid, operations);
-
-    let mut post = Post::default();
-    if position.licences > 0 {
-        let drained =
-            (seat < excess.credits).then_some(if whole { excess.credits } else { seat + 1 });
-        let source = Source::take(seat, position.seat_payers());
-        post.sources.push(Source { below: drained, ..source });
-    }
-    if let Some(side) = side {
-        let short = |has: u64| (paid < operations && has == paid).then_some(paid + 1);
-        let payers = Source::take(paid, side.payers());
-        post.sources.push(Source { below: short(pool_available), ..payers });
-        let draw = side.draw_source(paid);
-        post.sources.push(Source { below: short(draw_available), ..draw });
-    }
-    let forced = |amount, slot| Source {
-        forced: true,
-        ..Source::take(amount, [Payer { slot, kind: LegKind::Overdraft, cap: None }])
-    };
-    match (position.overdraft, side) {
-        (Some(slot), _) => post.sources.push(forced(unpaid, slot)),
-        // A principal's overdraft falls on the pool, in Operations.
-        (None, Some(side)) => post.sources.push(forced(operations - paid, side.pool)),
-        (None, None) => {}
-    }
-    post
-}
-
 /// How many credits of `cost` each paying leg covers, by the legs' order (D25): legs in credits
 /// cover themselves, Operations share the rest, each rounded down but the last. Σ covers = cost.
 /// A leg is its kind, its amount and whether that is credits.
@@ -469,18 +347,6 @@ pub fn covers(legs: &[(LegKind, u64, bool)], cost: Credits) -> Vec<u64> {
             }
         })
         .collect()
-}
-
-/// Adds what an excess took to what was kept of a hold: one leg per account and kind.
-pub fn merge(kept: &[Taken], extra: &[Taken]) -> Legs {
-    let mut legs: Legs = kept.iter().copied().filter(|leg| leg.amount > 0).collect();
-    for leg in extra.iter().filter(|leg| leg.amount > 0) {
-        match legs.iter_mut().find(|known| known.slot == leg.slot && known.kind == leg.kind) {
-            Some(known) => known.amount += leg.amount,
-            None => legs.push(*leg),
-        }
-    }
-    legs
 }
 
 #[cfg(test)]

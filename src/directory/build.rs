@@ -13,10 +13,10 @@ use super::snapshot::{
 use crate::core::account::Version;
 use crate::core::amount::Operations;
 use crate::core::cycle::{Schedule, Term};
-use crate::core::entitlement::{DrawLimit, Membership, OrgTerms, access, eligible, grant};
+use crate::core::entitlement::{DrawLimit, Membership, OrgTerms, access, principal_access};
 use crate::core::ids::Id;
 use crate::core::price::RateCard;
-use crate::core::refusal::{DecidedBy, Missing};
+use crate::core::refusal::DecidedBy;
 
 /// A stored state that no snapshot can be made of. Only checked states are stored, so this is a
 /// damaged database.
@@ -186,29 +186,11 @@ impl<'a> Builder<'a> {
         keys
     }
 
-    /// A principal needs an eligible org and a profile of an offer with the switch on; it has no
-    /// seat, so no base product (D18).
     fn principal(&self, profile: &Id, own_limit: Option<Operations>) -> Decision {
-        let terms = org_terms(self.details);
-        let offer = self
-            .by_id
-            .get(profile)
-            .map(|index| &self.profiles[*index])
-            .filter(|profile| profile.shared_credits && terms.offers.contains(profile.product));
-        let mut missing = Vec::new();
-        if !eligible(&terms) {
-            missing.push(Missing::Eligibility);
-        }
-        if offer.is_none() {
-            missing.push(Missing::Offer);
-        }
-        match offer {
-            Some(offer) if missing.is_empty() => {
-                let own = own_limit.map(|limit| DrawLimit { limit, decided_by: DecidedBy::Key });
-                Ok(Arc::new(grant(&terms, offer, own)))
-            }
-            _ => Err(missing.into()),
-        }
+        let profile = self.by_id.get(profile).map(|index| &self.profiles[*index]);
+        let own = own_limit.map(|limit| DrawLimit { limit, decided_by: DecidedBy::Key });
+        let decided = principal_access(&org_terms(self.details), profile, own);
+        decided.map(Arc::new).map_err(Into::into)
     }
 }
 

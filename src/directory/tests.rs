@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::file::Source;
 use super::snapshot::{Org, Payer};
 use super::*;
-use crate::core::amount::{Credits, Operations};
+use crate::core::amount::{MICRO, Operations};
 
 /// An org with two seats, a pool and both kinds of profiles.
 const ACME: &str = r#"
@@ -151,7 +151,7 @@ impl Bench {
         let moment = org.moment(at(now));
         let position = org.position(Payer::User(&user), &moment, at(now));
         let paying = position.accounts.iter().take(position.licences.into());
-        let whole = |micro| Credits::from_micro(micro).unwrap().floor();
+        let whole = |micro| micro / MICRO;
         paying.map(|account| (account.name.to_string(), whole(account.grant.base))).collect()
     }
 

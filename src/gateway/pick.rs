@@ -39,11 +39,19 @@ impl Picker {
     /// Adds a pointer and returns its place in [`Picked`].
     ///
     /// # Errors
-    /// When the text is not a pointer to something inside the document.
+    /// When the text is not a pointer.
     pub fn add(&mut self, pointer: &str) -> Result<usize, PointerError> {
-        let tokens = pointer.strip_prefix('/').ok_or_else(|| PointerError(pointer.to_owned()))?;
+        let fail = || PointerError(pointer.to_owned());
         let mut node = &mut self.root;
-        for token in tokens.split('/') {
+        // The empty pointer is the whole document.
+        let tokens = match pointer {
+            "" => None,
+            _ => Some(pointer.strip_prefix('/').ok_or_else(fail)?),
+        };
+        for token in tokens.into_iter().flat_map(|tokens| tokens.split('/')) {
+            if token.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
+                return Err(fail());
+            }
             let key = token.replace("~1", "/").replace("~0", "~");
             let at = node.children.iter().position(|(name, _)| **name == *key);
             let at = at.unwrap_or_else(|| {
@@ -248,6 +256,18 @@ mod tests {
         let found = pick(&["/a~1b/~0"], r#"{"a/b": {"~": 1}}"#).unwrap();
         assert_eq!(found, [Some("1".to_owned())]);
         assert!(Picker::default().add("n").is_err());
-        assert!(Picker::default().add("").is_err());
+        for text in ["/a~", "/a~2", "a/b"] {
+            assert!(Picker::default().add(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_empty_pointer_is_the_whole_document() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(pick(&[""], " 2.5 ").unwrap(), [some("2.5")]);
+        let found = pick(&["/n", ""], r#"{"n": 7}"#).unwrap();
+        assert_eq!(found, [some("7"), some(r#"{"n": 7}"#)]);
+        assert!(pick(&["", "/n"], r#"{"n": 7, "n": 8}"#).is_err());
+        assert!(pick(&[""], "1 2").is_err());
     }
 }

@@ -54,7 +54,7 @@ pub async fn capture<B: Books + 'static>(
     };
     let mut known = None;
     let extra = loop {
-        match post(held, &keep, excess.as_ref(), known.as_ref(), &memo).await {
+        match post(held, &keep, excess.as_ref(), known.as_deref(), &memo).await {
             Ok(Resolved::Done(extra, after)) => {
                 held.stage = Stage::Resolved;
                 held.standing.update(&after);
@@ -127,7 +127,7 @@ fn post<B: Books + 'static>(
     held: &Held<B>,
     keep: &[u64],
     excess: Option<&Excess>,
-    known: Option<&Box<View>>,
+    known: Option<&View>,
     memo: &OutcomeMemo,
 ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
     let now = held.worker.clock.now();
@@ -137,7 +137,7 @@ fn post<B: Books + 'static>(
     };
     let position = held.position();
     let nothing = View::new(0);
-    let known = known.map_or(&nothing, |known| known);
+    let known = known.unwrap_or(&nothing);
     let post = waterfall::plan_excess(excess, held.quoted.quote.pool, &position, known);
     resolve(held, &capture(Some((&position.accounts[..], &post))))
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::OrgLabelWord;
 
 fn telemetry(label: OrgLabel) -> Telemetry {
     let route = RouteLabels { route: "/v1/images".into(), feature: Some("image".into()) };

@@ -7,6 +7,7 @@
 
 mod documents;
 mod layers;
+mod planted;
 mod rules;
 mod source;
 mod wording;

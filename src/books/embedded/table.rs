@@ -88,11 +88,11 @@ impl Table {
         self.0.len()
     }
 
-    /// Every account, for the self-check.
-    pub(super) fn for_each(&self, mut see: impl FnMut(&Entry)) {
-        for entry in &self.0 {
-            see(entry.value());
-        }
+    /// Every account. They are listed first, so that nobody waits for the map while they are
+    /// looked at.
+    pub(super) fn for_each(&self, see: impl FnMut(&Entry)) {
+        let entries: Vec<Arc<Entry>> = self.0.iter().map(|entry| Arc::clone(&entry)).collect();
+        entries.iter().map(Arc::as_ref).for_each(see);
     }
 
     /// An account, if anything was ever taken from it. The map's guard ends here.

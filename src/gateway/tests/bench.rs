@@ -119,6 +119,9 @@ const ROUTES: &str = r#"
 [[upstream]]
 name = "media"
 urls = ["{url}"]
+[[upstream]]
+name = "hasty"
+urls = ["{url}"]
 response_timeout = "300ms"
 [[route]]
 method = "POST"
@@ -142,6 +145,18 @@ upstream = "media"
 feature = "image"
 quantity = { query = "n", default = 5 }
 usage = { header = "x-used" }
+[[route]]
+method = "POST"
+path = "/v1/hasty"
+upstream = "hasty"
+feature = "image"
+quantity = { json = "/n", default = 1 }
+[[route]]
+method = "POST"
+path = "/v1/patient"
+upstream = "hasty"
+feature = "image"
+quantity = { query = "n" }
 on_timeout = "capture"
 [[route]]
 method = "POST"

@@ -184,7 +184,7 @@ async fn d33_a_route_that_cancels_charges_the_hold_once_something_was_delivered(
 async fn d33_a_backend_that_never_ends_is_not_drained_for_ever() {
     let bench = Bench::new().await;
     bench.backend.plays([head(CHUNKED), chunk("one"), Step::Wait]);
-    let mut stream = begin(&bench, "/v1/images", r#"{"n": 2}"#).await;
+    let mut stream = begin(&bench, "/v1/hasty", r#"{"n": 2}"#).await;
     read_until(&mut stream, "one").await;
     drop(stream);
     // The bound is the upstream's response timeout; the client had some of the answer.

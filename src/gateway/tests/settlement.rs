@@ -109,10 +109,10 @@ async fn d32_f10_a_backend_that_cannot_be_reached_or_breaks_costs_nothing() {
 async fn d32_a_timeout_is_charged_where_the_route_says_so() {
     let bench = Bench::new().await;
     bench.backend.plays([Step::Wait]);
-    let answer = bench.post("/v1/images", "alice", "{}").await;
+    let answer = bench.post("/v1/hasty", "alice", "{}").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (504, "upstream_timeout"));
     assert_eq!(bench.seat("alice").await, "103");
-    let answer = bench.post("/v1/told?n=3", "alice", "").await;
+    let answer = bench.post("/v1/patient?n=3", "alice", "").await;
     assert_eq!(answer.code(), "upstream_timeout");
     assert_eq!(bench.seat("alice").await, "100");
 }
@@ -187,4 +187,60 @@ async fn f71_a_body_that_must_be_held_is_bounded() {
     bench.backend.answers("200 OK", "x");
     assert_eq!(bench.post("/v1/recolor", "alice", &"x".repeat(5000)).await.status, 200);
     assert_eq!(bench.backend.seen()[0].body.len(), 5000);
+}
+
+#[tokio::test]
+async fn d07_a_hold_is_settled_in_its_own_cycle_and_so_is_what_exceeds_it() {
+    let bench = Bench::new().await;
+    let body = r#"{"usage": {"images": 110}}"#;
+    let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    bench.backend.plays([Step::Wait, Step::Send(text.into_bytes())]);
+    let reset = async {
+        bench.until("it is forwarded", || !bench.backend.seen().is_empty()).await;
+        assert!(bench.worker.clock.set("2026-12-02T00:00:00Z".parse().unwrap()));
+        bench.backend.go_on();
+    };
+    let (answer, ()) = tokio::join!(bench.post("/v1/used", "alice", ""), reset);
+    let receipt = answer.receipt();
+    assert_eq!((receipt["seat"].as_str(), receipt["overdraft"].as_str()), ("103", "7"));
+    let charge = bench.charge(&receipt["charge"]).await;
+    assert_eq!(charge.cycle, "2026-11-01");
+    for leg in &charge.legs {
+        assert!(leg.account.ends_with("/2026-11-01"), "{leg:?}");
+    }
+    // The new cycle has lost nothing, and owes nothing.
+    assert_eq!(bench.seat("alice").await, "103");
+    bench.backend.answers("200 OK", "x");
+    assert_eq!(bench.post("/v1/images", "alice", "{}").await.receipt()["seat"], "1");
+}
+
+#[tokio::test]
+async fn d29_whatever_is_metered_is_held_when_the_backend_sees_it() {
+    let bench = Bench::new().await;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx".to_vec();
+    bench.backend.plays([Step::Wait, Step::Send(answer)]);
+    for (number, (path, held)) in [
+        ("/v1/images", 1_000_000),
+        ("/v1/used", 5_000_000),
+        ("/v1/told?n=3", 3_000_000),
+        ("/v1/cancel/2", 2_000_000),
+        // Standard: a charge of zero, but a charge.
+        ("/v1/recolor", 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let look = async {
+            bench.until("it is forwarded", || bench.backend.seen().len() > number).await;
+            let seen = bench.backend.seen().pop().unwrap();
+            let open = bench.engine.list_open();
+            assert_eq!(open.len(), 1, "{path}");
+            assert_eq!(seen.header("tollgate-charge"), [open[0].charge.to_string()], "{path}");
+            let sum: u64 = open[0].legs.iter().map(|leg| leg.amount).sum();
+            assert_eq!(sum, held, "{path}");
+            bench.backend.go_on();
+        };
+        let (answer, ()) = tokio::join!(bench.post(path, "alice", "{}"), look);
+        assert_eq!(answer.receipt()["state"], "captured", "{path}");
+    }
 }
