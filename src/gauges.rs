@@ -109,13 +109,19 @@ fn pools(watched: &Watched, read: fn(&Balance, &Balance) -> u64) -> Vec<Sample> 
     samples(sums)
 }
 
-/// What users owe, by org. Looks at every account: a scrape may take a while where there are
+/// What users owe in the current cycle, by org: the reset ends it (D31). Looks at every account: a scrape may take a while where there are
 /// millions of them, but no request waits for it longer than for one account.
 fn overdrafts(watched: &Watched) -> Vec<Sample> {
+    let now = watched.clock.now();
+    let snapshot = watched.live.load();
     let mut sums = BTreeMap::new();
     watched.engine.for_each_balance(|key, name, balance| {
-        if key.kind == AccountKind::Overdraft && balance.remaining() < 0 {
-            let org = name.split('/').next().unwrap_or_default();
+        if key.kind != AccountKind::Overdraft || balance.remaining() >= 0 {
+            return;
+        }
+        let org = name.split('/').next().unwrap_or_default();
+        let cycle = snapshot.orgs.get(org).map(|org| org.moment(now).cycle.label);
+        if cycle == Some(key.period) {
             let owed = u64::try_from(-balance.remaining()).unwrap_or(u64::MAX);
             let sum: &mut u64 = sums.entry(label(&watched.label, org)).or_default();
             *sum = sum.saturating_add(owed);
