@@ -1,5 +1,6 @@
 //! `tollgate serve`: the gateway.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ pub struct Options {
     /// The configuration [default: tollgate.toml]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Start at this time and only move when told; for tests
+    /// Start at this time and stand still; for tests
     #[arg(long, value_name = "TIME")]
     test_clock: Option<Timestamp>,
 }
@@ -59,7 +60,10 @@ pub fn run(options: &Options) -> ExitCode {
 /// Logs to standard error; `RUST_LOG` says how much.
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A second subscriber (two demos in one process) changes nothing.
     let _first_wins = subscriber.try_init();
 }
