@@ -1,6 +1,7 @@
 //! The composition root: configuration → parts → threads → drain.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,7 +70,11 @@ impl App {
     pub fn start(config: &Config, options: Options) -> anyhow::Result<Self> {
         let now = options.clock.now();
         let data_dir = &config.data.dir;
-        std::fs::create_dir_all(data_dir)
+        // Directory and archive hold names, addresses and hashes of keys.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
             .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
         let engine = Arc::new(Engine::open(&data_dir.join("books"), now)?);
         report_recovery(&engine);

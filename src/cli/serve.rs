@@ -24,7 +24,7 @@ pub struct Options {
     /// The configuration [default: tollgate.toml]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Start at this time and only move when told; for tests
+    /// Start at this time and stand still; for tests
     #[arg(long, value_name = "TIME")]
     test_clock: Option<Timestamp>,
 }

@@ -63,11 +63,11 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         || *name == PROXY_CONNECTION
 }
 
-/// `Tollgate-*` in any spelling that a backend could take for it: CGI and its heirs turn every
-/// `-` into `_`.
+/// `Tollgate-*` in any spelling that a backend could take for it: CGI and its heirs turn `-`, and
+/// some of them everything that is no letter or digit, into `_`.
 fn is_ours(name: &HeaderName) -> bool {
     let bytes = name.as_str().as_bytes();
-    bytes.len() > 8 && bytes.starts_with(b"tollgate") && matches!(bytes[8], b'-' | b'_')
+    bytes.starts_with(b"tollgate") && bytes.get(8).is_some_and(|byte| !byte.is_ascii_alphanumeric())
 }
 
 /// The id a caller gave its request, if it may be passed on.

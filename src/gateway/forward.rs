@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
 use http::{Request, Response, response};
+use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
 use super::Refused;
@@ -123,10 +124,11 @@ async fn deliver<B: Books + 'static>(
         None => Reading::default(),
     };
     let began = Instant::now();
+    let until = began + held.worker.upstreams[held.route.upstream].response_timeout;
     let gathered = match flow.size_hint().exact() {
         Some(length) if length > SMALL => Gathered::Open(Vec::new()),
-        Some(_) => gather(&mut flow, &mut reading, usize::MAX).await,
-        None => gather(&mut flow, &mut reading, PATIENCE).await,
+        Some(_) => gather(&mut flow, &mut reading, usize::MAX, until).await,
+        None => gather(&mut flow, &mut reading, PATIENCE, until).await,
     };
     let took = began.elapsed();
     let waited = waited + took;
@@ -179,14 +181,23 @@ enum Gathered {
 }
 
 /// Reads a body up to the small bound, for as long as there is something to read: `patience`
-/// counts how often the connection's task may be waited for.
-async fn gather(flow: &mut Flow, reading: &mut Reading, patience: usize) -> Gathered {
+/// counts how often the connection's task may be waited for. A backend that hangs is waited for
+/// `until` then, so that no hold stays open for it when its client has left (D33).
+async fn gather(
+    flow: &mut Flow,
+    reading: &mut Reading,
+    patience: usize,
+    until: Instant,
+) -> Gathered {
     let mut pieces: Vec<Bytes> = Vec::new();
     let mut size = 0;
     let mut waits = 0;
     loop {
         let polled = if patience == usize::MAX {
-            Poll::Ready(flow.next().await)
+            match timeout_at(until.into(), flow.next()).await {
+                Ok(piece) => Poll::Ready(piece),
+                Err(_) => return Gathered::Open(pieces),
+            }
         } else {
             std::future::poll_fn(|context| Poll::Ready(flow.poll_data(context))).await
         };

@@ -11,6 +11,7 @@ use super::Refused;
 use super::identify::Caller;
 use super::quote::Quoted;
 use super::route::{Metered, Route};
+use super::upstream::Upload;
 use super::worker::Worker;
 use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
 use crate::core::account::{LegKind, Legs, Slot, View};
@@ -44,6 +45,8 @@ pub struct Held<B: Books + 'static> {
     pub legs: Legs,
     /// What is left, for receipts.
     pub standing: Standing,
+    /// Whether the request's body came whole.
+    pub upload: Upload,
     /// How far it came.
     pub stage: Stage,
 }
@@ -128,6 +131,7 @@ pub async fn hold<B: Books + 'static>(
         now,
         legs: Legs::new(),
         standing: Standing::default(),
+        upload: Upload::default(),
         stage: Stage::Held,
     });
     match held.post(request_id.and_then(|id| id.to_str().ok())).await {

@@ -308,7 +308,8 @@ impl<B: Books + 'static> MeteredBody<B> {
                         }
                         None => self.settle(End::Complete, None),
                         Some(Err(error)) => {
-                            self.settle(End::Truncated, None);
+                            let end = truncated(&open.held, open.delivered);
+                            self.settle(end, None);
                             // Settled by a task of its own; the client is only told that the
                             // response is broken.
                             self.state = State::Done;
@@ -345,6 +346,13 @@ impl<B: Books + 'static> Drop for MeteredBody<B> {
     }
 }
 
+/// The end of a response that broke off. Where the client broke off its request first, the
+/// backend could not finish: that is a client that left, or else whoever never ends an upload
+/// would have its answer for nothing.
+fn truncated<B: Books + 'static>(held: &Held<B>, delivered: bool) -> End {
+    if held.upload.broke_off() { End::Abandoned { delivered } } else { End::Truncated }
+}
+
 async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     let Open { mut held, mut reading, mut flow, delivered, status, .. } = *open;
     let finishes =
@@ -353,7 +361,10 @@ async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     if finishes {
         let bound: Duration = held.worker.upstreams[held.route.upstream].response_timeout;
         let drained = timeout(bound, drain(&mut flow, &mut reading)).await;
-        end = drained.ok().flatten().unwrap_or(end);
+        end = match drained.ok().flatten() {
+            Some(End::Truncated) => truncated(&held, delivered),
+            drained => drained.unwrap_or(end),
+        };
     }
     // The connection is closed before the books are asked, so that a backend whose work nobody
     // wants stops.

@@ -45,7 +45,7 @@ use forward::Forwarded;
 use meter_body::{Content, Reply};
 pub use problem::Refused;
 use quote::Asked;
-use upstream::Outgoing;
+use upstream::{Outgoing, Upload};
 pub use worker::{ChargeIds, Charges, Connection, FoundCharge, Worker};
 
 /// The pipeline.
@@ -74,16 +74,17 @@ async fn serve<B: Books + 'static>(
     let Some(metered) = &route.metered else {
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
-        let body = Outgoing::Streamed(body);
+        let body = Outgoing::Streamed(body, Upload::default());
         let request = dress::dress(parts, body, &route, upstream, dressing);
         return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
+    let upload = Upload::of(&body);
     let (body, priced) = if metered.pricing.reads_body() {
         let bytes = forward::read_body(&parts.headers, body, metered.max_body).await?;
         (Outgoing::Whole(Some(bytes.clone())), bytes)
     } else {
-        (Outgoing::Streamed(body), Bytes::new())
+        (Outgoing::Streamed(body, upload.clone()), Bytes::new())
     };
     let asked = Asked {
         headers: &parts.headers,
@@ -95,7 +96,9 @@ async fn serve<B: Books + 'static>(
     let quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
     drop(matched);
     let route = Arc::clone(&route);
-    let held = hold::hold(worker, caller, route, quoted, now, trace.request_id.as_ref()).await?;
+    let request_id = trace.request_id.as_ref();
+    let mut held = hold::hold(worker, caller, route, quoted, now, request_id).await?;
+    held.upload = upload;
     let charge = id_header(held.charge);
     let request_id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
     let charge = Some(charge);

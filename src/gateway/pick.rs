@@ -75,9 +75,23 @@ impl Picker {
     /// # Errors
     /// When it is not JSON, has something after its end, or repeats a key on a pointer's way.
     pub fn pick<'a>(&self, text: &'a [u8]) -> Result<Picked<'a>, serde_json::Error> {
+        self.walk(text, false)
+    }
+
+    /// Reads a whole JSON text that a backend reads too, perhaps with less care: a key that
+    /// differs from one on a pointer's way in its case only is refused as well, because some
+    /// readers take one for the other (f70).
+    ///
+    /// # Errors
+    /// Those of [`Picker::pick`], and look-alikes.
+    pub fn pick_strictly<'a>(&self, text: &'a [u8]) -> Result<Picked<'a>, serde_json::Error> {
+        self.walk(text, true)
+    }
+
+    fn walk<'a>(&self, text: &'a [u8], strict: bool) -> Result<Picked<'a>, serde_json::Error> {
         let mut picked = SmallVec::from_elem(None, self.pointers);
         let mut reader = serde_json::Deserializer::from_slice(text);
-        Walk { node: &self.root, picked: &mut picked }.deserialize(&mut reader)?;
+        Walk { node: &self.root, picked: &mut picked, strict }.deserialize(&mut reader)?;
         reader.end()?;
         Ok(picked)
     }
@@ -87,6 +101,8 @@ impl Picker {
 struct Walk<'n, 'p, 'a> {
     node: &'n Node,
     picked: &'p mut Picked<'a>,
+    /// Whether look-alikes of keys are refused.
+    strict: bool,
 }
 
 impl<'a> DeserializeSeed<'a> for Walk<'_, '_, 'a> {
@@ -120,6 +136,12 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
         let mut seen: SmallVec<[bool; 8]> = SmallVec::from_elem(false, self.node.children.len());
         while let Some(Key(key)) = map.next_key()? {
             match self.node.children.iter().position(|(name, _)| **name == *key) {
+                None if self.strict
+                    && self.node.children.iter().any(|c| looks_like(&key, &c.0)) =>
+                {
+                    let error = format_args!("the key {key:?} could be taken for another");
+                    return Err(de::Error::custom(error));
+                }
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -129,7 +151,11 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
                 Some(at) => {
                     seen[at] = true;
                     let node = &self.node.children[at].1;
-                    map.next_value_seed(Walk { node, picked: &mut *self.picked })?;
+                    map.next_value_seed(Walk {
+                        node,
+                        picked: &mut *self.picked,
+                        strict: self.strict,
+                    })?;
                 }
             }
         }
@@ -144,9 +170,13 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
             });
             let more = match child {
                 None => items.next_element::<IgnoredAny>()?.is_some(),
-                Some((_, node)) => {
-                    items.next_element_seed(Walk { node, picked: &mut *self.picked })?.is_some()
-                }
+                Some((_, node)) => items
+                    .next_element_seed(Walk {
+                        node,
+                        picked: &mut *self.picked,
+                        strict: self.strict,
+                    })?
+                    .is_some(),
             };
             if !more {
                 break;
@@ -174,6 +204,16 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
+}
+
+/// True for keys that readers take for one another that ignore case, as Go's does.
+fn looks_like(one: &str, other: &str) -> bool {
+    if one.is_ascii() {
+        return one.eq_ignore_ascii_case(other);
+    }
+    // Through upper case, because the long s and the Kelvin sign are ASCII's to such readers.
+    let fold = |c: char| c.to_uppercase().flat_map(char::to_lowercase);
+    one.chars().flat_map(fold).eq(other.chars().flat_map(fold))
 }
 
 /// A key with its escapes resolved, borrowed where it has none.
@@ -240,6 +280,24 @@ mod tests {
         assert!(pick(&["/a/n"], r#"{"a": {"n": 1}, "a": {}}"#).is_err());
         assert!(pick(&["/n"], r#"{"x": 1, "x": 2, "n": 3}"#).is_ok());
         assert_eq!(pick(&["/n"], r#"{"\u006e": 2}"#).unwrap(), [Some("2".to_owned())]);
+    }
+
+    #[test]
+    fn f70_a_key_that_a_careless_reader_takes_for_another_is_refused_where_a_backend_reads_too() {
+        let picker = picker(&["/seconds", "/a/task"]);
+        for text in [
+            r#"{"Seconds": 60}"#,
+            r#"{"seconds": 1, "SECONDS": 60}"#,
+            r#"{"\u017feconds": 60}"#,
+            r#"{"a": {"tas\u212a": 1}}"#,
+            r#"{"A": {}}"#,
+        ] {
+            assert!(picker.pick_strictly(text.as_bytes()).is_err(), "{text}");
+            assert!(picker.pick(text.as_bytes()).is_ok(), "{text}");
+        }
+        for text in [r#"{"seconds": 1, "second": 2}"#, r#"{"x": {"Seconds": 1}, "sécs": 1}"#] {
+            assert!(picker.pick_strictly(text.as_bytes()).is_ok(), "{text}");
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Pricing {
             if asked.headers.contains_key(CONTENT_ENCODING) {
                 return Err(unquotable("a body that is priced must not be encoded").into());
             }
-            picked = self.request.pick(asked.body).map_err(|error| {
+            picked = self.request.pick_strictly(asked.body).map_err(|error| {
                 unquotable(format!("the body is not the JSON that is priced: {error}"))
             })?;
         }
@@ -343,6 +343,9 @@ impl Place {
     fn text<'a>(&self, asked: &Asked<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
         match self {
             Place::Header(name) => {
+                if asked.headers.keys().any(|other| other != name && looks_like(other, name)) {
+                    return Err(unquotable(format!("a header could be taken for {name}")));
+                }
                 let mut values = asked.headers.get_all(name).iter();
                 match (values.next(), values.next()) {
                     (None, _) => Ok(None),
@@ -361,6 +364,13 @@ impl Place {
             Place::Json(_) | Place::Constant => Ok(None),
         }
     }
+}
+
+/// True for names that CGI and its heirs make the same variable of.
+fn looks_like(one: &HeaderName, other: &HeaderName) -> bool {
+    let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'_' };
+    let (one, other) = (one.as_str().as_bytes(), other.as_str().as_bytes());
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| plain(*a) == plain(*b))
 }
 
 fn query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {

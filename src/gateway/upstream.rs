@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,7 +29,30 @@ pub enum Outgoing {
     /// It was held to be priced.
     Whole(Option<Bytes>),
     /// It passes through as it comes.
-    Streamed(Incoming),
+    Streamed(Incoming, Upload),
+}
+
+/// Whether the client broke off a body that passes through: what its answer then lacks is the
+/// client's doing, and not the backend's.
+#[derive(Clone, Debug, Default)]
+pub struct Upload(Option<Arc<AtomicBool>>);
+
+impl Upload {
+    /// Of a body that may still be coming.
+    pub fn of(body: &Incoming) -> Self {
+        Self((!body.is_end_stream()).then(Arc::default))
+    }
+
+    /// Whether it broke off.
+    pub fn broke_off(&self) -> bool {
+        self.0.as_ref().is_some_and(|broke| broke.load(Relaxed))
+    }
+
+    fn break_off(&self) {
+        if let Some(broke) = &self.0 {
+            broke.store(true, Relaxed);
+        }
+    }
 }
 
 impl Body for Outgoing {
@@ -42,14 +65,20 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut *self {
             Outgoing::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Outgoing::Streamed(body) => Pin::new(body).poll_frame(context),
+            Outgoing::Streamed(body, upload) => {
+                let frame = std::task::ready!(Pin::new(body).poll_frame(context));
+                if let Some(Err(_)) = &frame {
+                    upload.break_off();
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Outgoing::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Outgoing::Streamed(body) => body.is_end_stream(),
+            Outgoing::Streamed(body, _) => body.is_end_stream(),
         }
     }
 
@@ -58,7 +87,7 @@ impl Body for Outgoing {
             Outgoing::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Outgoing::Streamed(body) => body.size_hint(),
+            Outgoing::Streamed(body, _) => body.size_hint(),
         }
     }
 }
@@ -195,6 +224,10 @@ impl Upstream {
             let authority = self.endpoints[endpoint].authority.clone();
             request.headers_mut().insert(HOST, authority);
             match sender.try_send_request(request).await {
+                // The gateway asks for no other protocol, so nobody could speak it (f65).
+                Ok(response) if response.status().is_informational() => {
+                    return Err(Failure::Broken);
+                }
                 Ok(response) => {
                     return Ok((response, Lease { upstream: Arc::clone(self), endpoint, sender }));
                 }

@@ -90,6 +90,23 @@ fn f56_what_is_no_amount_is_refused_and_shown_short() {
 }
 
 #[test]
+fn f60_a_header_that_a_backend_could_take_for_the_priced_one_is_refused() {
+    let pricing = pricing("header = 'x-image-count'\ndefault = 1").unwrap();
+    for (name, quantity) in [
+        ("x-image-count", Some(3_000_000)),
+        ("x-image_count", None),
+        ("x_image_count", None),
+        ("x-image.count", None),
+        ("x-image-counts", Some(1_000_000)),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), 3.into());
+        let quantities = read(&pricing, &headers, None, "").ok();
+        assert_eq!(quantities, quantity.map(|quantity| vec![quantity]), "{name}");
+    }
+}
+
+#[test]
 fn places_are_exactly_one_and_constants_are_amounts() {
     for text in ["", "default = 1", "json = '/a'\nquery = 'b'", "const = 1\njson = '/a'"] {
         assert!(pricing(text).is_err(), "{text}");

@@ -109,12 +109,12 @@ async fn d32_f11_a_truncated_stream_costs_nothing_and_is_no_clean_end() {
     for headers in [CHUNKED.to_owned(), format!("content-length: {LARGE}\r\n")] {
         let piece = if headers == CHUNKED { chunk("one") } else { Step::Send(vec![b'x'; 100_000]) };
         bench.backend.plays([head(&headers), piece, Step::Wait, Step::Close]);
-        let (answer, ()) = tokio::join!(bench.post("/v1/images", "alice", "{}"), async {
-            bench.until("it is held", || bench.engine.open_holds().0 == 1).await;
-            bench.backend.go_on();
-        });
-        assert!(!answer.whole);
-        assert_eq!(answer.receipt()["state"], "held");
+        let mut stream = begin(&bench, "/v1/images", "{}").await;
+        // It breaks off after its head was sent; before that it would be a 502.
+        let mut got = read_until(&mut stream, "state=held").await;
+        bench.backend.go_on();
+        stream.read_to_string(&mut got).await.unwrap();
+        assert!(!got.ends_with("0\r\n\r\n") && got.len() < LARGE, "{}", got.len());
         bench.settled().await;
         assert_eq!(bench.seat("alice").await, "103");
     }
@@ -206,4 +206,36 @@ async fn f06_a_client_that_leaves_before_its_request_is_whole_holds_nothing() {
     bench.until("the handler is gone", || bench.worker.limits.in_flight() == 0).await;
     assert_eq!(bench.engine.open_holds().0, 0);
     assert!(bench.backend.seen().is_empty());
+}
+
+#[tokio::test]
+async fn d33_who_never_ends_its_upload_pays_for_the_answer_it_got() {
+    let bench = Bench::new().await;
+    bench.backend.plays([head(CHUNKED), chunk("one"), Step::Wait]);
+    // One client leaves, the other stays and breaks its upload.
+    for (left, broken) in [("101", &b""[..]), ("99", &b"not a chunk\r\n"[..])] {
+        let mut stream = bench.connect().await;
+        let text = format!(
+            "POST /v1/patient?n=2 HTTP/1.1\r\nhost: gate\r\nauthorization: {STUDIO}\r\n\
+             tollgate-user: alice\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"
+        );
+        stream.write_all(text.as_bytes()).await.unwrap();
+        read_until(&mut stream, "one").await;
+        stream.write_all(broken).await.unwrap();
+        let kept = (!broken.is_empty()).then_some(stream);
+        bench.settled().await;
+        assert_eq!(bench.seat("alice").await, left);
+        drop(kept);
+    }
+}
+
+#[tokio::test]
+async fn d33_a_backend_that_hangs_in_a_small_answer_keeps_no_hold_of_a_client_that_left() {
+    let bench = Bench::new().await;
+    bench.backend.plays([head("content-length: 10\r\n"), Step::Wait]);
+    let stream = begin(&bench, "/v1/hasty", "{}").await;
+    bench.until("it is forwarded", || !bench.backend.seen().is_empty()).await;
+    drop(stream);
+    bench.settled().await;
+    assert_eq!(bench.seat("alice").await, "103");
 }

@@ -83,6 +83,16 @@ async fn draining_finishes_what_is_served_and_closes() {
 }
 
 #[tokio::test]
+async fn f65_a_backend_that_switches_protocols_unasked_is_broken() {
+    let bench = Bench::new().await;
+    let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nraw";
+    bench.backend.plays([Step::Send(head.as_bytes().to_vec())]);
+    let answer = bench.post("/v1/images", "alice", "{}").await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (502, "upstream_failed"));
+    assert_eq!(bench.seat("alice").await, "103");
+}
+
+#[tokio::test]
 async fn answers_without_a_body_pass_as_they_are() {
     let bench = Bench::new().await;
     let head = |text: &str| [Step::Send(text.as_bytes().to_vec())];
