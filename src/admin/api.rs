@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
@@ -35,10 +36,11 @@ pub struct ApplyQuery {
 pub async fn apply(
     State(admin): State<Arc<Admin>>,
     Path(org): Path<String>,
-    Query(query): Query<ApplyQuery>,
+    query: std::result::Result<Query<ApplyQuery>, QueryRejection>,
     headers: HeaderMap,
-    body: Bytes,
+    body: std::result::Result<Bytes, BytesRejection>,
 ) -> Result<Value> {
+    let (Query(query), body) = (query?, body?);
     let org: Id = org.parse().map_err(|_| Problem::not_found("org with such an id"))?;
     let is_toml = headers
         .get(header::CONTENT_TYPE)
@@ -62,7 +64,7 @@ pub async fn apply(
     )]
     let applied = tokio::spawn(applying).await.map_err(|error| {
         tracing::error!(%error, "apply panicked");
-        Problem::invalid("", "the change could not be made; see the log")
+        Problem::internal()
     })??;
     let changes: Vec<String> = applied.changes.iter().map(ToString::to_string).collect();
     let secrets: serde_json::Map<String, Value> = applied
@@ -115,8 +117,9 @@ pub struct UserItem {
 pub async fn users(
     State(admin): State<Arc<Admin>>,
     Path(org): Path<String>,
-    Query(query): Query<ListQuery>,
+    query: std::result::Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Page<UserItem>> {
+    let Query(query) = query?;
     if !(1..=1000).contains(&query.limit) {
         return Err(Problem::invalid("/limit", "expected 1 to 1000"));
     }

@@ -1,6 +1,7 @@
 //! The admin API's problems (RFC 9457), and the only place where it chooses a status.
 
 use axum::Json;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -44,6 +45,12 @@ impl Problem {
         }
     }
 
+    /// A defect of ours.
+    pub fn internal() -> Self {
+        let detail = "the change could not be made; the log has the reason".to_owned();
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
+    }
+
     /// The books do not answer.
     pub fn books(error: &crate::books::BooksError) -> Self {
         let title = "The balances cannot be reached";
@@ -52,6 +59,23 @@ impl Problem {
 }
 
 const INVALID: &str = "The request is invalid";
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid("", &rejection.body_text())
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let detail = format!("a document is at most {} MiB", super::MAX_DOCUMENT >> 20);
+            let title = "The request body is too large";
+            return Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", title, detail);
+        }
+        Self::invalid("", "the body broke off")
+    }
+}
 
 impl From<ApplyError> for Problem {
     fn from(error: ApplyError) -> Self {

@@ -388,3 +388,17 @@ fn f67_a_body_is_asked_for_with_100_continue_and_forwarded_without() {
         assert_eq!(world.backend.last().header("expect"), None);
     });
 }
+
+#[test]
+fn the_admin_api_tells_wrong_queries_as_problems() {
+    run(async {
+        let world = World::new(&Org::new().user("alice", "1", Access::None));
+        for query in ["limit=0", "limit=1001", "limit=x", "unknown=1"] {
+            let (status, body) = world.admin(&format!("/v1/orgs/acme/users?{query}"));
+            assert_eq!((status, body["code"].as_str()), (422, Some("invalid")), "{query}: {body}");
+            assert!(body["errors"][0]["detail"].is_string(), "{query}: {body}");
+        }
+        let (status, body) = world.admin("/v1/orgs/nobody/users");
+        assert_eq!((status, body["code"].as_str()), (404, Some("not_found")));
+    });
+}
