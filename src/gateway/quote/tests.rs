@@ -117,3 +117,19 @@ fn places_are_exactly_one_and_constants_are_amounts() {
     assert!(!constant.reads_body());
     assert_eq!(read(&constant, &HeaderMap::new(), None, ""), Ok(vec![500_000]));
 }
+
+#[test]
+fn f70_a_body_that_is_no_object_never_gets_the_default() {
+    let pricing = pricing("json = '/n'\ndefault = 1").unwrap();
+    for body in ["[]", "[{\"n\": 60}]", "\"n=60\"", "60", "true", "null"] {
+        let refused = read(&pricing, &HeaderMap::new(), None, body);
+        assert_eq!(refused.unwrap_err().0, Code::Unquotable, "{body}");
+    }
+    assert_eq!(read(&pricing, &HeaderMap::new(), None, "{}"), Ok(vec![1_000_000]));
+}
+
+#[test]
+fn f70_the_empty_pointer_takes_what_is_no_object() {
+    let pricing = pricing("json = ''").unwrap();
+    assert_eq!(read(&pricing, &HeaderMap::new(), None, " 2.5 "), Ok(vec![2_500_000]));
+}
