@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use http::header::{CONTENT_ENCODING, HeaderMap, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
@@ -220,6 +220,9 @@ impl Pricing {
             if asked.headers.contains_key(CONTENT_ENCODING) {
                 return Err(unquotable("a body that is priced must not be encoded").into());
             }
+            if is_form(asked.headers) {
+                return Err(unquotable("a body that is priced is JSON and not a form").into());
+            }
             picked = self.request.pick_strictly(asked.body).map_err(|error| {
                 unquotable(format!("the body is not the JSON that is priced: {error}"))
             })?;
@@ -371,6 +374,17 @@ fn looks_like(one: &HeaderName, other: &HeaderName) -> bool {
     let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'_' };
     let (one, other) = (one.as_str().as_bytes(), other.as_str().as_bytes());
     one.len() == other.len() && one.iter().zip(other).all(|(a, b)| plain(*a) == plain(*b))
+}
+
+/// True for a body that a backend reads as a form's fields, whatever else it could be read as.
+fn is_form(headers: &HeaderMap) -> bool {
+    let told = headers.iter().filter(|(name, _)| looks_like(name, &CONTENT_TYPE));
+    let mut parts = told.flat_map(|(_, value)| value.as_bytes().split(|b| b";,".contains(b)));
+    parts.any(|part| {
+        let (part, multipart) = (part.trim_ascii(), b"multipart/");
+        part.eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+            || part.get(..multipart.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(multipart))
+    })
 }
 
 fn query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {

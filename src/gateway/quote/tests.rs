@@ -133,3 +133,32 @@ fn f70_the_empty_pointer_takes_what_is_no_object() {
     let pricing = pricing("json = ''").unwrap();
     assert_eq!(read(&pricing, &HeaderMap::new(), None, " 2.5 "), Ok(vec![2_500_000]));
 }
+
+#[test]
+fn f70_a_form_is_not_priced_as_json() {
+    let pricing = pricing("json = '/n'\ndefault = 1").unwrap();
+    for (name, kind, priced) in [
+        ("content-type", "application/x-www-form-urlencoded", false),
+        ("content-type", "Application/X-WWW-Form-Urlencoded ; charset=utf-8", false),
+        ("content-type", "multipart/form-data; boundary=x", false),
+        ("content-type", "Multipart/Mixed", false),
+        ("content-type", "application/json, multipart/form-data", false),
+        ("content_type", "multipart/form-data", false),
+        ("content-type", "application/json; charset=utf-8", true),
+        ("content-type", "text/plain", true),
+        ("content-type", "multipart", true),
+        ("content-type", "", true),
+        ("x-content-type", "multipart/form-data", true),
+    ] {
+        let mut headers = HeaderMap::new();
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        headers.append(name.clone(), HeaderValue::from_static(kind));
+        assert_eq!(read(&pricing, &headers, None, "{}").is_ok(), priced, "{name}: {kind}");
+    }
+    let mut headers = HeaderMap::new();
+    headers.append(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.append(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data"));
+    assert_eq!(read(&pricing, &headers, None, "{}").unwrap_err().0, Code::Unquotable);
+    let by_query = self::pricing("query = 'n'\ndefault = 1").unwrap();
+    assert!(read(&by_query, &headers, None, "a=1").is_ok(), "its body decides nothing");
+}
