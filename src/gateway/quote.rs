@@ -387,18 +387,52 @@ fn is_form(headers: &HeaderMap) -> bool {
     })
 }
 
+/// The value of a parameter. What some backend could read as another value of it is refused.
 fn query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {
+    // Some split at semicolons, and some end at a NUL.
+    if query.contains(';') || query.contains("%00") {
+        return Err(unquotable("a query that is priced must not have a semicolon or NUL"));
+    }
     let mut found = None;
     for pair in query.split('&') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if unescape(key, true)? == name {
+        let (spelt, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let key = unescape(spelt, true)?;
+        if key == name && !escapes_needlessly(spelt) {
             if found.is_some() {
                 return Err(unquotable(format!("the parameter {name} is there twice")));
             }
             found = Some(unescape(value, true)?);
+            continue;
+        }
+        // Some resolve escapes twice.
+        let again = unescape(&key, true).unwrap_or(Cow::Borrowed(&key));
+        if key_looks_like(&again, name) {
+            return Err(unquotable(format!("a parameter could be taken for {name}")));
         }
     }
     Ok(found)
+}
+
+/// True where an escape stands for what needs none (RFC 3986, 2.3): a client that means a name
+/// to be read writes it plainly.
+fn escapes_needlessly(text: &str) -> bool {
+    text.split('%').skip(1).any(|rest| {
+        let byte = rest.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+    })
+}
+
+/// True for keys of a query that readers take for a name that ignore case, trim, make
+/// underscores of what a variable's name cannot have, or make a list of `name[]`.
+fn key_looks_like(key: &str, name: &str) -> bool {
+    // Upper case first, as the keys of bodies are compared.
+    let fold = |c: char| {
+        let plain = if c.is_alphanumeric() || c == '[' { c } else { '_' };
+        plain.to_uppercase().flat_map(char::to_lowercase)
+    };
+    let mut key = key.trim().chars().flat_map(fold);
+    let mut name = name.trim().chars().flat_map(fold);
+    name.all(|c| key.next() == Some(c)) && matches!(key.next(), None | Some('['))
 }
 
 /// Resolves escapes, and `+` in a query.
