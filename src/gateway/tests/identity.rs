@@ -205,6 +205,25 @@ async fn d11_users_see_their_own_balance_and_their_own_charges() {
 }
 
 #[tokio::test]
+async fn d11_a_service_key_that_names_a_user_sees_that_users_charges_only() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    let charge = bench.post("/v1/images", "alice", "{}").await.receipt()["charge"].clone();
+    let path = format!("/.tollgate/v1/charges/{charge}");
+    for (user, expected) in [(Some("dora"), 404), (Some("alice"), 200), (None, 200)] {
+        let mut request = get(&path);
+        if let Some(user) = user {
+            request = request.header("tollgate-user", user);
+        }
+        let answer = bench.send(request.body(Full::default()).unwrap()).await;
+        assert_eq!(answer.status, expected, "{user:?}");
+    }
+    // Hers, whichever key made it.
+    let request = Request::get(&path).header("tollgate-key", "tg_alice_0123456789abcdef0");
+    assert_eq!(bench.send(request.body(Full::default()).unwrap()).await.status, 200);
+}
+
+#[tokio::test]
 async fn limits_refuse_with_the_time_to_wait() {
     let bench = Bench::with("[limits]\nper_user = { rps = 1, burst = 2 }\n").await;
     bench.backend.answers("200 OK", "x");
