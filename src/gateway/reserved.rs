@@ -55,9 +55,8 @@ pub async fn answer<B: Books + 'static>(
     } else {
         shown.identify()?
     };
-    let mut permit = None;
+    let permit = worker.limits.admit(&caller)?;
     let body = if path == "v1/me/credits" {
-        permit = Some(worker.limits.admit(&caller)?);
         get_only(parts)?;
         credits(worker, &caller, now).await?
     } else if let Some(id) = charge_id {
@@ -72,7 +71,7 @@ pub async fn answer<B: Books + 'static>(
         Refused::from(Refusal::new(Code::Internal, "the document cannot be written"))
     })?;
     caller.meters.request(None, Outcome::Free, Some(200));
-    Ok((reply("application/json", body.into()), permit))
+    Ok((reply("application/json", body.into()), Some(permit)))
 }
 
 /// The balance of the user who asks.
