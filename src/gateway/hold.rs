@@ -56,6 +56,9 @@ pub struct Held<B: Books + 'static> {
 pub enum Stage {
     /// Nothing was sent to the backend.
     Held,
+    /// The books failed at the hold, and may have made it all the same. Its request is refused,
+    /// and counts as that.
+    Refused,
     /// The backend may have worked.
     Forwarded,
     /// The books were asked to resolve it.
@@ -141,10 +144,11 @@ pub async fn hold<B: Books + 'static>(
             Ok(held)
         }
         Err(refused) => {
-            if refused.refusal.code != Code::BooksUnavailable {
+            held.stage = match refused.refusal.code {
+                Code::BooksUnavailable => Stage::Refused,
                 // Every post that was asked for came back with nothing changed.
-                held.stage = Stage::Resolved;
-            }
+                _ => Stage::Resolved,
+            };
             Err(refused)
         }
     }
@@ -280,7 +284,7 @@ impl<B: Books + 'static> Drop for Held<B> {
     fn drop(&mut self) {
         let capture = match self.stage {
             Stage::Resolved => return,
-            Stage::Held => false,
+            Stage::Held | Stage::Refused => false,
             // Only a defect or the end of the process comes here: whoever forwards settles.
             Stage::Forwarded => {
                 self.metered().is_some_and(|metered| metered.in_doubt == InDoubt::Capture)
@@ -306,12 +310,11 @@ impl<B: Books + 'static> Drop for Held<B> {
                 }
             });
         }
-        let outcome = match (capture, self.stage) {
-            (true, _) => Outcome::InDoubt,
-            _ => Outcome::Voided,
-        };
+        let outcome = if capture { Outcome::InDoubt } else { Outcome::Voided };
         let meters = &self.caller.meters;
-        meters.request(Some(self.route.index), outcome, None);
+        if self.stage != Stage::Refused {
+            meters.request(Some(self.route.index), outcome, None);
+        }
         if capture {
             let sum = |kind| -> u64 {
                 self.legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()

@@ -126,9 +126,15 @@ impl Shown<'_> {
         &self.meters
     }
 
-    /// The key that was shown, and its org.
-    pub fn key(&self) -> (&Key, &Org) {
-        (&self.key, &self.org)
+    /// True for a service key that names no user.
+    pub fn is_unnamed_service(&self) -> bool {
+        matches!(self.key.kind, KeyKind::Service(_)) && self.named.is_none()
+    }
+
+    /// The key itself as a caller, for what needs no user.
+    pub fn key_alone(self) -> Caller {
+        let Self { org, key, meters, by_authorization, .. } = self;
+        Caller { org, key, user: None, meters, by_authorization }
     }
 
     /// Finds whom the key acts for.

@@ -80,12 +80,18 @@ impl Picker {
 
     /// Reads a whole JSON text that a backend reads too, perhaps with less care: a key that
     /// differs from one on a pointer's way in its case only is refused as well, because some
-    /// readers take one for the other (f70).
+    /// readers take one for the other (f70). So is a text that is no object where a pointer leads
+    /// into it: some readers find in an array what the pointer does not.
     ///
     /// # Errors
-    /// Those of [`Picker::pick`], and look-alikes.
+    /// Those of [`Picker::pick`], look-alikes, and texts that are no objects.
     pub fn pick_strictly<'a>(&self, text: &'a [u8]) -> Result<Picked<'a>, serde_json::Error> {
-        self.walk(text, true)
+        let picked = self.walk(text, true)?;
+        // What came through the walk is one JSON value, so its first character tells its kind.
+        if !self.root.children.is_empty() && !text.trim_ascii_start().starts_with(b"{") {
+            return Err(de::Error::custom("it is no object"));
+        }
+        Ok(picked)
     }
 
     fn walk<'a>(&self, text: &'a [u8], strict: bool) -> Result<Picked<'a>, serde_json::Error> {
@@ -297,6 +303,20 @@ mod tests {
         }
         for text in [r#"{"seconds": 1, "second": 2}"#, r#"{"x": {"Seconds": 1}, "sécs": 1}"#] {
             assert!(picker.pick_strictly(text.as_bytes()).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn f70_what_is_no_object_is_refused_where_a_pointer_leads_into_what_a_backend_reads_too() {
+        let into = picker(&["", "/n"]);
+        for text in ["[]", r#"[{"n": 60}]"#, r#""n=60""#, " 60 ", "true", "null", ""] {
+            assert!(into.pick_strictly(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(into.pick_strictly(b"\r\n\t {}").is_ok());
+        assert!(picker(&["/0"]).pick_strictly(b"[60]").is_err());
+        let whole = picker(&[""]);
+        for text in ["[]", r#""n=60""#, " 60 ", "null", "{}"] {
+            assert!(whole.pick_strictly(text.as_bytes()).is_ok(), "{text}");
         }
     }
 

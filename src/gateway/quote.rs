@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use http::header::{CONTENT_ENCODING, HeaderMap, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
@@ -220,6 +220,9 @@ impl Pricing {
             if asked.headers.contains_key(CONTENT_ENCODING) {
                 return Err(unquotable("a body that is priced must not be encoded").into());
             }
+            if is_form(asked.headers) {
+                return Err(unquotable("a body that is priced is JSON and not a form").into());
+            }
             picked = self.request.pick_strictly(asked.body).map_err(|error| {
                 unquotable(format!("the body is not the JSON that is priced: {error}"))
             })?;
@@ -373,18 +376,63 @@ fn looks_like(one: &HeaderName, other: &HeaderName) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(a, b)| plain(*a) == plain(*b))
 }
 
+/// True for a body that a backend reads as a form's fields, whatever else it could be read as.
+fn is_form(headers: &HeaderMap) -> bool {
+    let told = headers.iter().filter(|(name, _)| looks_like(name, &CONTENT_TYPE));
+    let mut parts = told.flat_map(|(_, value)| value.as_bytes().split(|b| b";,".contains(b)));
+    parts.any(|part| {
+        let (part, multipart) = (part.trim_ascii(), b"multipart/");
+        part.eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
+            || part.get(..multipart.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(multipart))
+    })
+}
+
+/// The value of a parameter. What some backend could read as another value of it is refused.
 fn query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Refusal> {
+    // Some split at semicolons, and some end at a NUL.
+    if query.contains(';') || query.contains("%00") {
+        return Err(unquotable("a query that is priced must not have a semicolon or NUL"));
+    }
     let mut found = None;
     for pair in query.split('&') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if unescape(key, true)? == name {
+        let (spelt, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let key = unescape(spelt, true)?;
+        if key == name && !escapes_needlessly(spelt) {
             if found.is_some() {
                 return Err(unquotable(format!("the parameter {name} is there twice")));
             }
             found = Some(unescape(value, true)?);
+            continue;
+        }
+        // Some resolve escapes twice.
+        let again = unescape(&key, true).unwrap_or(Cow::Borrowed(&key));
+        if key_looks_like(&again, name) {
+            return Err(unquotable(format!("a parameter could be taken for {name}")));
         }
     }
     Ok(found)
+}
+
+/// True where an escape stands for what needs none (RFC 3986, 2.3): a client that means a name
+/// to be read writes it plainly.
+fn escapes_needlessly(text: &str) -> bool {
+    text.split('%').skip(1).any(|rest| {
+        let byte = rest.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+    })
+}
+
+/// True for keys of a query that readers take for a name that ignore case, trim, make
+/// underscores of what a variable's name cannot have, or make a list of `name[]`.
+fn key_looks_like(key: &str, name: &str) -> bool {
+    // Upper case first, as the keys of bodies are compared.
+    let fold = |c: char| {
+        let plain = if c.is_alphanumeric() || c == '[' { c } else { '_' };
+        plain.to_uppercase().flat_map(char::to_lowercase)
+    };
+    let mut key = key.trim().chars().flat_map(fold);
+    let mut name = name.trim().chars().flat_map(fold);
+    name.all(|c| key.next() == Some(c)) && matches!(key.next(), None | Some('['))
 }
 
 /// Resolves escapes, and `+` in a query.

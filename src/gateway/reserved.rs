@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::admit::Permit;
 use super::forward::Forwarded;
 use super::hold::unavailable;
-use super::identify::{self, Shown, TOLLGATE_USER};
+use super::identify::{self, Caller};
 use super::meter_body::Content;
 use super::worker::{Connection, Worker};
 use super::{Refused, Trace, problem};
@@ -22,7 +22,7 @@ use crate::core::balance;
 use crate::core::charge::ChargeDocument;
 use crate::core::ids::ChargeId;
 use crate::core::refusal::{Code, Refusal};
-use crate::directory::snapshot::{KeyKind, Payer};
+use crate::directory::snapshot::Payer;
 use crate::telemetry::Outcome;
 
 /// Paths that are never forwarded.
@@ -48,72 +48,73 @@ pub async fn answer<B: Books + 'static>(
     }
     let shown = identify::authenticate(worker, connection, &parts.headers, now)?;
     trace.meters = Some(Arc::clone(shown.meters()));
-    let meters = Arc::clone(shown.meters());
-    let (body, permit) = if path == "v1/me/credits" {
-        let caller = shown.identify()?;
-        let permit = worker.limits.admit(&caller)?;
+    let charge_id = path.strip_prefix("v1/charges/");
+    // A service key may ask for a charge without naming a user: then it sees those it made.
+    let caller = if charge_id.is_some() && shown.is_unnamed_service() {
+        shown.key_alone()
+    } else {
+        shown.identify()?
+    };
+    let permit = worker.limits.admit(&caller)?;
+    let body = if path == "v1/me/credits" {
         get_only(parts)?;
-        let Some(user) = caller.user.as_deref() else {
-            let detail = "a principal has no seat whose credits could be shown";
-            return Err(Refusal::new(Code::KeyNotAllowed, detail).into());
-        };
-        let moment = caller.org.moment(now);
-        let position = caller.org.position(Payer::User(user), &moment, now);
-        let balances = worker.books.balances(&position.accounts).await;
-        let view = balances.map_err(|error| unavailable(&error))?;
-        let access = user.access.as_ref().ok();
-        let limit = access.and_then(|access| access.limit.as_ref()).map(|limit| limit.limit);
-        let plan = |id: &str| {
-            let licence = user.licences.iter().find(|licence| licence.id.as_str() == id);
-            licence.map_or("", |licence| licence.plan.as_str())
-        };
-        let (org, user) = (caller.org.id.as_str(), user.id.as_str());
-        let document = balance::document(org, user, &position, &view, limit, plan);
-        (serde_json::to_vec(&document), permit)
-    } else if let Some(id) = path.strip_prefix("v1/charges/") {
-        let permit = None;
+        credits(worker, &caller, now).await?
+    } else if let Some(id) = charge_id {
         get_only(parts)?;
-        let document = charge(worker, id, shown, parts.headers.contains_key(TOLLGATE_USER)).await?;
-        return json(meters, serde_json::to_vec(&document), permit);
+        serde_json::to_vec(&charge(worker, id, &caller).await?)
     } else {
         let detail = "the gateway has nothing under this path";
         return Err(Refusal::new(Code::UnknownRoute, detail).into());
     };
-    json(meters, body, Some(permit))
-}
-
-fn json<B: Books + 'static>(
-    meters: Arc<crate::telemetry::OrgMeters>,
-    body: serde_json::Result<Vec<u8>>,
-    permit: Option<Permit>,
-) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
     let body = body.map_err(|error| {
         tracing::error!(%error, "a document does not serialise");
         Refused::from(Refusal::new(Code::Internal, "the document cannot be written"))
     })?;
-    meters.request(None, Outcome::Free, Some(200));
-    Ok((reply("application/json", body.into()), permit))
+    caller.meters.request(None, Outcome::Free, Some(200));
+    Ok((reply("application/json", body.into()), Some(permit)))
 }
 
-/// A charge, for its user and its key. To anyone else it does not exist.
+/// The balance of the user who asks.
+async fn credits<B: Books + 'static>(
+    worker: &Worker<B>,
+    caller: &Caller,
+    now: Timestamp,
+) -> Result<serde_json::Result<Vec<u8>>, Refused> {
+    let Some(user) = caller.user.as_deref() else {
+        let detail = "a principal has no seat whose credits could be shown";
+        return Err(Refusal::new(Code::KeyNotAllowed, detail).into());
+    };
+    let moment = caller.org.moment(now);
+    let position = caller.org.position(Payer::User(user), &moment, now);
+    let balances = worker.books.balances(&position.accounts).await;
+    let view = balances.map_err(|error| unavailable(&error))?;
+    let access = user.access.as_ref().ok();
+    let limit = access.and_then(|access| access.limit.as_ref()).map(|limit| limit.limit);
+    let plan = |id: &str| {
+        let licence = user.licences.iter().find(|licence| licence.id.as_str() == id);
+        licence.map_or("", |licence| licence.plan.as_str())
+    };
+    let (org, user) = (caller.org.id.as_str(), user.id.as_str());
+    let document = balance::document(org, user, &position, &view, limit, plan);
+    Ok(serde_json::to_vec(&document))
+}
+
+/// A charge, for its user, or for its key where that acts for nobody. To anyone else it does not
+/// exist; so an app that passes on what one user asks is not shown what it did for another.
 async fn charge<B: Books + 'static>(
     worker: &Worker<B>,
     id: &str,
-    shown: Shown<'_>,
-    names_user: bool,
+    caller: &Caller,
 ) -> Result<ChargeDocument, Refused> {
     let unknown = || Refused::from(Refusal::new(Code::UnknownRoute, "there is no such charge"));
-    let (key, org) = shown.key();
-    let (key_id, org_id) = (key.id.clone(), org.id.clone());
-    // A service key may ask without naming a user: then it sees the charges it made.
-    let anonymous = matches!(key.kind, KeyKind::Service(_)) && !names_user;
-    let user = if anonymous { None } else { shown.identify()?.user };
     let id: ChargeId = id.parse().map_err(|_| unknown())?;
     let found = worker.charges.find(id).await.map_err(|error| unavailable(&error))?;
     let own = |charge: &ChargeDocument| {
-        let users =
-            user.as_ref().is_some_and(|user| charge.user.as_deref() == Some(user.id.as_str()));
-        charge.org == org_id.as_str() && (users || charge.key == key_id.as_str())
+        let own = match &caller.user {
+            Some(user) => charge.user.as_deref() == Some(user.id.as_str()),
+            None => charge.key == caller.key.id.as_str(),
+        };
+        own && charge.org == caller.org.id.as_str()
     };
     found.filter(own).ok_or_else(unknown)
 }

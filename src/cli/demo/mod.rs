@@ -159,7 +159,8 @@ An image costs 1 credit, a second of video 100 credits (or 2 Operations). Try:
     -d '{{\"seconds\": 1, \"resolution\": \"1080p\"}}'
 4. A failed generation costs nothing:
   curl -i http://{gateway}/v1/images/generate -H 'Authorization: Bearer {acme}' \\
-    -H 'Tollgate-User: dave' -H 'X-Sample-Fail: 500' -d '{{}}'
+    -H 'Tollgate-User: dave' -H 'Content-Type: application/json' \\
+    -H 'X-Sample-Fail: 500' -d '{{}}'
 5. Past the pool, billed later:
   curl -i http://{gateway}/v1/videos -H 'Authorization: Bearer {globex}' \\
     -H 'Tollgate-User: erin' -H 'Content-Type: application/json' \\

@@ -117,3 +117,91 @@ fn places_are_exactly_one_and_constants_are_amounts() {
     assert!(!constant.reads_body());
     assert_eq!(read(&constant, &HeaderMap::new(), None, ""), Ok(vec![500_000]));
 }
+
+#[test]
+fn f70_a_body_that_is_no_object_never_gets_the_default() {
+    let pricing = pricing("json = '/n'\ndefault = 1").unwrap();
+    for body in ["[]", "[{\"n\": 60}]", "\"n=60\"", "60", "true", "null"] {
+        let refused = read(&pricing, &HeaderMap::new(), None, body);
+        assert_eq!(refused.unwrap_err().0, Code::Unquotable, "{body}");
+    }
+    assert_eq!(read(&pricing, &HeaderMap::new(), None, "{}"), Ok(vec![1_000_000]));
+}
+
+#[test]
+fn f70_the_empty_pointer_takes_what_is_no_object() {
+    let pricing = pricing("json = ''").unwrap();
+    assert_eq!(read(&pricing, &HeaderMap::new(), None, " 2.5 "), Ok(vec![2_500_000]));
+}
+
+#[test]
+fn f70_a_form_is_not_priced_as_json() {
+    let pricing = pricing("json = '/n'\ndefault = 1").unwrap();
+    for (name, kind, priced) in [
+        ("content-type", "application/x-www-form-urlencoded", false),
+        ("content-type", "Application/X-WWW-Form-Urlencoded ; charset=utf-8", false),
+        ("content-type", "multipart/form-data; boundary=x", false),
+        ("content-type", "Multipart/Mixed", false),
+        ("content-type", "application/json, multipart/form-data", false),
+        ("content_type", "multipart/form-data", false),
+        ("content-type", "application/json; charset=utf-8", true),
+        ("content-type", "text/plain", true),
+        ("content-type", "multipart", true),
+        ("content-type", "", true),
+        ("x-content-type", "multipart/form-data", true),
+    ] {
+        let mut headers = HeaderMap::new();
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        headers.append(name.clone(), HeaderValue::from_static(kind));
+        assert_eq!(read(&pricing, &headers, None, "{}").is_ok(), priced, "{name}: {kind}");
+    }
+    let mut headers = HeaderMap::new();
+    headers.append(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.append(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data"));
+    assert_eq!(read(&pricing, &headers, None, "{}").unwrap_err().0, Code::Unquotable);
+    let by_query = self::pricing("query = 'n'\ndefault = 1").unwrap();
+    assert!(read(&by_query, &headers, None, "a=1").is_ok(), "its body decides nothing");
+}
+
+#[test]
+fn f70_a_parameter_that_a_backend_could_take_for_the_priced_one_is_refused() {
+    let by = |name: &str| pricing(&format!("query = '{name}'\ndefault = 7")).unwrap();
+    let read = |pricing: &Pricing, query| read(pricing, &HeaderMap::new(), Some(query), "");
+    let seconds = by("max_seconds");
+    for query in [
+        "max_seconds=1&max_seconds=1",
+        "Max_Seconds=60",
+        "max_seconds=1&MAX_SECONDS=60",
+        "max_second%73=60",
+        "max%5Fseconds=60",
+        "max_second%2573=60",
+        "max_%C5%BFeconds=60",
+        "max_seconds[]=60",
+        "max_seconds%5B%5D=60",
+        "max_seconds[0]=60",
+        "MAX_SECONDS[a]=60",
+        "max_seconds[",
+        "max.seconds=60",
+        "max-seconds=60",
+        "+max_seconds=60",
+        "max_seconds%20=60",
+        "max_seconds%00=60",
+        "a=%00",
+        "a=1;max_seconds=60",
+        ";",
+    ] {
+        assert_eq!(read(&seconds, query).unwrap_err().0, Code::Unquotable, "{query}");
+    }
+    for query in ["", "a=1&a=2", "max_second=60&max_seconds_more=1", "x[max_seconds]=1", "a=%3B"] {
+        assert_eq!(read(&seconds, query), Ok(vec![7_000_000]), "{query}");
+    }
+    assert_eq!(read(&seconds, "A=1&max_seconds=%31"), Ok(vec![1_000_000]));
+    // What cannot be written otherwise may be escaped.
+    let listed = by("n[a]");
+    for query in ["n[a]=1", "n%5Ba%5D=1&n[b]=2&n=3"] {
+        assert_eq!(read(&listed, query), Ok(vec![1_000_000]), "{query}");
+    }
+    for query in ["n[a]=1&n%5Ba%5D=1", "n[A]=1", "%6E[a]=1", "n[a][]=1"] {
+        assert_eq!(read(&listed, query).unwrap_err().0, Code::Unquotable, "{query}");
+    }
+}

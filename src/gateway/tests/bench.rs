@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::books::Session;
 use crate::books::embedded::Engine;
+use crate::books::{Books, Session};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::charge::ChargeDocument;
@@ -330,9 +330,9 @@ impl Answer {
     }
 }
 
-pub struct Bench {
+pub struct Bench<B: Books + 'static = Session> {
     pub backend: Backend,
-    pub worker: Arc<Worker<Session>>,
+    pub worker: Arc<Worker<B>>,
     pub engine: Arc<Engine>,
     pub telemetry: Telemetry,
     address: std::net::SocketAddr,
@@ -347,6 +347,13 @@ impl Bench {
 
     /// With more configuration.
     pub async fn with(more: &str) -> Self {
+        Self::over(more, |session| session).await
+    }
+}
+
+impl<B: Books + 'static> Bench<B> {
+    /// With more configuration, over books that are made of an engine's session.
+    pub async fn over(more: &str, books: impl FnOnce(Session) -> B) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tasks = TaskTracker::new();
         let clock = Clock::manual("2026-11-10T12:00:00Z".parse().unwrap());
@@ -376,7 +383,7 @@ impl Bench {
                 .map(|(index, entry)| Arc::new(Upstream::new(index, entry, None).unwrap()))
                 .collect(),
             live: directory.live(),
-            books: engine.session(),
+            books: books(engine.session()),
             charges: Arc::new(ChargeBook::new(Arc::clone(&engine), archive)),
             limits: Arc::new(Limits::new(&config.limits)),
             clock,

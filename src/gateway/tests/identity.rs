@@ -205,6 +205,72 @@ async fn d11_users_see_their_own_balance_and_their_own_charges() {
 }
 
 #[tokio::test]
+async fn d11_a_service_key_that_names_a_user_sees_that_users_charges_only() {
+    let bench = Bench::new().await;
+    bench.backend.answers("200 OK", "x");
+    let charge = bench.post("/v1/images", "alice", "{}").await.receipt()["charge"].clone();
+    let path = format!("/.tollgate/v1/charges/{charge}");
+    for (user, expected) in [(Some("dora"), 404), (Some("alice"), 200), (None, 200)] {
+        let mut request = get(&path);
+        if let Some(user) = user {
+            request = request.header("tollgate-user", user);
+        }
+        let answer = bench.send(request.body(Full::default()).unwrap()).await;
+        assert_eq!(answer.status, expected, "{user:?}");
+    }
+    // Hers, whichever key made it.
+    let request = Request::get(&path).header("tollgate-key", "tg_alice_0123456789abcdef0");
+    assert_eq!(bench.send(request.body(Full::default()).unwrap()).await.status, 200);
+}
+
+/// Every kind of request that the gateway answers itself for a key.
+fn own_requests() -> [Request<Full<Bytes>>; 3] {
+    let charge = "/.tollgate/v1/charges/01a1f8d3-ea00-7261-9c5f-0123456789ab";
+    let alices = |path| get(path).header("tollgate-user", "alice");
+    [alices("/.tollgate/v1/me/credits"), alices(charge), get(charge)]
+        .map(|request| request.body(Full::default()).unwrap())
+}
+
+#[tokio::test]
+async fn what_the_gateway_answers_itself_has_its_place_in_flight() {
+    let bench = Bench::with("[limits]\nmax_in_flight = 1\n").await;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx".to_vec();
+    bench.backend.plays([Step::Wait, Step::Send(answer)]);
+    let (first, ()) = tokio::join!(bench.post("/v1/models", "alice", ""), async {
+        bench.until("the first is in flight", || !bench.backend.seen().is_empty()).await;
+        for request in own_requests() {
+            assert_eq!(bench.send(request).await.code(), "too_many_in_flight");
+        }
+        bench.backend.go_on();
+    });
+    assert_eq!(first.status, 200);
+    bench.until("the place is free again", || bench.worker.limits.in_flight() == 0).await;
+    let statuses = own_requests().map(|request| bench.send(request));
+    for (answer, expected) in statuses.into_iter().zip([200, 404, 404]) {
+        assert_eq!(answer.await.status, expected);
+        bench.until("its place is free again", || bench.worker.limits.in_flight() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_gateway_answers_itself_counts_against_the_rate() {
+    for at in 0..own_requests().len() {
+        let bench = Bench::with("[limits]\nper_user = { rps = 1 }\n").await;
+        let mut limited = false;
+        // More than a second's worth, however slow the machine is.
+        for _ in 0..1000 {
+            let [a, b, c] = own_requests();
+            let answer = bench.send([a, b, c].into_iter().nth(at).unwrap()).await;
+            limited = answer.status == 429;
+            if limited {
+                break;
+            }
+        }
+        assert!(limited, "{at}");
+    }
+}
+
+#[tokio::test]
 async fn limits_refuse_with_the_time_to_wait() {
     let bench = Bench::with("[limits]\nper_user = { rps = 1, burst = 2 }\n").await;
     bench.backend.answers("200 OK", "x");

@@ -1,6 +1,11 @@
 //! Holding and capturing: who pays, and what callers are told.
 
 use super::bench::*;
+use crate::books::{
+    Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved, Session,
+};
+use crate::core::account::{Account, Balance, View};
+use crate::core::ids::ChargeId;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
@@ -141,4 +146,58 @@ async fn d38_metrics_count_what_the_ledger_records() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
+}
+
+/// Books that hold, and fail to say so.
+struct Mute(Session);
+
+impl Books for Mute {
+    fn hold(
+        &self,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
+        let holding = self.0.hold(ask);
+        async move {
+            holding.await?;
+            Err(BooksError::Unavailable("the answer is lost".into()))
+        }
+    }
+
+    fn resolve(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
+        self.0.resolve(charge, resolution)
+    }
+
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+        self.0.adjust(adjustment).await
+    }
+
+    async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {
+        self.0.balances(accounts).await
+    }
+
+    async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
+        self.0.open_charge(charge).await
+    }
+}
+
+#[tokio::test]
+async fn d38_a_request_whose_hold_fails_is_voided_and_counted_once_as_refused() {
+    let bench = Bench::over("", Mute).await;
+    let answer = bench.post("/v1/images", "alice", "{}").await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "books_unavailable"));
+    bench.settled().await;
+    assert_eq!(bench.seat("alice").await, "103");
+    assert!(bench.backend.seen().is_empty());
+    let metrics = bench.telemetry.expose();
+    let counted: Vec<&str> = metrics
+        .lines()
+        .filter(|line| line.starts_with("tollgate_requests_total") && line.contains("/v1/images"))
+        .filter(|line| !line.ends_with(" 0"))
+        .collect();
+    let expected = r#"tollgate_requests_total{org="acme",route="/v1/images",outcome="refused",status_class="5xx"} 1"#;
+    assert_eq!(counted, [expected]);
 }
