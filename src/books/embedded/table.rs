@@ -167,6 +167,19 @@ pub(super) fn apply(
 ) -> Result<Result<Applied, View>, BooksError> {
     let mut places = find(table, accounts, post)?;
     let mut guards = lock(&places)?;
+    // What did not exist before the locks can have been opened since, and then what it has is
+    // not of the same step as the rest. Accounts stay once opened, so this ends.
+    loop {
+        let opened = opened_since(table, accounts, post, &places);
+        if opened.is_empty() {
+            break;
+        }
+        drop(guards);
+        for (index, entry) in opened {
+            places[index].entry = Some(entry);
+        }
+        guards = lock(&places)?;
+    }
     let mut view = View::new(accounts.len());
     read(&guards, accounts, post, &mut view);
     let Some(legs) = take(post, &mut view, into)? else {
@@ -242,6 +255,17 @@ fn find(table: &Table, accounts: &[Account<'_>], post: &Post) -> Result<Places, 
         }
     }
     Ok(places)
+}
+
+/// Named accounts that [`find`] did not meet, and that exist now.
+fn opened_since(
+    table: &Table,
+    accounts: &[Account<'_>],
+    post: &Post,
+    places: &Places,
+) -> SmallVec<[(usize, Arc<Entry>); 1]> {
+    let missed = named(post).map(usize::from).filter(|index| places[*index].entry.is_none());
+    missed.filter_map(|index| Some((index, table.get(&accounts[index].key)?))).collect()
 }
 
 type Guards<'a> = SmallVec<[Option<MutexGuard<'a, State>>; 8]>;
