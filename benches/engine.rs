@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a bench that panics has no result")]
 
 use std::hint::black_box;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -11,7 +12,7 @@ use jiff::Timestamp;
 use smallvec::smallvec;
 use tollgate::books::embedded::{Engine, Session};
 use tollgate::books::journal::{Frames, Journal, SEGMENT_SIZE};
-use tollgate::books::{Ask, Books, InDoubt, Posted, Resolution};
+use tollgate::books::{Ask, Books, InDoubt, Posted, Resolution, Resolved};
 use tollgate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, LegKind, Payer, Post, Source, Stem,
     Version,
@@ -64,63 +65,67 @@ fn take(kind: LegKind) -> Post {
 /// The memo of a usual charge is about this long.
 const MEMO: [u8; 96] = [7; 96];
 
-/// Polls a future of the books once: the work is done by then, the answer waits for the flush.
-fn begin<F: Future>(future: F) {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let polled = future.as_mut().poll(&mut context);
-    black_box(polled.is_ready());
+/// Places for the futures of a turn, kept from turn to turn.
+struct Turn<F>(Vec<Pin<Box<Option<F>>>>);
+
+impl<F: Future> Turn<F> {
+    fn new() -> Self {
+        Self((0..TURN).map(|_| Box::pin(None)).collect())
+    }
+
+    /// Polls each future once, as a worker polls its tasks: the work is done by then, the answer
+    /// waits for the flush. Then takes every answer.
+    async fn run(&mut self, futures: impl Iterator<Item = F>, mut see: impl FnMut(F::Output)) {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut begun = 0;
+        for (place, future) in self.0.iter_mut().zip(futures) {
+            place.set(Some(future));
+            begun += 1;
+        }
+        for place in &mut self.0[..begun] {
+            let future = place.as_mut().as_pin_mut().expect("a future");
+            assert!(future.poll(&mut context).is_pending(), "acknowledged before it was written");
+        }
+        for place in &mut self.0[..begun] {
+            see(place.as_mut().as_pin_mut().expect("a future").await);
+            place.set(None);
+        }
+    }
 }
 
 /// Holds and captures `count` charges, a turn of holds and then a turn of captures at a time, as
 /// a worker with as many requests in flight does.
 fn charge(
     session: &Session,
-    seats: &Seats,
-    kind: AccountKind,
+    accounts: &[Account<'_>],
+    leg: LegKind,
     seat: impl Fn(u64) -> usize,
     count: u64,
     base: u64,
 ) {
-    let leg = if kind == AccountKind::Pool { LegKind::Pool } else { LegKind::Licence };
     let post = take(leg);
     let memo = OutcomeMemo::default();
     let now = Timestamp::UNIX_EPOCH;
+    let resolution =
+        Resolution { state: State::Captured, keep: &[1], extra: None, now, memo: &memo };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
+        let (mut holds, mut captures) = (Turn::new(), Turn::new());
+        let id = |n| ChargeId::v7(base + n, u128::from(n) << 7);
+        let hold = |n| {
+            let accounts = std::slice::from_ref(&accounts[seat(n)]);
+            let in_doubt = InDoubt::Void;
+            session.hold(&Ask { charge: id(n), accounts, post: &post, now, in_doubt, memo: &MEMO })
+        };
+        let capture = |n| session.resolve(id(n), &resolution);
         let mut n = 0;
         while n < count {
-            let turn = TURN.min(count - n);
-            let accounts: Vec<[Account<'_>; 1]> =
-                (0..turn).map(|i| [seats.account(seat(n + i), kind)]).collect();
-            let ids: Vec<ChargeId> =
-                (0..turn).map(|i| ChargeId::v7(base + n + i, u128::from(n + i) << 7)).collect();
-            let asks: Vec<Ask<'_>> = ids
-                .iter()
-                .zip(&accounts)
-                .map(|(&charge, accounts)| Ask {
-                    charge,
-                    accounts,
-                    post: &post,
-                    now,
-                    in_doubt: InDoubt::Void,
-                    memo: &MEMO,
-                })
-                .collect();
-            let mut holds: Vec<_> = asks.iter().map(|ask| Box::pin(session.hold(ask))).collect();
-            for hold in &mut holds {
-                begin(hold.as_mut());
-            }
-            for hold in holds {
-                assert!(matches!(hold.await, Ok(Posted::Done(..))));
-            }
-            let resolution =
-                Resolution { state: State::Captured, keep: &[1], extra: None, now, memo: &memo };
-            let captures: Vec<_> = ids.iter().map(|id| session.resolve(*id, &resolution)).collect();
-            for capture in captures {
-                capture.await.expect("captured");
-            }
-            n += turn;
+            let turn = n..count.min(n + TURN);
+            let held = |posted| assert!(matches!(posted, Ok(Posted::Done(..))));
+            holds.run(turn.clone().map(hold), held).await;
+            let captured = |resolved| assert!(matches!(resolved, Ok(Resolved::Done(..))));
+            captures.run(turn.clone().map(capture), captured).await;
+            n = turn.end;
         }
     });
 }
@@ -145,10 +150,12 @@ fn books(c: &mut Criterion) {
             let dir = tempfile::tempdir().expect("a directory");
             let engine = Engine::open(dir.path(), Timestamp::UNIX_EPOCH).expect("opened");
             let sessions: Vec<Session> = (0..threads).map(|_| engine.session()).collect();
-            let seats = &seats;
+            let leg = if kind == AccountKind::Pool { LegKind::Pool } else { LegKind::Licence };
+            let accounts: Vec<Account<'_>> = (0..SEATS).map(|n| seats.account(n, kind)).collect();
+            let accounts = &accounts;
             // Every account is open before the clock starts: few charges are a seat's first of
             // the cycle.
-            charge(&sessions[0], seats, kind, |n| n as usize % SEATS, SEATS as u64, 0);
+            charge(&sessions[0], accounts, leg, |n| n as usize % SEATS, SEATS as u64, 0);
             let mut base = 1 << 40;
             group.bench_function(BenchmarkId::new(name, format!("{threads} threads")), |b| {
                 b.iter_custom(|count| {
@@ -158,7 +165,7 @@ fn books(c: &mut Criterion) {
                         for session in &sessions {
                             base += each;
                             let base = base;
-                            scope.spawn(move || charge(session, seats, kind, seat, each, base));
+                            scope.spawn(move || charge(session, accounts, leg, seat, each, base));
                         }
                     });
                     start.elapsed()
@@ -179,7 +186,7 @@ fn journal(c: &mut Criterion) {
             let mut frames = Frames::default();
             b.iter(|| {
                 for _ in 0..batch {
-                    frames.push(&[7; 200]);
+                    frames.push_bytes(&[7; 200]);
                 }
                 journal.append(&mut frames).expect("written")
             });

@@ -45,7 +45,7 @@ pub struct FoldHold {
     /// What resolves it if its owner disappears.
     pub in_doubt: InDoubt,
     /// What it took.
-    pub legs: SmallVec<[Leg; 6]>,
+    pub legs: SmallVec<[Leg; 2]>,
     /// The hold's memo.
     pub memo: Box<[u8]>,
 }

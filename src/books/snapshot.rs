@@ -31,7 +31,7 @@ enum Entry<'a> {
         charge: [u8; 16],
         at: i64,
         in_doubt: InDoubt,
-        legs: SmallVec<[Leg; 6]>,
+        legs: SmallVec<[Leg; 2]>,
         #[serde(borrow, with = "serde_bytes")]
         memo: &'a [u8],
     },

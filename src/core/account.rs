@@ -284,16 +284,17 @@ pub struct Taken {
 }
 
 /// The legs of a hold, in the order of its post.
-pub type Legs = SmallVec<[Taken; 6]>;
+pub type Legs = SmallVec<[Taken; 4]>;
 
-/// Balances by slot: those of the accounts a post named, all read in the same step.
+/// Balances by slot: those of the accounts a post named, all read in the same step. On the heap,
+/// because a view passes through many hands and its balances are long.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct View(SmallVec<[Option<Balance>; 8]>);
+pub struct View(Vec<Option<Balance>>);
 
 impl View {
     /// A view of `slots` accounts, none of them known yet.
     pub fn new(slots: usize) -> Self {
-        Self(SmallVec::from_elem(None, slots))
+        Self(vec![None; slots])
     }
 
     /// Records the balance of a slot.
@@ -301,6 +302,11 @@ impl View {
         if let Some(entry) = self.0.get_mut(usize::from(slot)) {
             *entry = Some(balance);
         }
+    }
+
+    /// The balance of a slot to be changed, if the post named it.
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Balance> {
+        self.0.get_mut(usize::from(slot)).and_then(Option::as_mut)
     }
 
     /// The balance of a slot, if the post named it.

@@ -66,9 +66,9 @@ pub struct Hold<'a> {
     pub in_doubt: InDoubt,
     /// Accounts that no earlier record is sure to have.
     #[serde(borrow)]
-    pub openings: SmallVec<[Opening<'a>; 2]>,
+    pub openings: SmallVec<[Opening<'a>; 1]>,
     /// What is taken.
-    pub legs: SmallVec<[Leg; 6]>,
+    pub legs: SmallVec<[Leg; 2]>,
     /// The encoded [`super::charge::HoldMemo`].
     #[serde(borrow, with = "serde_bytes")]
     pub memo: &'a [u8],
@@ -88,9 +88,9 @@ pub struct Resolve<'a> {
     pub keep: SmallVec<[u64; 6]>,
     /// Accounts that no earlier record is sure to have.
     #[serde(borrow)]
-    pub openings: SmallVec<[Opening<'a>; 2]>,
+    pub openings: SmallVec<[Opening<'a>; 1]>,
     /// What was captured beyond the hold.
-    pub extra: SmallVec<[Leg; 6]>,
+    pub extra: SmallVec<[Leg; 2]>,
     /// What is particular about it.
     pub memo: OutcomeMemo,
 }
@@ -102,7 +102,7 @@ pub struct Adjust<'a> {
     pub at: i64,
     /// Accounts that no earlier record is sure to have.
     #[serde(borrow)]
-    pub openings: SmallVec<[Opening<'a>; 2]>,
+    pub openings: SmallVec<[Opening<'a>; 1]>,
     /// The account.
     pub key: AccountKey,
     /// Millionths of its unit, up or down.
@@ -113,15 +113,13 @@ pub struct Adjust<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// Writes the record's bytes into an empty `scratch` buffer, replacing what it held.
+    /// Writes the record's bytes behind those that `bytes` has.
     ///
     /// # Errors
-    /// Only if the encoder refuses a shape, which none of these types has.
-    pub fn encode(&self, scratch: &mut Vec<u8>) -> Result<(), RecordError> {
-        let mut bytes = std::mem::take(scratch);
-        bytes.clear();
-        *scratch =
-            postcard::to_extend(self, bytes).map_err(|error| RecordError(error.to_string()))?;
+    /// Only if the encoder refuses a shape, which none of these types has; `bytes` may then end
+    /// in a part of the record.
+    pub fn encode(&self, bytes: &mut Vec<u8>) -> Result<(), RecordError> {
+        postcard::to_extend(self, Behind(bytes)).map_err(|error| RecordError(error.to_string()))?;
         Ok(())
     }
 
@@ -153,6 +151,15 @@ impl<'a> Record<'a> {
             Record::Resolve(resolve) => &resolve.openings,
             Record::Adjust(adjust) => &adjust.openings,
         }
+    }
+}
+
+/// The end of a buffer that others own: the encoder wants to own where it writes.
+struct Behind<'a>(&'a mut Vec<u8>);
+
+impl Extend<u8> for Behind<'_> {
+    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+        self.0.extend(bytes);
     }
 }
 

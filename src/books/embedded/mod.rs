@@ -13,11 +13,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
 
 use self::open::{OpenHold, in_doubt_memo};
 use self::session::Inner;
-use self::table::{Entries, Entry, State, Table};
+use self::table::{Entry, Place, Places, State, Table};
 use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
@@ -182,17 +181,16 @@ impl Engine {
 
     /// A recovered hold in the shape of a live one.
     fn reopen(&self, charge: [u8; 16], hold: FoldHold) -> OpenHold {
-        let mut entries = Entries::new();
+        let mut places = Places::new();
         let mut legs = Legs::new();
-        // Its accounts have the grant that their records say.
-        let grants = SmallVec::from_elem(Grant::default(), hold.legs.len());
         for leg in &hold.legs {
-            legs.push(Taken { slot: entries.len() as Slot, kind: leg.kind, amount: leg.amount });
-            entries.push(self.shared.table.get(&leg.key));
+            legs.push(Taken { slot: places.len() as Slot, kind: leg.kind, amount: leg.amount });
+            // Its accounts have the grant that their records say.
+            places.push(Place { entry: self.shared.table.get(&leg.key), grant: Grant::default() });
         }
         let resolved = Mutex::new(None);
-        let unopened = SmallVec::new();
-        OpenHold { charge, at: hold.at, entries, grants, unopened, legs, memo: hold.memo, resolved }
+        let unopened = Vec::new();
+        OpenHold { charge, at: hold.at, places, unopened, legs, memo: hold.memo, resolved }
     }
 
     /// A new session. Each worker has one.

@@ -3,9 +3,9 @@
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::table::{Entries, Table};
+use super::table::{Places, Table};
 use crate::books::{OpenCharge, OpenLeg};
-use crate::core::account::{AccountKey, Grant, Legs, Slot, View};
+use crate::core::account::{AccountKey, Legs, Slot, View};
 use crate::core::amount::Credits;
 use crate::core::charge::{Flags, InDoubt, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
@@ -16,12 +16,9 @@ use crate::core::record::instant;
 pub(super) struct OpenHold {
     pub(super) charge: [u8; 16],
     pub(super) at: i64,
-    pub(super) entries: Entries,
-    /// What the directory granted the accounts when it was held, by slot: an account that was
-    /// named and not taken from knows nothing of it.
-    pub(super) grants: SmallVec<[Grant; 8]>,
+    pub(super) places: Places,
     /// Accounts that were named before anything had opened them.
-    pub(super) unopened: SmallVec<[(Slot, AccountKey); 2]>,
+    pub(super) unopened: Vec<(Slot, AccountKey)>,
     pub(super) legs: Legs,
     pub(super) memo: Box<[u8]>,
     /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
@@ -32,21 +29,21 @@ pub(super) struct OpenHold {
 impl OpenHold {
     /// The balances of the accounts that the hold named, by its slots.
     pub(super) fn view(&self, table: &Table) -> View {
-        let mut view = View::new(self.entries.len());
-        for (slot, (entry, grant)) in self.entries.iter().zip(&self.grants).enumerate() {
-            if let Some(entry) = entry {
-                view.set(slot as Slot, entry.state.lock().under(grant));
+        let mut view = View::new(self.places.len());
+        for (slot, place) in self.places.iter().enumerate() {
+            if let Some(entry) = &place.entry {
+                view.set(slot as Slot, entry.state.lock().under(&place.grant));
             }
         }
         for (slot, key) in &self.unopened {
-            view.set(*slot, table.balance(key, &self.grants[usize::from(*slot)]));
+            view.set(*slot, table.balance(key, &self.places[usize::from(*slot)].grant));
         }
         view
     }
 
     pub(super) fn describe(&self) -> OpenCharge {
         let legs = self.legs.iter().filter_map(|leg| {
-            let entry = self.entries[usize::from(leg.slot)].as_ref()?;
+            let entry = self.places[usize::from(leg.slot)].entry.as_ref()?;
             Some(OpenLeg {
                 account: entry.name.to_string(),
                 account_kind: entry.key.kind,

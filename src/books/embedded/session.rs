@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use super::Shared;
 use super::open::OpenHold;
-use super::table::{self, Applied, Entries, Entry, Into};
+use super::table::{self, Applied, Entry, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved};
 use crate::core::account::{Account, Balance, Grant, Legs, Slot, Version, View};
@@ -38,13 +38,14 @@ pub(super) struct Inner {
     /// The number of the last batch that was written. Stored under `queue`'s lock.
     written: AtomicU64,
     /// Open holds made through this session.
-    open: Mutex<HashMap<[u8; 16], Arc<OpenHold>, BuildHasherDefault<ChargeHasher>>>,
+    open: Mutex<OpenHolds>,
 }
+
+type OpenHolds = HashMap<[u8; 16], Arc<OpenHold>, BuildHasherDefault<ChargeHasher>>;
 
 #[derive(Debug, Default)]
 struct Queue {
     frames: Frames,
-    scratch: Vec<u8>,
     after: Vec<After>,
     /// The batch that records are collected for.
     batch: u64,
@@ -87,9 +88,11 @@ impl Session {
             BooksError::Unavailable(error.to_string())
         })?;
         let Queue { after, .. } = &mut *queue;
+        let mut open = inner.open.lock();
         for effect in after.drain(..) {
-            inner.take_effect(effect);
+            take_effect(effect, &mut open);
         }
+        drop(open);
         inner.written.store(queue.batch, Ordering::Release);
         queue.batch += 1;
         Ok(())
@@ -126,18 +129,17 @@ impl Session {
             Ok(applied) => applied,
             Err(view) => return Ok((Posted::Short(view), None)),
         };
-        let Applied { legs, view, entries, openings } = applied;
+        let Applied { legs, view, places, openings } = applied;
         let unopened = |(slot, account): (usize, &Account<'_>)| {
             let slot = slot as Slot;
-            let named = entries[usize::from(slot)].is_none() && view.get(slot).is_some();
+            let named = places[usize::from(slot)].entry.is_none() && view.get(slot).is_some();
             named.then_some((slot, account.key))
         };
         let unopened = ask.accounts.iter().enumerate().filter_map(unopened).collect();
         let hold = Arc::new(OpenHold {
             charge: ask.charge.0,
             at: ask.now.as_microsecond(),
-            entries,
-            grants: ask.accounts.iter().map(|account| account.grant).collect(),
+            places,
             unopened,
             legs: legs.clone(),
             memo: ask.memo.into(),
@@ -147,14 +149,14 @@ impl Session {
             charge: hold.charge,
             at: hold.at,
             in_doubt: ask.in_doubt,
-            openings: describe(&openings, &hold.entries),
+            openings: describe(&openings, &hold.places),
             legs: legs_of(&hold.legs, ask.accounts),
             memo: ask.memo,
         });
         let batch = {
             let mut queue = inner.queue.lock();
             queue.push(&record)?;
-            queue.note_grants(&openings, &hold.entries);
+            queue.note_grants(&openings, &hold.places);
             queue.batch
         };
         drop(record);
@@ -190,7 +192,7 @@ impl Session {
         };
         let (extra, openings) = match &applied {
             Some(applied) => {
-                (legs_of(&applied.legs, accounts), describe(&applied.openings, &applied.entries))
+                (legs_of(&applied.legs, accounts), describe(&applied.openings, &applied.places))
             }
             None => (SmallVec::new(), SmallVec::new()),
         };
@@ -209,12 +211,11 @@ impl Session {
             extra,
             memo: resolution.memo.clone(),
         });
-        let extra_legs = applied.as_ref().map(|a| a.legs.clone()).unwrap_or_default();
         let batch = {
             let mut queue = home.0.queue.lock();
             queue.push(&record)?;
             if let Some(applied) = &applied {
-                queue.note_grants(&applied.openings, &applied.entries);
+                queue.note_grants(&applied.openings, &applied.places);
             }
             queue.after.push(After::Settle(Arc::clone(&hold), keep));
             queue.batch
@@ -222,8 +223,9 @@ impl Session {
         *resolved = Some(resolution.state);
         drop(resolved);
         drop(record);
+        let extra_legs = applied.map(|applied| applied.legs).unwrap_or_default();
         let wait = Written { session: home, batch };
-        Ok(Step::Written { wait, hold: Arc::clone(&hold), extra: extra_legs })
+        Ok(Step::Written { wait, hold, extra: extra_legs })
     }
 }
 
@@ -360,45 +362,17 @@ impl Inner {
     pub(super) fn list_open(&self) -> Vec<Arc<OpenHold>> {
         self.open.lock().values().cloned().collect()
     }
-
-    fn take_effect(&self, effect: After) {
-        match effect {
-            After::GrantWritten(entry, version) => {
-                let mut state = entry.state.lock();
-                if state.version == version {
-                    state.unwritten = false;
-                }
-            }
-            After::Settle(hold, keep) => {
-                for (leg, keep) in hold.legs.iter().zip(keep) {
-                    if let Some(entry) = &hold.entries[usize::from(leg.slot)] {
-                        let balance = &mut entry.state.lock().balance;
-                        // The hold put exactly this much there, and leaves once.
-                        balance.held -= leg.amount;
-                        balance.captured += keep;
-                    }
-                }
-                self.open.lock().remove(&hold.charge);
-            }
-            After::Raise(entry, delta) => {
-                let balance = &mut entry.state.lock().balance;
-                balance.adjusted = balance.adjusted.saturating_add(delta);
-            }
-        }
-    }
 }
 
 impl Queue {
     fn push(&mut self, record: &Record<'_>) -> Result<(), BooksError> {
-        let encoded = record.encode(&mut self.scratch);
-        encoded.map_err(|error| BooksError::Unavailable(error.to_string()))?;
-        self.frames.push(&self.scratch);
-        Ok(())
+        let pushed = self.frames.push(record);
+        pushed.map_err(|error| BooksError::Unavailable(error.to_string()))
     }
 
-    fn note_grants(&mut self, openings: &[(Slot, Grant)], entries: &Entries) {
+    fn note_grants(&mut self, openings: &[(Slot, Grant)], places: &Places) {
         for (slot, grant) in openings {
-            if let Some(entry) = &entries[usize::from(*slot)] {
+            if let Some(entry) = &places[usize::from(*slot)].entry {
                 self.after.push(After::GrantWritten(Arc::clone(entry), grant.version));
             }
         }
@@ -435,17 +409,44 @@ impl Drop for Written {
     }
 }
 
-fn describe<'a>(openings: &[(Slot, Grant)], entries: &'a Entries) -> SmallVec<[Opening<'a>; 2]> {
+/// What a written record makes true.
+fn take_effect(effect: After, open: &mut OpenHolds) {
+    match effect {
+        After::GrantWritten(entry, version) => {
+            let mut state = entry.state.lock();
+            if state.version == version {
+                state.unwritten = false;
+            }
+        }
+        After::Settle(hold, keep) => {
+            for (leg, keep) in hold.legs.iter().zip(keep) {
+                if let Some(entry) = &hold.places[usize::from(leg.slot)].entry {
+                    let balance = &mut entry.state.lock().balance;
+                    // The hold put exactly this much there, and leaves once.
+                    balance.held -= leg.amount;
+                    balance.captured += keep;
+                }
+            }
+            open.remove(&hold.charge);
+        }
+        After::Raise(entry, delta) => {
+            let balance = &mut entry.state.lock().balance;
+            balance.adjusted = balance.adjusted.saturating_add(delta);
+        }
+    }
+}
+
+fn describe<'a>(openings: &[(Slot, Grant)], places: &'a Places) -> SmallVec<[Opening<'a>; 1]> {
     openings
         .iter()
         .filter_map(|(slot, grant)| {
-            let entry = entries[usize::from(*slot)].as_ref()?;
+            let entry = places[usize::from(*slot)].entry.as_ref()?;
             Some(Opening { key: entry.key, name: &entry.name, grant: *grant })
         })
         .collect()
 }
 
-fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 6]> {
+fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 2]> {
     legs.iter()
         .map(|leg| Leg {
             key: accounts[usize::from(leg.slot)].key,

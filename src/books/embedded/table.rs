@@ -52,7 +52,12 @@ impl Hasher for KeyHasher {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
+        // The words of a stem come as their bytes.
+        let (words, rest) = bytes.as_chunks();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        for byte in rest {
             self.write_u64(u64::from(*byte));
         }
     }
@@ -124,16 +129,26 @@ impl Table {
     }
 }
 
-/// Entries by the slots of a post; `None` for slots it does not name or that do not exist.
-pub(super) type Entries = SmallVec<[Option<Arc<Entry>>; 8]>;
+/// The account of a slot of a post.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Place {
+    /// `None` for a slot that the post does not name, or whose account does not exist.
+    pub(super) entry: Option<Arc<Entry>>,
+    /// What the directory granted it when the post was made: an account that was named and not
+    /// taken from knows nothing of it.
+    pub(super) grant: Grant,
+}
+
+/// Accounts by the slots of a post. On the heap, because they move into the hold.
+pub(super) type Places = Vec<Place>;
 
 /// A post that was applied in memory.
 pub(super) struct Applied {
     pub(super) legs: Legs,
     pub(super) view: View,
-    pub(super) entries: Entries,
+    pub(super) places: Places,
     /// Slots whose grant the record has to repeat, with the grant.
-    pub(super) openings: SmallVec<[(Slot, Grant); 2]>,
+    pub(super) openings: SmallVec<[(Slot, Grant); 1]>,
 }
 
 /// What becomes of what a post takes.
@@ -150,23 +165,28 @@ pub(super) fn apply(
     post: &Post,
     into: Into,
 ) -> Result<Result<Applied, View>, BooksError> {
-    let mut entries = find(table, accounts, post)?;
-    let mut guards = lock(&entries)?;
-    let mut view = View::new(accounts.len());
-    let mut balances: SmallVec<[Balance; 8]> =
-        SmallVec::from_elem(Balance::default(), accounts.len());
-    for slot in named(post) {
-        let index = usize::from(slot);
-        let grant = &accounts[index].grant;
-        let found = guards[index]
-            .as_ref()
-            .map_or_else(|| State::default().under(grant), |state| state.under(grant));
-        balances[index] = found;
-        view.set(slot, found);
-    }
-    let Some(legs) = take(post, &mut balances, into)? else {
+    let mut places = find(table, accounts, post)?;
+    let mut guards = lock(&places)?;
+    // What did not exist before the locks can have been opened since, and then what it has is
+    // not of the same step as the rest. Accounts stay once opened, so this ends.
+    loop {
+        let opened = opened_since(table, accounts, post, &places);
+        if opened.is_empty() {
+            break;
+        }
         drop(guards);
-        look(table, accounts, post, &entries, &mut view);
+        for (index, entry) in opened {
+            places[index].entry = Some(entry);
+        }
+        guards = lock(&places)?;
+    }
+    let mut view = View::new(accounts.len());
+    read(&guards, accounts, post, &mut view);
+    let Some(legs) = take(post, &mut view, into)? else {
+        // Sources before the one that cannot give were taken from in the view.
+        read(&guards, accounts, post, &mut view);
+        drop(guards);
+        look(table, accounts, post, &mut view);
         return Ok(Err(view));
     };
     let mut openings = SmallVec::new();
@@ -180,22 +200,34 @@ pub(super) fn apply(
             state.unwritten |= changed;
             state.version = grant.version;
         }
-        state.balance = balances[index];
-        view.set(leg.slot, balances[index]);
+        let Some(balance) = view.get(leg.slot) else { return Err(BooksError::Range) };
+        state.balance = balance;
         if state.unwritten && !openings.iter().any(|(slot, _)| *slot == leg.slot) {
             let grant = Grant { base: state.balance.base, version: state.version };
             openings.push((leg.slot, grant));
         }
     }
     drop(guards);
-    look(table, accounts, post, &entries, &mut view);
+    look(table, accounts, post, &mut view);
     for slot in &post.look {
         let index = usize::from(*slot);
-        if entries[index].is_none() {
-            entries[index] = table.get(&accounts[index].key);
+        if places[index].entry.is_none() {
+            places[index].entry = table.get(&accounts[index].key);
         }
     }
-    Ok(Ok(Applied { legs, view, entries, openings }))
+    Ok(Ok(Applied { legs, view, places, openings }))
+}
+
+/// Reads the accounts of a post's sources, all of which are locked.
+fn read(guards: &Guards<'_>, accounts: &[Account<'_>], post: &Post, view: &mut View) {
+    for slot in named(post) {
+        let index = usize::from(slot);
+        let grant = &accounts[index].grant;
+        let found = guards[index]
+            .as_ref()
+            .map_or_else(|| State::default().under(grant), |state| state.under(grant));
+        view.set(slot, found);
+    }
 }
 
 /// The slots that a post's sources name, possibly more than once.
@@ -205,33 +237,45 @@ fn named(post: &Post) -> impl Iterator<Item = Slot> {
 }
 
 /// Finds the accounts of a post's sources, and opens those that may be taken from.
-fn find(table: &Table, accounts: &[Account<'_>], post: &Post) -> Result<Entries, BooksError> {
-    let mut entries: Entries = SmallVec::from_elem(None, accounts.len());
+fn find(table: &Table, accounts: &[Account<'_>], post: &Post) -> Result<Places, BooksError> {
+    let grants = accounts.iter().map(|account| account.grant);
+    let mut places: Places = grants.map(|grant| Place { entry: None, grant }).collect();
     for source in &post.sources {
         for slot in source.payers.iter().flat_map(|payer| [Some(payer.slot), payer.cap]).flatten() {
             let index = usize::from(slot);
             let account = accounts.get(index).ok_or(BooksError::Range)?;
-            if entries[index].is_some() {
+            if places[index].entry.is_some() {
                 continue;
             }
-            entries[index] = if source.take > 0 {
+            places[index].entry = if source.take > 0 {
                 Some(table.get_or_open(account))
             } else {
                 table.get(&account.key)
             };
         }
     }
-    Ok(entries)
+    Ok(places)
+}
+
+/// Named accounts that [`find`] did not meet, and that exist now.
+fn opened_since(
+    table: &Table,
+    accounts: &[Account<'_>],
+    post: &Post,
+    places: &Places,
+) -> SmallVec<[(usize, Arc<Entry>); 1]> {
+    let missed = named(post).map(usize::from).filter(|index| places[*index].entry.is_none());
+    missed.filter_map(|index| Some((index, table.get(&accounts[index].key)?))).collect()
 }
 
 type Guards<'a> = SmallVec<[Option<MutexGuard<'a, State>>; 8]>;
 
 /// Locks each account once, in the one order that all posts share: by address.
-fn lock(entries: &Entries) -> Result<Guards<'_>, BooksError> {
-    let mut order: SmallVec<[(*const Entry, usize); 8]> = entries
+fn lock(places: &Places) -> Result<Guards<'_>, BooksError> {
+    let mut order: SmallVec<[(*const Entry, usize); 8]> = places
         .iter()
         .enumerate()
-        .filter_map(|(index, entry)| entry.as_ref().map(|entry| (Arc::as_ptr(entry), index)))
+        .filter_map(|(index, place)| Some((Arc::as_ptr(place.entry.as_ref()?), index)))
         .collect();
     order.sort_unstable();
     if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
@@ -239,18 +283,18 @@ fn lock(entries: &Entries) -> Result<Guards<'_>, BooksError> {
         return Err(BooksError::Range);
     }
     let mut guards: Guards<'_> = SmallVec::new();
-    guards.resize_with(entries.len(), || None);
+    guards.resize_with(places.len(), || None);
     for (_, index) in order {
-        guards[index] = entries[index].as_ref().map(|entry| entry.state.lock());
+        guards[index] = places[index].entry.as_ref().map(|entry| entry.state.lock());
     }
     Ok(guards)
 }
 
 /// Takes greedily from every source, or returns `None` where one cannot give.
-fn take(post: &Post, balances: &mut [Balance], into: Into) -> Result<Option<Legs>, BooksError> {
+fn take(post: &Post, view: &mut View, into: Into) -> Result<Option<Legs>, BooksError> {
     let mut legs = Legs::new();
     for source in &post.sources {
-        if !take_from(source, balances, into, &mut legs)? {
+        if !take_from(source, view, into, &mut legs)? {
             return Ok(None);
         }
     }
@@ -259,19 +303,20 @@ fn take(post: &Post, balances: &mut [Balance], into: Into) -> Result<Option<Legs
 
 fn take_from(
     source: &Source,
-    balances: &mut [Balance],
+    view: &mut View,
     into: Into,
     legs: &mut Legs,
 ) -> Result<bool, BooksError> {
-    let available = |balances: &[Balance], slot: Slot, cap: Option<Slot>| {
-        let own = balances[usize::from(slot)].available();
-        cap.map_or(own, |cap| own.min(balances[usize::from(cap)].available()))
+    let one = |view: &View, slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
+    let available = |view: &View, slot: Slot, cap: Option<Slot>| {
+        let own = one(view, slot);
+        cap.map_or(own, |cap| own.min(one(view, cap)))
     };
     let total = source
         .payers
         .iter()
-        .fold(0_u64, |sum, payer| sum.saturating_add(available(balances, payer.slot, payer.cap)));
-    let in_the_red = |slot: Slot| balances[usize::from(slot)].remaining() < 0;
+        .fold(0_u64, |sum, payer| sum.saturating_add(available(view, payer.slot, payer.cap)));
+    let in_the_red = |slot: Slot| view.get(slot).is_some_and(|balance| balance.remaining() < 0);
     if (source.solvent && source.payers.iter().any(|payer| in_the_red(payer.slot)))
         || (!source.forced && total < source.take)
         || source.below.is_some_and(|below| total >= below)
@@ -282,16 +327,16 @@ fn take_from(
     for payer in &source.payers {
         let amount = match source.forced {
             true => rest,
-            false => rest.min(available(balances, payer.slot, payer.cap)),
+            false => rest.min(available(view, payer.slot, payer.cap)),
         };
         if amount == 0 {
             continue;
         }
         rest -= amount;
-        debit(&mut balances[usize::from(payer.slot)], amount, into)?;
+        debit(view, payer.slot, amount, into)?;
         legs.push(Taken { slot: payer.slot, kind: payer.kind, amount });
         if let Some(cap) = payer.cap {
-            debit(&mut balances[usize::from(cap)], amount, into)?;
+            debit(view, cap, amount, into)?;
             legs.push(Taken { slot: cap, kind: LegKind::Cap, amount });
         }
     }
@@ -299,7 +344,8 @@ fn take_from(
     Ok(rest == 0)
 }
 
-fn debit(balance: &mut Balance, amount: u64, into: Into) -> Result<(), BooksError> {
+fn debit(view: &mut View, slot: Slot, amount: u64, into: Into) -> Result<(), BooksError> {
+    let balance = view.get_mut(slot).ok_or(BooksError::Range)?;
     let side = match into {
         Into::Held => &mut balance.held,
         Into::Captured => &mut balance.captured,
@@ -309,12 +355,14 @@ fn debit(balance: &mut Balance, amount: u64, into: Into) -> Result<(), BooksErro
 }
 
 /// Reads the accounts that a post only looks at.
-fn look(table: &Table, accounts: &[Account<'_>], post: &Post, entries: &Entries, view: &mut View) {
+fn look(table: &Table, accounts: &[Account<'_>], post: &Post, view: &mut View) {
     for &slot in &post.look {
         let index = usize::from(slot);
         // One that is also a source was read under its lock already.
-        if entries.get(index).is_some_and(Option::is_none) && view.get(slot).is_none() {
-            view.set(slot, table.balance(&accounts[index].key, &accounts[index].grant));
+        if let Some(account) = accounts.get(index)
+            && view.get(slot).is_none()
+        {
+            view.set(slot, table.balance(&account.key, &account.grant));
         }
     }
 }

@@ -369,3 +369,40 @@ fn d36_all_that_was_left_open_is_written_at_once() {
     let segments = crate::books::journal::Segments::list(dir.path()).unwrap();
     assert!(segments.as_slice().len() <= 4, "{} segments", segments.as_slice().len());
 }
+
+/// The guard over the overdraft is looked up before the post waits for its licence. Who is in
+/// the red by the time that the licence is locked must not be served.
+#[test]
+fn d31_an_account_opened_while_a_post_waits_is_read_in_its_step() {
+    use super::table::Into;
+    use crate::core::cycle::Label;
+
+    let named = |kind, base| {
+        let period = Label::NONE;
+        Account {
+            key: AccountKey { stem: Stem::new(&["acme", "alice"]), period, kind },
+            name: AccountName { org: "acme", kind, ids: ["alice", ""], period },
+            grant: Grant { base, version: Version { epoch: 1, number: 1 } },
+        }
+    };
+    let accounts = [named(AccountKind::Overdraft, 0), named(AccountKind::Licence, 9)];
+    let payer = |slot, kind| Payer { slot, kind, cap: None };
+    let solvent = Source { solvent: true, ..Source::take(0, [payer(0, LegKind::Overdraft)]) };
+    let pays = Source::take(1, [payer(1, LegKind::Licence)]);
+    let post = Post { sources: [solvent, pays].into_iter().collect(), ..Post::default() };
+    let table = Table::default();
+    let licence = table.get_or_open(&accounts[1]);
+    let locked = licence.state.lock();
+    std::thread::scope(|scope| {
+        let posting = scope.spawn(|| table::apply(&table, &accounts, &post, Into::Held));
+        // The table and this test have it; a third is the post, which has passed the overdraft.
+        while Arc::strong_count(&licence) < 3 {
+            std::thread::yield_now();
+        }
+        table.get_or_open(&accounts[0]).state.lock().balance.captured = 5;
+        drop(locked);
+        let Ok(Err(view)) = posting.join().unwrap() else { panic!("served in the red") };
+        assert_eq!(view.get(0).unwrap().captured, 5);
+        assert_eq!(view.get(1).unwrap().held, 0);
+    });
+}

@@ -13,6 +13,7 @@ mod read;
 
 pub use read::{Cursor, Damage, Next, Segments};
 
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::core::record;
+use crate::core::record::{self, Record, RecordError};
 
 /// A segment's first bytes: what it is, the version of its records, where it starts.
 const MAGIC: &[u8; 8] = b"TOLLJRNL";
@@ -42,13 +43,40 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Adds one record.
-    pub fn push(&mut self, record: &[u8]) {
-        debug_assert!(record.len() <= MAX_RECORD);
-        self.starts.push(self.bytes.len() as u32);
-        self.bytes.extend_from_slice(&(record.len() as u32).to_le_bytes());
-        self.bytes.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
-        self.bytes.extend_from_slice(record);
+    /// Adds one record, which is encoded where it is written from.
+    ///
+    /// # Errors
+    /// When it cannot be encoded: nothing was added then.
+    pub fn push(&mut self, record: &Record<'_>) -> Result<(), RecordError> {
+        self.push_with(|bytes| record.encode(bytes))
+    }
+
+    /// Adds the record that `encode` writes behind the bytes it is given.
+    fn push_with<E>(
+        &mut self,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; FRAME]);
+        if let Err(error) = encode(&mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(error);
+        }
+        if let Some((head, record)) = self.bytes[start..].split_first_chunk_mut::<FRAME>() {
+            debug_assert!(record.len() <= MAX_RECORD);
+            head[..4].copy_from_slice(&(record.len() as u32).to_le_bytes());
+            head[4..].copy_from_slice(&crc32fast::hash(record).to_le_bytes());
+        }
+        self.starts.push(start as u32);
+        Ok(())
+    }
+
+    /// Adds the bytes of a record as they are.
+    pub fn push_bytes(&mut self, record: &[u8]) {
+        let Ok(()) = self.push_with(|bytes| {
+            bytes.extend_from_slice(record);
+            Ok::<(), Infallible>(())
+        });
     }
 
     /// True when nothing waits.

@@ -3,7 +3,7 @@ use super::*;
 fn write(journal: &Journal, records: &[&[u8]]) -> u64 {
     let mut frames = Frames::default();
     for record in records {
-        frames.push(record);
+        frames.push_bytes(record);
     }
     journal.append(&mut frames).unwrap()
 }
