@@ -18,7 +18,6 @@ const MAGIC: &[u8; 8] = b"TOLLSNAP";
 
 /// One entry of a snapshot file.
 #[derive(Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "it lives for one line of a file")]
 enum Entry<'a> {
     Account {
         key: AccountKey,

@@ -247,7 +247,6 @@ impl Hasher for ChargeHasher {
 }
 
 /// How far a resolution came at once.
-#[expect(clippy::large_enum_variant, reason = "a box would allocate for every request")]
 enum Step {
     Ready(Resolved),
     Already(Written, State),

@@ -183,7 +183,6 @@ pub fn covers(legs: &[Taken], cost: Credits, overdraft: Option<Slot>) -> Vec<u64
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it lives for one assertion")]
 pub enum Outcome {
     Done(Legs, View),
     Refused(Refusal),
