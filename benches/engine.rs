@@ -28,8 +28,8 @@ use tollgate::core::waterfall::{self, PoolAccess, Position, Split};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const SEATS: usize = 100_000;
-/// How many charges share a write: what a busy worker collects in one turn.
-const TURN: u64 = 16;
+/// How many charges a worker has in flight: their holds share a write, and so do their captures.
+const IN_FLIGHT: [u64; 2] = [16, 64];
 
 struct Seats {
     ids: Vec<String>,
@@ -69,8 +69,8 @@ const MEMO: [u8; 96] = [7; 96];
 struct Turn<F>(Vec<Pin<Box<Option<F>>>>);
 
 impl<F: Future> Turn<F> {
-    fn new() -> Self {
-        Self((0..TURN).map(|_| Box::pin(None)).collect())
+    fn new(places: u64) -> Self {
+        Self((0..places).map(|_| Box::pin(None)).collect())
     }
 
     /// Polls each future once, as a worker polls its tasks: the work is done by then, the answer
@@ -102,6 +102,7 @@ fn charge(
     seat: impl Fn(u64) -> usize,
     count: u64,
     base: u64,
+    in_flight: u64,
 ) {
     let post = take(leg);
     let memo = OutcomeMemo::default();
@@ -110,7 +111,7 @@ fn charge(
         Resolution { state: State::Captured, keep: &[1], extra: None, now, memo: &memo };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
-        let (mut holds, mut captures) = (Turn::new(), Turn::new());
+        let (mut holds, mut captures) = (Turn::new(in_flight), Turn::new(in_flight));
         let id = |n| ChargeId::v7(base + n, u128::from(n) << 7);
         let hold = |n| {
             let accounts = std::slice::from_ref(&accounts[seat(n)]);
@@ -120,7 +121,7 @@ fn charge(
         let capture = |n| session.resolve(id(n), &resolution);
         let mut n = 0;
         while n < count {
-            let turn = n..count.min(n + TURN);
+            let turn = n..count.min(n + in_flight);
             let held = |posted| assert!(matches!(posted, Ok(Posted::Done(..))));
             holds.run(turn.clone().map(hold), held).await;
             let captured = |resolved| assert!(matches!(resolved, Ok(Resolved::Done(..))));
@@ -146,7 +147,7 @@ fn books(c: &mut Criterion) {
         ("one hot pool", AccountKind::Pool, |_| 0),
     ];
     for (name, kind, seat) in cases {
-        for threads in [1, 2] {
+        for (threads, in_flight) in [1, 2].into_iter().flat_map(|t| IN_FLIGHT.map(|f| (t, f))) {
             let dir = tempfile::tempdir().expect("a directory");
             let engine = Engine::open(dir.path(), Timestamp::UNIX_EPOCH).expect("opened");
             let sessions: Vec<Session> = (0..threads).map(|_| engine.session()).collect();
@@ -155,22 +156,27 @@ fn books(c: &mut Criterion) {
             let accounts = &accounts;
             // Every account is open before the clock starts: few charges are a seat's first of
             // the cycle.
-            charge(&sessions[0], accounts, leg, |n| n as usize % SEATS, SEATS as u64, 0);
+            charge(&sessions[0], accounts, leg, |n| n as usize % SEATS, SEATS as u64, 0, in_flight);
             let mut base = 1 << 40;
-            group.bench_function(BenchmarkId::new(name, format!("{threads} threads")), |b| {
-                b.iter_custom(|count| {
-                    let each = count / threads + 1;
-                    let start = Instant::now();
-                    std::thread::scope(|scope| {
-                        for session in &sessions {
-                            base += each;
-                            let base = base;
-                            scope.spawn(move || charge(session, accounts, leg, seat, each, base));
-                        }
+            group.bench_function(
+                BenchmarkId::new(name, format!("{threads} threads, {in_flight} in flight each")),
+                |b| {
+                    b.iter_custom(|count| {
+                        let each = count / threads + 1;
+                        let start = Instant::now();
+                        std::thread::scope(|scope| {
+                            for session in &sessions {
+                                base += each;
+                                let base = base;
+                                scope.spawn(move || {
+                                    charge(session, accounts, leg, seat, each, base, in_flight)
+                                });
+                            }
+                        });
+                        start.elapsed()
                     });
-                    start.elapsed()
-                });
-            });
+                },
+            );
         }
     }
     group.finish();
