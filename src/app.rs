@@ -132,7 +132,6 @@ impl App {
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
-            engine: Arc::clone(&engine),
             charges,
             clock: options.clock,
             token,

@@ -16,7 +16,7 @@ use super::problem::Problem;
 use crate::books::Books;
 use crate::core::account::{Account, Balance};
 use crate::core::amount::Text;
-use crate::core::balance::{self, BalanceDocument};
+use crate::core::balance::BalanceDocument;
 use crate::core::entitlement::Overage;
 use crate::core::ids::{ChargeId, Id};
 use crate::directory::file::Source;
@@ -170,17 +170,10 @@ async fn balance_of(
     moment: &Moment,
     now: Timestamp,
 ) -> std::result::Result<BalanceDocument, Problem> {
-    let payer = Payer::User(user);
-    let position = org.position(payer, moment, now);
+    let position = org.position(Payer::User(user), moment, now);
     let read = admin.books.balances(&position.accounts).await;
     let view = read.map_err(|error| Problem::books(&error))?;
-    let limit = payer.access().ok().and_then(|access| access.limit.as_ref());
-    let plan_of = |id: &str| {
-        let licence = user.licences.iter().find(|licence| licence.id.as_str() == id);
-        licence.map_or("", |licence| licence.plan.as_str())
-    };
-    let limit = limit.map(|limit| limit.limit);
-    Ok(balance::document(org.id.as_str(), user.id.as_str(), &position, &view, limit, plan_of))
+    Ok(user.balance(org, &position, &view))
 }
 
 /// The org's pool in the current term.

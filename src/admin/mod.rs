@@ -13,7 +13,6 @@ use axum::middleware;
 use axum::routing::{get, post};
 
 use crate::books::Session;
-use crate::books::embedded::Engine;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::gateway::Charges;
@@ -24,8 +23,6 @@ pub struct Admin {
     pub directory: Arc<Directory>,
     /// A session of its own with the books.
     pub books: Session,
-    /// The engine, for what concerns all sessions.
-    pub engine: Arc<Engine>,
     /// Charges by id.
     pub charges: Arc<dyn Charges>,
     /// What time it is.

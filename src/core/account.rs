@@ -283,6 +283,11 @@ pub struct Taken {
     pub amount: u64,
 }
 
+/// What the legs of one kind come to.
+pub fn sum_of(legs: &[Taken], kind: LegKind) -> u64 {
+    legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
+}
+
 /// The legs of a hold, in the order of its post.
 pub type Legs = SmallVec<[Taken; 4]>;
 

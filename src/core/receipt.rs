@@ -1,7 +1,7 @@
 //! Receipts: what a caller is told of a charge, as an RFC 9651 dictionary, and the `RateLimit`
 //! fields (IETF draft-ietf-httpapi-ratelimit-headers-11) for seats without pool access.
 
-use super::account::{LegKind, Taken};
+use super::account::{LegKind, Taken, sum_of};
 use super::amount::{MICRO, Text};
 use super::charge::State;
 use super::ids::ChargeId;
@@ -42,7 +42,7 @@ impl<'a> Receipt<'a> {
         legs: &[Taken],
         rate_card: &'a str,
     ) -> Self {
-        let sum = |kind| legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum();
+        let sum = |kind| sum_of(legs, kind);
         Self {
             charge,
             state,

@@ -15,9 +15,10 @@ use smallvec::SmallVec;
 
 use super::rows::Details;
 use crate::core::account::{
-    Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version,
+    Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version, View,
 };
 use crate::core::amount::Operations;
+use crate::core::balance::{self, BalanceDocument};
 use crate::core::cycle::{Cycle, Label, Schedule, Term};
 use crate::core::entitlement::{Access, Overage};
 use crate::core::ids::Id;
@@ -157,6 +158,19 @@ pub struct User {
     pub access: Decision,
     /// Identity of the overdraft and draw accounts.
     pub stem: Stem,
+}
+
+impl User {
+    /// The user's balance document, at a position and balances of its own (D11).
+    pub fn balance(&self, org: &Org, position: &Position<'_>, view: &View) -> BalanceDocument {
+        let access = self.access.as_ref().ok();
+        let limit = access.and_then(|access| access.limit.as_ref()).map(|limit| limit.limit);
+        let plan_of = |id: &str| {
+            let licence = self.licences.iter().find(|licence| licence.id.as_str() == id);
+            licence.map_or("", |licence| licence.plan.as_str())
+        };
+        balance::document(org.id.as_str(), self.id.as_str(), position, view, limit, plan_of)
+    }
 }
 
 /// A licence assigned to a user.

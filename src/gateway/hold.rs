@@ -14,7 +14,7 @@ use super::route::{Metered, Route};
 use super::upstream::Upload;
 use super::worker::Worker;
 use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
-use crate::core::account::{LegKind, Legs, Slot, View};
+use crate::core::account::{LegKind, Legs, Slot, View, sum_of};
 use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
 use crate::core::ids::{ChargeId, Id};
 use crate::core::receipt::{self, Receipt};
@@ -316,9 +316,7 @@ impl<B: Books + 'static> Drop for Held<B> {
             meters.request(Some(self.route.index), outcome, None);
         }
         if capture {
-            let sum = |kind| -> u64 {
-                self.legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
-            };
+            let sum = |kind| sum_of(&self.legs, kind);
             let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
             meters.captured(self.route.index, seat, pool, sum(LegKind::Overage));
         }

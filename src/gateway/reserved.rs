@@ -18,7 +18,6 @@ use super::meter_body::Content;
 use super::worker::{Connection, Worker};
 use super::{Refused, Trace, problem};
 use crate::books::Books;
-use crate::core::balance;
 use crate::core::charge::ChargeDocument;
 use crate::core::ids::ChargeId;
 use crate::core::refusal::{Code, Refusal};
@@ -88,14 +87,7 @@ async fn credits<B: Books + 'static>(
     let position = caller.org.position(Payer::User(user), &moment, now);
     let balances = worker.books.balances(&position.accounts).await;
     let view = balances.map_err(|error| unavailable(&error))?;
-    let access = user.access.as_ref().ok();
-    let limit = access.and_then(|access| access.limit.as_ref()).map(|limit| limit.limit);
-    let plan = |id: &str| {
-        let licence = user.licences.iter().find(|licence| licence.id.as_str() == id);
-        licence.map_or("", |licence| licence.plan.as_str())
-    };
-    let (org, user) = (caller.org.id.as_str(), user.id.as_str());
-    let document = balance::document(org, user, &position, &view, limit, plan);
+    let document = user.balance(&caller.org, &position, &view);
     Ok(serde_json::to_vec(&document))
 }
 

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::Refused;
 use super::hold::{Held, Stage, unavailable};
 use crate::books::{Books, BooksError, Resolution, Resolved};
-use crate::core::account::{LegKind, Legs, Taken, View};
+use crate::core::account::{LegKind, Legs, Taken, View, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::price::Price;
 use crate::core::waterfall::{self, Excess, Settlement};
@@ -68,8 +68,7 @@ pub async fn capture<B: Books + 'static>(
     let kept: Legs =
         (held.legs.iter().zip(&keep)).map(|(leg, &amount)| Taken { amount, ..*leg }).collect();
     let legs = if extra.is_empty() { kept } else { waterfall::merge(&kept, &extra) };
-    let sum =
-        |kind| -> u64 { legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum() };
+    let sum = |kind| sum_of(&legs, kind);
     let meters = &held.caller.meters;
     meters.request(Some(held.route.index), Outcome::Captured, status);
     let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::super::account::{LegKind, Legs, Payer, Post, Slot, Source, Taken, View};
+use super::super::account::{LegKind, Legs, Payer, Post, Slot, Source, Taken, View, sum_of};
 use super::super::amount::{prorate_down, prorate_up};
 use super::super::price::Price;
 use super::{PoolAccess, Position, Split};
@@ -25,17 +25,12 @@ pub struct Excess {
     pub operations: u64,
 }
 
-/// Sums of a hold's legs by what they stand for.
-fn held(legs: &[Taken], kind: LegKind) -> u64 {
-    legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
-}
-
 /// Settles a hold on the actual price (D30), and says what exceeds it (D31).
 pub fn settle(legs: &[Taken], actual: &Price) -> Settlement {
     let cost = actual.cost.micro();
-    let seat_held = held(legs, LegKind::Licence);
-    let pool_held = held(legs, LegKind::Pool);
-    let operations_held = pool_held + held(legs, LegKind::Overage);
+    let seat_held = sum_of(legs, LegKind::Licence);
+    let pool_held = sum_of(legs, LegKind::Pool);
+    let operations_held = pool_held + sum_of(legs, LegKind::Overage);
     let seat = seat_held.min(cost);
     let uncovered = cost - seat;
     let operations = prorate_up(uncovered, actual.operations.micro(), cost);
