@@ -107,6 +107,11 @@ impl<'a> Builder<'a> {
             licences: licences?,
             // The table's own ids, so that a million members do not hold a million copies.
             groups: row.groups.iter().map(|group| interned(&self.details.groups, group)).collect(),
+            profiles: row
+                .profiles
+                .iter()
+                .map(|profile| interned(&self.details.profiles, profile))
+                .collect(),
             access: self.access(row),
             stem: stems::user(self.id.as_str(), id.as_str()),
         })

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::rows::Details;
+use super::token::Tokens;
 use crate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version, View,
 };
@@ -62,6 +63,8 @@ pub struct Snapshot {
     pub orgs: HashMap<Id, Arc<Org>>,
     /// Live keys by the hash of their secret; a key in rotation has two.
     pub keys: HashMap<KeyHash, Arc<Key>>,
+    /// Administrators' tokens.
+    pub tokens: Tokens,
 }
 
 /// How an org is run.
@@ -154,6 +157,8 @@ pub struct User {
     pub licences: Box<[Licence]>,
     /// Groups, by id.
     pub groups: Box<[Id]>,
+    /// Profiles that name the user directly, by id.
+    pub profiles: Box<[Id]>,
     /// Pool access, or what is missing for it (D12, D14).
     pub access: Decision,
     /// Identity of the overdraft and draw accounts.
@@ -280,6 +285,14 @@ impl<'a> Payer<'a> {
 }
 
 impl Org {
+    /// Whether a user is a member of a profile, directly or through a group.
+    pub fn is_member(&self, user: &User, profile: &Id) -> bool {
+        let through =
+            |row: &super::rows::Profile| row.groups.iter().any(|group| user.groups.contains(group));
+        user.profiles.contains(profile)
+            || self.details.profiles.get(profile).is_some_and(|row| through(row))
+    }
+
     /// The cycle and term of `now`, from the cache unless one of them has ended.
     pub fn moment(&self, now: Timestamp) -> Arc<Moment> {
         if let Some(moment) = &*self.now.load()
