@@ -20,11 +20,10 @@ use super::page::USUAL;
 use super::problem::{Code, Problem, respond};
 use super::who::Who;
 use crate::core::ids::{ChargeId, Id};
-use crate::directory::change::{Condition, Once, OnceKey, Write};
+use crate::directory::change::{Answer, Applied, Condition, Once, OnceKey, Write};
 use crate::directory::file::Source;
 use crate::directory::rows::hex;
 use crate::directory::snapshot::{Org, User};
-use crate::directory::{Answer, Applied};
 
 /// A request that was let through.
 pub struct Call {
@@ -232,16 +231,9 @@ impl Call {
         &mut self,
         answer: impl Fn(&Applied) -> Answer + Send + Sync + 'static,
     ) -> Write {
-        let OnceKey { token, key, fingerprint } = match self.once.take() {
-            Some(once) => once,
-            None => return Write { condition: self.condition.clone(), ..self.plain() },
-        };
-        let once = Once { token, key, fingerprint, answer: Box::new(answer) };
-        Write { condition: self.condition.clone(), once: Some(once), ..self.plain() }
-    }
-
-    fn plain(&self) -> Write {
-        Write::new(self.who.name.clone(), self.now)
+        let once = self.once.take().map(|key| Once { key, answer: Box::new(answer) });
+        let condition = self.condition.clone();
+        Write { condition, once, ..Write::new(self.who.name.clone(), self.now) }
     }
 
     fn check_scope(&self, scope: Scope) -> Result<(), Problem> {
@@ -370,14 +362,6 @@ fn read_once(
 ) -> Result<Option<OnceKey>, Problem> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next().filter(|_| endpoint.once) else { return Ok(None) };
-    let readable = |bytes: &[u8]| {
-        (1..=LONGEST_NAME).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
-    };
-    let text = key.to_str().ok().filter(|_| readable(key.as_bytes()) && keys.next().is_none());
-    let Some(key) = text else {
-        let detail = "Idempotency-Key: expected one, of 1 to 128 visible ASCII characters";
-        return Err(Problem::invalid("", detail));
-    };
     let target = uri.path_and_query().map_or("", |target| target.as_str());
     let digest = Sha256::new()
         .chain_update(endpoint.method)
@@ -385,8 +369,12 @@ fn read_once(
         .chain_update(target)
         .chain_update([0])
         .chain_update(body);
-    let (token, key) = (who.name.clone(), key.to_owned());
-    Ok(Some(OnceKey { token, key, fingerprint: digest.finalize().into() }))
+    let text = key.to_str().ok().filter(|_| keys.next().is_none());
+    let once = text.and_then(|key| OnceKey::new(&who.name, key, &digest.finalize().into()));
+    once.map(Some).ok_or_else(|| {
+        let detail = "Idempotency-Key: expected one, of 1 to 255 visible ASCII characters";
+        Problem::invalid("", detail)
+    })
 }
 
 async fn read_body(takes: &Takes, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::books::BooksError;
-use crate::directory::ApplyError;
+use crate::directory::change::ApplyError;
 use crate::directory::file::Problem as Wrong;
 
 /// Why an admin request is not done. The words are the contract's.
@@ -222,6 +222,12 @@ impl From<ApplyError> for Problem {
     fn from(error: ApplyError) -> Self {
         match error {
             ApplyError::Invalid(problems) => problems.into(),
+            ApplyError::NotFound(_) => Self::new(Code::NotFound, error.to_string()),
+            ApplyError::Conflict(_) | ApplyError::AnswerGone => {
+                Self::new(Code::Conflict, error.to_string())
+            }
+            ApplyError::Stale => Self::new(Code::Stale, error.to_string()),
+            ApplyError::KeyReused => Self::new(Code::IdempotencyKeyReused, error.to_string()),
             error => {
                 // What the database says may name files; it goes to the log only.
                 tracing::error!(%error, "the directory failed");

@@ -77,7 +77,7 @@ fn of_orgs() -> Vec<Endpoint> {
             things::replace(call, Kind::Org)
         })
         .roles(ADMINS, Scope::Org)
-        .takes("Org")
+        .takes("OrgBody")
         .gives("Org")
         .conditional(),
         Endpoint::new("PATCH", "/v1/orgs/{org}", "change_org", "Changes settings.", |call| {
@@ -128,18 +128,29 @@ const AUDITED: &[Parameter] = &[
     parameter("to", "Only what was done before this time.", Shape::Time),
 ];
 
+/// Schemas of each kind of thing: as it is read, as it is created, as it is put, as a change of
+/// it, and as it is answered when it was written.
+const TERM: [&str; 5] = ["Term", "Term", "TermBody", "TermPatch", "Term"];
+const PLAN: [&str; 5] = ["Plan", "Plan", "PlanBody", "PlanPatch", "Plan"];
+const GROUP: [&str; 5] = ["Group", "Group", "GroupBody", "", "Group"];
+const PROFILE: [&str; 5] = ["Profile", "Profile", "ProfileBody", "ProfilePatch", "Profile"];
+const RATE_CARD: [&str; 5] = ["RateCard", "RateCard", "RateCardBody", "RateCardPatch", "RateCard"];
+const KEY: [&str; 5] = ["Key", "NewKey", "NewKeyBody", "NewKeyPatch", "KeyAndSecret"];
+const PERSON: [&str; 5] = ["User", "User", "UserBody", "UserPatch", "User"];
+const LICENCE: [&str; 5] = ["Licence", "Licence", "LicenceBody", "LicencePatch", "Licence"];
+
 /// The same endpoints for each kind of thing.
 fn of_things() -> Vec<Endpoint> {
     let mut table = Vec::new();
-    for (kind, path, word, one, patch, readers) in [
-        (Kind::Term, "terms", "term", "Term", "TermPatch", READERS),
-        (Kind::Plan, "plans", "plan", "Plan", "PlanPatch", READERS),
-        (Kind::Group, "groups", "group", "Group", "", READERS),
-        (Kind::Profile, "profiles", "profile", "Profile", "ProfilePatch", EVERYONE),
-        (Kind::RateCard, "rate-cards", "rate_card", "RateCard", "RateCardPatch", READERS),
-        (Kind::Key, "keys", "key", "Key", "KeyPatch", READERS),
-        (Kind::User, "users", "user", "User", "UserPatch", EVERYONE),
-        (Kind::Licence, "licences", "licence", "Licence", "LicencePatch", READERS),
+    for (kind, path, word, [one, new, body, patch, given], readers) in [
+        (Kind::Term, "terms", "term", TERM, READERS),
+        (Kind::Plan, "plans", "plan", PLAN, READERS),
+        (Kind::Group, "groups", "group", GROUP, READERS),
+        (Kind::Profile, "profiles", "profile", PROFILE, EVERYONE),
+        (Kind::RateCard, "rate-cards", "rate_card", RATE_CARD, READERS),
+        (Kind::Key, "keys", "key", KEY, READERS),
+        (Kind::User, "users", "user", PERSON, EVERYONE),
+        (Kind::Licence, "licences", "licence", LICENCE, READERS),
     ] {
         let all = format!("/v1/orgs/{{org}}/{path}");
         let each = format!("{all}/{{{word}}}");
@@ -149,44 +160,43 @@ fn of_things() -> Vec<Endpoint> {
             Kind::User => (Scope::Listed, Scope::User),
             _ => (Scope::Org, Scope::Org),
         };
-        let new = |method, path: &str, does: &str, verb: &str, answer: fn(Call, Kind) -> Answering| {
+        let endpoint = |method, path: &str, does: &str, verb: &str, answer: fn(Call, Kind) -> Answering| {
             let (name, summary) = (format!("{verb}_{word}"), format!("{does} {shown}."));
             Endpoint::new(method, path, &name, &summary, move |call| answer(call, kind))
         };
         if !matches!(kind, Kind::User | Kind::Licence) {
             table.push(
-                new("GET", &all, "Lists every", "list", things::list)
+                endpoint("GET", &all, "Lists every", "list", things::list)
                     .roles(readers, listed)
                     .query(LIST)
                     .lists(one),
             );
         }
-        let created = if kind == Kind::Key { "NewKey" } else { one };
-        let given = if kind == Kind::Key { "KeyAndSecret" } else { one };
         table.push(
-            new("POST", &all, "Creates a", "create", things::create)
+            endpoint("POST", &all, "Creates a", "create", things::create)
                 .roles(ADMINS, Scope::Org)
-                .takes(created)
+                .takes(new)
                 .gives(given)
                 .creates()
                 .once(),
         );
         table.push(
-            new("GET", &each, "Reads a", "read", things::read)
+            endpoint("GET", &each, "Reads a", "read", things::read)
                 .roles(readers, own)
                 .gives(one)
                 .also(DIRECTORY),
         );
         table.push(
-            new("PUT", &each, "Creates or replaces a", "replace", things::replace)
+            endpoint("PUT", &each, "Creates or replaces a", "replace", things::replace)
                 .roles(ADMINS, Scope::Org)
-                .takes(created)
+                .takes(body)
                 .gives(given)
                 .conditional(),
         );
-        if !patch.is_empty() {
+        // There is nothing in a group that could change.
+        if kind != Kind::Group {
             table.push(
-                new("PATCH", &each, "Changes a", "change", things::merge)
+                endpoint("PATCH", &each, "Changes a", "change", things::merge)
                     .roles(ADMINS, Scope::Org)
                     .takes_merge(patch)
                     .gives(given)
@@ -194,7 +204,7 @@ fn of_things() -> Vec<Endpoint> {
             );
         }
         table.push(
-            new("DELETE", &each, "Removes a", "delete", things::delete)
+            endpoint("DELETE", &each, "Removes a", "delete", things::delete)
                 .roles(ADMINS, Scope::Org)
                 .removes()
                 .conditional(),

@@ -47,7 +47,7 @@ impl Who {
             return Ok(Self { name, role: Role::Operator, org: None, profiles: Vec::new() });
         }
         let live = admin.directory.live().load_full();
-        let token = live.token(secret, now).ok_or_else(refuse)?;
+        let token = live.tokens.find(secret, now).ok_or_else(refuse)?;
         Ok(Self {
             name: token.id.to_string(),
             role: token.role,

@@ -28,6 +28,10 @@ pub enum AccountKind {
 }
 
 impl AccountKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::Licence, Self::Overdraft, Self::Pool, Self::Overage, Self::Draw];
+
     /// The word in an account's name.
     pub const fn word(self) -> &'static str {
         match self {

@@ -43,6 +43,12 @@ impl Call {
         Self { body: body.into(), ..Self::new("POST", path) }
     }
 
+    /// Any method, with a JSON body.
+    pub fn json(method: &'static str, path: &str, body: &Value) -> Self {
+        let call = Self { body: body.to_string().into(), ..Self::new(method, path) };
+        call.header("content-type", "application/json")
+    }
+
     /// Adds a header; also a second one of the same name.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use super::{Answer, Backend, Call, Client, Org, PATIENCE, until};
 
-const TOKEN: &str = "test-operator-token-000000000001";
+/// The operator's token.
+pub const TOKEN: &str = "test-operator-token-000000000001";
 /// What the backend is shown instead of a caller's key.
 pub const MEDIA_TOKEN: &str = "the-backends-own-secret";
 /// What time it is, unless a test says otherwise: no test depends on the real time of day.
@@ -211,6 +212,11 @@ impl World {
         }
         let mut answer = request.call().unwrap();
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+    }
+
+    /// Where the admin API is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.process().admin
     }
 
     /// Asks the ops listener.

@@ -17,7 +17,7 @@ use crate::core::charge::State;
 use crate::core::ids::{ChargeId, Id};
 use crate::core::waterfall::PoolAccess;
 use crate::directory::change::{Answer, Begun, OnceKey};
-use crate::directory::Note;
+use crate::directory::administration::Note;
 use crate::directory::file::{Object, read_one};
 use crate::directory::snapshot::{Org, Payer};
 use crate::ledger::archive::KeptLeg;
@@ -217,8 +217,8 @@ async fn record(
     for (index, adjustment) in made.iter().enumerate() {
         let AdjustmentDocument { id, account, amount, unit, .. } = adjustment;
         let note = Note {
-            org: org.id.clone(),
-            who: call.who.name.clone(),
+            org: &org.id,
+            who: &call.who.name,
             now: call.now,
             kind: "adjustment",
             id: id.clone(),
@@ -234,7 +234,7 @@ async fn record(
 }
 
 fn read(object: &Object<'_>) -> Option<Asked> {
-    let account = object.required::<AccountKind>("account");
+    let account = account(object);
     let (user, licence) = (object.optional("user"), object.optional("licence"));
     let delta = amount(object);
     let reason = reason(object);
@@ -250,6 +250,16 @@ fn read(object: &Object<'_>) -> Option<Asked> {
         object.note("licence", "only goes with the account `licence`");
     }
     Some(Asked { account, user, licence, delta: delta?, reason: reason? })
+}
+
+fn account(object: &Object<'_>) -> Option<AccountKind> {
+    let word: String = object.required("account")?;
+    let found = AccountKind::ALL.into_iter().find(|kind| kind.word() == word);
+    if found.is_none() {
+        let words = AccountKind::ALL.map(AccountKind::word).join(", ");
+        object.note("account", format!("expected one of {words}"));
+    }
+    found
 }
 
 fn amount(object: &Object<'_>) -> Option<i64> {

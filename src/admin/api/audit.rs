@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::admin::call::{Call, Reply};
 use crate::admin::page::{behind, cursor, page};
 use crate::admin::problem::Problem;
-use crate::directory::AuditQuery;
+use crate::directory::administration::AuditQuery;
 use crate::directory::snapshot::Org;
 
 /// Changes of an org, newest first.

@@ -8,7 +8,7 @@ use crate::admin::problem::{Code, Problem};
 use crate::books::{Books, Resolution, Resolved};
 use crate::core::charge::{ChargeDocument, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
-use crate::directory::Note;
+use crate::directory::administration::Note;
 use crate::directory::snapshot::Org;
 
 /// Open charges, in the order of their ids, which is that of time.
@@ -53,8 +53,8 @@ pub async fn void(call: Call) -> Result<Reply, Problem> {
             Resolution { state: State::Voided, keep: &[], extra: None, now: call.now, memo: &memo };
         if let Resolved::Done(..) = call.admin.books.resolve(id, &resolution).await? {
             let note = Note {
-                org: org.id.clone(),
-                who: call.who.name.clone(),
+                org: &org.id,
+                who: &call.who.name,
                 now: call.now,
                 kind: "hold",
                 id: id.to_string(),

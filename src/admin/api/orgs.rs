@@ -13,11 +13,10 @@ use crate::books::Books;
 use crate::core::account::Balance;
 use crate::core::amount::Text;
 use crate::core::entitlement::Overage;
-use crate::directory::change::Written;
+use crate::directory::change::{Answer, Applied, Written};
 use crate::directory::edit::Edit;
 use crate::directory::snapshot::Org;
 use crate::directory::things::{self, Kind};
-use crate::directory::{Answer, Applied};
 
 /// The orgs that the token sees.
 pub async fn list(call: Call) -> Result<Reply, Problem> {

@@ -9,11 +9,12 @@ use crate::admin::endpoint::Answering;
 use crate::admin::page::{behind, cursor, page, select};
 use crate::admin::problem::Problem;
 use crate::core::ids::Id;
-use crate::directory::change::Written;
+use crate::directory::administration::LicenceQuery;
+use crate::directory::change::{Answer, Applied, Written};
 use crate::directory::edit::{Edit, How, Membership};
 use crate::directory::file::Source;
 use crate::directory::things::{self, Kind, Thing};
-use crate::directory::{Answer, Applied, LicenceQuery};
+
 
 /// All things of a kind.
 pub fn list(call: Call, kind: Kind) -> Answering {
@@ -42,7 +43,7 @@ pub async fn licences(call: Call) -> Result<Reply, Problem> {
         plan: call.parsed("plan"),
         unassigned: call.parsed("unassigned").unwrap_or(false),
     };
-    let (found, next) = call.admin.directory.licences(&org.id, query).await?;
+    let (found, next) = call.admin.directory.licences(&org.id, &query).await?;
     let items = found.into_iter().map(|thing| thing.document).collect();
     let next = next.map(|id| cursor(&list, id.as_str()));
     Ok(Reply::tagged(page(&call, Some(&org), items, next), things::org_tag(org.version)))

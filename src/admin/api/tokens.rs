@@ -6,8 +6,7 @@ use serde_json::Value;
 use crate::admin::call::{Call, Reply};
 use crate::admin::page::{page, select};
 use crate::admin::problem::Problem;
-use crate::directory::Answer;
-use crate::directory::change::Written;
+use crate::directory::change::{Answer, Written};
 
 fn unknown() -> Problem {
     Problem::not_found("token with this id")
