@@ -6,6 +6,7 @@ mod rules;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
+use super::difference::Change;
 use super::file::Source;
 use super::snapshot::{Org, Payer};
 use super::*;
