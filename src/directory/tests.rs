@@ -1,6 +1,7 @@
 //! The directory as its callers see it: documents in, snapshots out.
 
 mod changes;
+mod edits;
 mod rules;
 
 use jiff::Timestamp;
