@@ -1,8 +1,11 @@
 //! The directory as its callers see it: documents in, snapshots out.
 
+mod administration;
 mod changes;
 mod edits;
+mod moves;
 mod rules;
+mod search;
 
 use jiff::Timestamp;
 use tempfile::TempDir;
