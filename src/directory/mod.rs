@@ -4,7 +4,7 @@
 //! one change at a time: database first, then the snapshot, so that the next request after it
 //! returns sees the change.
 
-mod administration;
+pub mod administration;
 pub mod apply;
 pub mod build;
 pub mod change;
