@@ -109,7 +109,13 @@ pub async fn serve(
     let name = Name::of(request.headers(), admin.clock.now());
     let response = match answer(endpoint, admin, params, request).await {
         Ok(reply) => reply.respond(endpoint),
-        Err(problem) => problem.respond(name.text()),
+        Err(problem) => {
+            if problem.code.status() >= 500 {
+                let (request_id, code) = (name.text(), problem.code.word());
+                tracing::error!(request_id, code, endpoint = endpoint.name, "not done");
+            }
+            problem.respond(name.text())
+        }
     };
     name.onto(response)
 }

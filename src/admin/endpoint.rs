@@ -128,7 +128,7 @@ impl Shape {
                 digits && text.parse().is_ok_and(|limit: usize| (1..=MOST).contains(&limit))
             }
             Self::Cursor => text.len() <= LONGEST_CURSOR,
-            Self::Text => text.len() <= LONGEST,
+            Self::Text => text.chars().count() <= LONGEST,
             Self::Id => Id::is_valid(text),
             Self::Flag => matches!(text, "true" | "false"),
             Self::Time => text.parse::<Timestamp>().is_ok(),
@@ -137,7 +137,7 @@ impl Shape {
         let expected = || match self {
             Self::Limit => format!("expected 1 to {MOST}"),
             Self::Cursor => "is not a cursor of this list".to_owned(),
-            Self::Text => format!("expected at most {LONGEST} bytes"),
+            Self::Text => format!("expected at most {LONGEST} characters"),
             Self::Id => "expected an id".to_owned(),
             Self::Flag => "expected true or false".to_owned(),
             Self::Time => "expected an RFC 3339 time".to_owned(),
@@ -153,7 +153,7 @@ impl Shape {
                 json!({"type": "integer", "minimum": 1, "maximum": MOST, "default": USUAL})
             }
             Self::Cursor => json!({"type": "string", "pattern": "^([0-9a-f]{2}){9,512}$"}),
-            Self::Text => json!({"type": "string", "maxLength": LONGEST / 4}),
+            Self::Text => json!({"type": "string", "maxLength": LONGEST}),
             Self::Id => json!({"$ref": "#/components/schemas/Id"}),
             Self::Flag => json!({"type": "boolean"}),
             Self::Time => json!({"type": "string", "format": "date-time"}),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
+use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use jiff::Timestamp;
 
@@ -51,7 +52,10 @@ pub struct Admin {
 pub fn router(admin: Arc<Admin>) -> Router {
     let mut router = Router::new();
     for endpoint in table::endpoints() {
-        router = router.route(&endpoint.path, on(filter(endpoint), handler(endpoint)));
+        let handler = move |State(admin): State<Arc<Admin>>, params: Given, request: Request| {
+            answer(endpoint, admin, params, request)
+        };
+        router = router.route(&endpoint.path, on(filter(endpoint), handler));
     }
     router
         .fallback(|State(admin): State<Arc<Admin>>, request: Request| {
@@ -74,25 +78,22 @@ fn filter(endpoint: &Endpoint) -> MethodFilter {
     }
 }
 
-fn handler(
+/// The parameters of a path, unless they cannot be read.
+type Given = Result<RawPathParams, RawPathParamsRejection>;
+
+async fn answer(
     endpoint: &'static Endpoint,
-) -> impl AsyncFn(
-    State<Arc<Admin>>,
-    Result<RawPathParams, RawPathParamsRejection>,
-    Request,
-) -> axum::response::Response
-+ Clone {
-    async move |State(admin): State<Arc<Admin>>,
-                params: Result<RawPathParams, RawPathParamsRejection>,
-                request: Request| {
-        match params {
-            Ok(params) => {
-                let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-                let params: Params = params.iter().map(owned).collect();
-                serve(endpoint, admin, params, request).await
-            }
-            Err(_) => refuse(admin, request, Problem::not_found("such path in the admin API")).await,
+    admin: Arc<Admin>,
+    params: Given,
+    request: Request,
+) -> Response {
+    match params {
+        Ok(params) => {
+            let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            let params: Params = params.iter().map(owned).collect();
+            serve(endpoint, admin, params, request).await
         }
+        Err(_) => refuse(admin, request, Problem::not_found("such path in the admin API")).await,
     }
 }
 

@@ -30,6 +30,10 @@ fn build() -> Value {
         schemas.insert(format!("{name}Body"), without_id(whole.clone(), false));
         schemas.insert(format!("{name}Patch"), without_id(whole, true));
     }
+    let words: Vec<&str> = Code::ALL.iter().map(|code| code.word()).collect();
+    if let Some(problem) = schemas.get_mut("Problem") {
+        problem["properties"]["code"] = json!({ "enum": words });
+    }
     for endpoint in endpoints() {
         if let Some(Gives::Page(of)) = endpoint.gives {
             schemas.insert(format!("{of}Page"), page(of));
@@ -65,7 +69,9 @@ fn without_id(mut schema: Value, patch: bool) -> Value {
     let id = if schema["properties"].get("version").is_some() { "version" } else { "id" };
     let Some(map) = schema.as_object_mut() else { return schema };
     for example in map.get_mut("examples").and_then(Value::as_array_mut).into_iter().flatten() {
-        example.as_object_mut().map(|example| example.remove(id));
+        if let Some(example) = example.as_object_mut() {
+            example.remove(id);
+        }
     }
     if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
         properties.remove(id);

@@ -1,5 +1,7 @@
 //! Who asks, and what of an org they reach: nothing, unless the endpoint's roles say so.
 
+use std::sync::Arc;
+
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
 
@@ -46,7 +48,7 @@ impl Who {
             let name = OPERATOR.to_owned();
             return Ok(Self { name, role: Role::Operator, org: None, profiles: Vec::new() });
         }
-        let live = admin.directory.live().load_full();
+        let live = Arc::clone(&admin.directory.live().load());
         let token = live.tokens.find(secret, now).ok_or_else(refuse)?;
         Ok(Self {
             name: token.id.to_string(),

@@ -67,12 +67,12 @@ impl Source {
     }
 
     /// A document that was put together.
-    pub(super) fn from_value(value: Value) -> Self {
+    pub fn from_value(value: Value) -> Self {
         Self(value)
     }
 
     /// What it holds, secrets included.
-    pub(super) fn value(&self) -> &Value {
+    pub fn value(&self) -> &Value {
         &self.0
     }
 

@@ -15,7 +15,7 @@
 )]
 
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
+#[expect(dead_code, unused_imports, reason = "other tests use the rest")]
 mod support;
 
 mod description;
@@ -41,6 +41,11 @@ fn org() -> Org {
         .extra("[[group]]\nid = \"design\"\n")
 }
 
+/// A call with a JSON body.
+fn json_call(method: &'static str, path: &str, body: &Value) -> Call {
+    Call::with(method, path, body.to_string()).header("content-type", "application/json")
+}
+
 /// Asks the admin API, as the holder of a token.
 async fn ask(world: &World, token: &str, call: Call) -> Answer {
     let call = call.header("authorization", &format!("Bearer {token}"));
@@ -52,7 +57,7 @@ async fn admin(world: &World, method: &'static str, path: &str, body: Value) -> 
     let path = format!("/v1/orgs/acme/{path}");
     let call = match body {
         Value::Null => Call::new(method, &path),
-        body => Call::json(method, &path, &body),
+        body => json_call(method, &path, &body),
     };
     ask(world, TOKEN, call).await
 }
@@ -74,7 +79,7 @@ async fn token(world: &World, id: &str, role: &str, org: Option<&str>, profiles:
     if !profiles.is_empty() {
         body["profiles"] = json!(profiles);
     }
-    let made = ask(world, TOKEN, Call::json("POST", "/v1/tokens", &body)).await;
+    let made = ask(world, TOKEN, json_call("POST", "/v1/tokens", &body)).await;
     made.is(201).json()["secret"].as_str().unwrap().to_owned()
 }
 

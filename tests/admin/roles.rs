@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::support::world::TOKEN;
 use super::support::{Answer, Call, Client, World, run};
-use super::{admin, ask, ids, org, token};
+use super::{admin, ask, ids, json_call, org, token};
 
 /// Method, path, and who may: o(perator), a (org-admin), v(iewer), p(rofile-admin).
 const MAY: &str = include_str!("may.txt");
@@ -58,7 +58,7 @@ impl Described {
             .collect::<Vec<_>>()
             .join("/");
         let call = if self.takes {
-            Call::json(self.method, &path, &json!({}))
+            json_call(self.method, &path, &json!({}))
         } else {
             Call::new(self.method, &path)
         };
@@ -106,7 +106,7 @@ fn f77_every_endpoint_is_for_whom_it_is_meant() {
 fn f77_every_endpoint_refuses_every_other_role_and_changes_nothing() {
     run(async {
         let world = World::new(&org());
-        let globex = Call::json("PUT", "/v1/orgs/globex", &json!({}));
+        let globex = json_call("PUT", "/v1/orgs/globex", &json!({}));
         ask(&world, TOKEN, globex).await.is(200);
         let tokens = [
             ("operator", "acme", TOKEN.to_owned()),
@@ -189,7 +189,7 @@ fn f77_a_profile_admin_reaches_members_of_its_profiles_only() {
         get("profiles/cce").await.refused(403, "forbidden");
         let quote = async |user: &str| {
             let body = json!({ "user": user, "feature": "image" });
-            ask(&world, &lead, Call::json("POST", "/v1/orgs/acme/quotes", &body)).await
+            ask(&world, &lead, json_call("POST", "/v1/orgs/acme/quotes", &body)).await
         };
         quote("alice").await.is(200);
         quote("bob").await.refused(404, "not_found");
@@ -212,7 +212,7 @@ fn f77_a_token_ends_when_it_is_revoked_or_expires() {
         let world = World::new(&org());
         let guest = token(&world, "guest", "viewer", Some("acme"), &[]).await;
         let body = json!({"id": "short", "role": "viewer", "expires": "2026-11-20T11:00:00Z"});
-        let made = ask(&world, TOKEN, Call::json("POST", "/v1/tokens", &body)).await;
+        let made = ask(&world, TOKEN, json_call("POST", "/v1/tokens", &body)).await;
         let expired = made.is(201).json()["secret"].as_str().unwrap().to_owned();
         let pool = || Call::get("/v1/orgs/acme/pool");
         ask(&world, &expired, pool()).await.refused(401, "unauthenticated");

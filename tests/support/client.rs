@@ -40,13 +40,12 @@ impl Call {
     }
 
     pub fn post(path: &str, body: impl Into<Bytes>) -> Self {
-        Self { body: body.into(), ..Self::new("POST", path) }
+        Self::with("POST", path, body)
     }
 
-    /// Any method, with a JSON body.
-    pub fn json(method: &'static str, path: &str, body: &Value) -> Self {
-        let call = Self { body: body.to_string().into(), ..Self::new(method, path) };
-        call.header("content-type", "application/json")
+    /// Any method, with a body.
+    pub fn with(method: &'static str, path: &str, body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::new(method, path) }
     }
 
     /// Adds a header; also a second one of the same name.

@@ -226,7 +226,7 @@ impl World {
 
     /// Asks the admin API.
     pub fn admin(&self, path: &str) -> (u16, Value) {
-        let (status, body) = self.get(self.process().admin, path, Some(TOKEN));
+        let (status, body) = self.get(self.admin_address(), path, Some(TOKEN));
         (status, serde_json::from_str(&body).unwrap())
     }
 

@@ -67,7 +67,7 @@ pub async fn adjust(mut call: Call) -> Result<Reply, Problem> {
     };
     let document = match admin.charges.adjustment(id).await? {
         Some(made) => made,
-        None => make(&call, &org, id, &asked).await?,
+        None => undone(&call, once.as_ref(), make(&call, &org, id, &asked).await).await?,
     };
     record(&call, &org, once.as_ref(), &[&document], json!(document)).await
 }
@@ -142,28 +142,42 @@ pub async fn refund(mut call: Call) -> Result<Reply, Problem> {
         Started::Done(reply) => return Ok(reply),
         Started::As(id) => id,
     };
-    let conflict = |detail: String| Problem::new(Code::Conflict, detail);
-    let found = super::charges::find(&call, &org, charge).await?;
-    if found.state != State::Captured {
-        return Err(conflict(format!("the charge is {}, so it took nothing", found.state)));
-    }
-    let legs = admin.charges.legs(charge).await?;
-    if legs.is_empty() {
-        return Err(conflict("the charge took nothing".to_owned()));
-    }
-    let mut given = admin.charges.given_back(charge).await?;
-    // A crash may have left a part; the rest follows under the ids that it began with.
-    let first = given.first().and_then(|first| first.id.parse().ok()).unwrap_or(own);
-    if given.len() >= legs.len() && first != own {
-        return Err(conflict("the charge was given back already".to_owned()));
-    }
+    let taken = undone(&call, once.as_ref(), taken(&call, &org, charge, own).await).await?;
+    let Taken { legs, mut given, first } = taken;
     for (index, leg) in legs.iter().enumerate().skip(given.len()) {
         let id = ChargeId((u128::from_be_bytes(first.0).wrapping_add(index as u128)).to_be_bytes());
         given.push(give_back(&call, &org, id, leg, &reason, charge).await?);
     }
-    let body = json!({ "charge": found.charge, "adjustments": given });
+    let body = json!({ "charge": charge, "adjustments": given });
     let given: Vec<&AdjustmentDocument> = given.iter().collect();
     record(&call, &org, once.as_ref(), &given, body).await
+}
+
+/// What a charge took, and what of it was given back.
+struct Taken {
+    legs: Vec<KeptLeg>,
+    given: Vec<AdjustmentDocument>,
+    /// The id of the first part that is given back.
+    first: ChargeId,
+}
+
+async fn taken(call: &Call, org: &Org, id: ChargeId, own: ChargeId) -> Result<Taken, Problem> {
+    let conflict = |detail: &str| Err(Problem::new(Code::Conflict, detail));
+    let charge = super::charges::find(call, org, id).await?;
+    if charge.state != State::Captured {
+        return conflict(&format!("the charge is {}, so it took nothing", charge.state));
+    }
+    let ledger = &call.admin.charges;
+    let (legs, given) = (ledger.legs(id).await?, ledger.given_back(id).await?);
+    if legs.is_empty() {
+        return conflict("the charge took nothing");
+    }
+    // A crash may have left a part; the rest follows under the ids that it began with.
+    let first = given.first().and_then(|first| first.id.parse().ok()).unwrap_or(own);
+    if given.len() >= legs.len() && first != own {
+        return conflict("the charge was given back already");
+    }
+    Ok(Taken { legs, given, first })
 }
 
 async fn give_back(
@@ -203,6 +217,20 @@ async fn begin(call: &Call, once: Option<&OnceKey>) -> Result<Started, Problem> 
         Begun::Again(id) => Started::As(id.parse().map_err(|_| Problem::internal())?),
         Begun::Before(answer) => Started::Done(answer.into()),
     })
+}
+
+/// Lets an operation be begun anew under its key where it is certain that it changed nothing.
+async fn undone<T>(
+    call: &Call,
+    once: Option<&OnceKey>,
+    result: Result<T, Problem>,
+) -> Result<T, Problem> {
+    if let (Err(problem), Some(once)) = (&result, once)
+        && problem.code.status() < 500
+    {
+        call.admin.directory.abandon(once).await?;
+    }
+    result
 }
 
 /// Audits what was done, and keeps the answer for repetitions.

@@ -20,7 +20,7 @@ use crate::directory::things::{self, Kind};
 
 /// The orgs that the token sees.
 pub async fn list(call: Call) -> Result<Reply, Problem> {
-    let live = call.admin.directory.live().load_full();
+    let live = Arc::clone(&call.admin.directory.live().load());
     let seen = live.orgs.values().filter(|org| call.who.sees_org(&org.id));
     let items = seen.filter_map(|org| {
         let thing = things::of_org(org, Kind::Org, org.id.as_str())?;

@@ -1,5 +1,7 @@
 //! Tokens of this API.
 
+use std::sync::Arc;
+
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
@@ -14,7 +16,7 @@ fn unknown() -> Problem {
 
 /// Every token but the one that the process was started with.
 pub async fn list(call: Call) -> Result<Reply, Problem> {
-    let live = call.admin.directory.live().load_full();
+    let live = Arc::clone(&call.admin.directory.live().load());
     let items = live.tokens.iter().map(|token| (token.id.to_string(), token.document()));
     let (items, next) = select(&call, "tokens", items.collect())?;
     Ok(Reply::of(page(&call, None, items, next)))
@@ -22,7 +24,7 @@ pub async fn list(call: Call) -> Result<Reply, Problem> {
 
 /// One token, without its secret.
 pub async fn read(call: Call) -> Result<Reply, Problem> {
-    let live = call.admin.directory.live().load_full();
+    let live = Arc::clone(&call.admin.directory.live().load());
     let token = live.tokens.get(call.param("token")).ok_or_else(unknown)?;
     Ok(Reply::of(token.document()))
 }

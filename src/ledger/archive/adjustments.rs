@@ -149,7 +149,8 @@ impl Archive {
         Ok(memo.document(&name, adjust.key.kind, adjust.delta, instant(adjust.at)))
     }
 
-    async fn name(&self, key: &AccountKey) -> Result<String, ArchiveError> {
+    /// The name of an account that was opened.
+    pub(super) async fn name(&self, key: &AccountKey) -> Result<String, ArchiveError> {
         let query = sqlx::query_scalar("SELECT name FROM accounts WHERE key = ?");
         let name: Option<String> = query.bind(key_bytes(key)).fetch_optional(&self.pool).await?;
         Ok(name.unwrap_or_default())
