@@ -233,10 +233,7 @@ impl Call {
 
     /// How the directory is to make a change for this call. `answer` is what a repetition under
     /// the same `Idempotency-Key` is told.
-    pub fn write(
-        &mut self,
-        answer: impl Fn(&Applied) -> Answer + Send + Sync + 'static,
-    ) -> Write {
+    pub fn write(&mut self, answer: impl Fn(&Applied) -> Answer + Send + Sync + 'static) -> Write {
         let once = self.once.take().map(|key| Once { key, answer: Box::new(answer) });
         let condition = self.condition.clone();
         Write { condition, once, ..Write::new(self.who.name.clone(), self.now) }
@@ -324,7 +321,8 @@ fn read_query(endpoint: &Endpoint, uri: &Uri) -> Result<Vec<(&'static str, Strin
 fn tags(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Vec<String>>, Problem> {
     let mut tags = Vec::new();
     for value in headers.get_all(name) {
-        let text = value.to_str().map_err(|_| Problem::invalid("", format!("{name}: not a tag")))?;
+        let text =
+            value.to_str().map_err(|_| Problem::invalid("", format!("{name}: not a tag")))?;
         tags.extend(text.split(',').map(|tag| tag.trim().to_owned()));
     }
     Ok((!tags.is_empty()).then_some(tags))

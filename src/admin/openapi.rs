@@ -282,8 +282,12 @@ mod tests {
             ("AdjustmentRequest", adjustments::ADJUST_KEYS),
             ("RefundRequest", adjustments::REFUND_KEYS),
         ] {
-            let found: BTreeSet<&str> =
-                schemas[name]["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+            let found: BTreeSet<&str> = schemas[name]["properties"]
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(String::as_str)
+                .collect();
             assert_eq!(found, keys.iter().copied().collect(), "{name}");
             assert_eq!(schemas[name]["additionalProperties"], false, "{name}");
         }

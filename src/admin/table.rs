@@ -33,11 +33,22 @@ const LIST: &[Parameter] = &[LIMIT, CURSOR, Q, BY_ID];
 const PART: &[Parameter] = &[LIMIT, CURSOR];
 const USER: Parameter = parameter("user", "Only what is this user's.", Shape::Id);
 const ORDERS_OF_USERS: Shape = Shape::Word(&[
-    "id", "-id", "granted", "-granted", "held", "-held", "captured", "-captured", "available",
-    "-available", "drawn", "-drawn", "overdraft", "-overdraft",
+    "id",
+    "-id",
+    "granted",
+    "-granted",
+    "held",
+    "-held",
+    "captured",
+    "-captured",
+    "available",
+    "-available",
+    "drawn",
+    "-drawn",
+    "overdraft",
+    "-overdraft",
 ]);
-const DRY_RUN: Parameter =
-    parameter("dry_run", "Only tell what would change.", Shape::Flag);
+const DRY_RUN: Parameter = parameter("dry_run", "Only tell what would change.", Shape::Flag);
 
 /// How large an org file may be.
 const MAX_DOCUMENT: usize = 256 << 20;
@@ -45,15 +56,11 @@ const MAX_DOCUMENT: usize = 256 << 20;
 /// Every endpoint.
 pub fn endpoints() -> &'static [Endpoint] {
     static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
-        let mut table = vec![Endpoint::new(
-            "GET",
-            "/openapi.json",
-            "openapi",
-            "This document.",
-            openapi::document,
-        )
-        .roles(EVERYONE, Scope::All)
-        .gives("OpenApi")];
+        let mut table = vec![
+            Endpoint::new("GET", "/openapi.json", "openapi", "This document.", openapi::document)
+                .roles(EVERYONE, Scope::All)
+                .gives("OpenApi"),
+        ];
         table.extend(of_orgs());
         table.extend(of_things());
         table.extend(of_users());
@@ -160,10 +167,11 @@ fn of_things() -> Vec<Endpoint> {
             Kind::User => (Scope::Listed, Scope::User),
             _ => (Scope::Org, Scope::Org),
         };
-        let endpoint = |method, path: &str, does: &str, verb: &str, answer: fn(Call, Kind) -> Answering| {
-            let (name, summary) = (format!("{verb}_{word}"), format!("{does} {shown}."));
-            Endpoint::new(method, path, &name, &summary, move |call| answer(call, kind))
-        };
+        let endpoint =
+            |method, path: &str, does: &str, verb: &str, answer: fn(Call, Kind) -> Answering| {
+                let (name, summary) = (format!("{verb}_{word}"), format!("{does} {shown}."));
+                Endpoint::new(method, path, &name, &summary, move |call| answer(call, kind))
+            };
         if !matches!(kind, Kind::User | Kind::Licence) {
             table.push(
                 endpoint("GET", &all, "Lists every", "list", things::list)
@@ -244,13 +252,19 @@ fn of_users() -> Vec<Endpoint> {
             ])
             .lists("Licence")
             .also(DIRECTORY),
-        Endpoint::new("POST", "/v1/orgs/{org}/keys/{key}/rotate", "rotate_key", ROTATE, things::rotate)
-            .roles(ADMINS, Scope::Org)
-            .takes("Rotation")
-            .or_nothing()
-            .gives("KeyAndSecret")
-            .conditional()
-            .once(),
+        Endpoint::new(
+            "POST",
+            "/v1/orgs/{org}/keys/{key}/rotate",
+            "rotate_key",
+            ROTATE,
+            things::rotate,
+        )
+        .roles(ADMINS, Scope::Org)
+        .takes("Rotation")
+        .or_nothing()
+        .gives("KeyAndSecret")
+        .conditional()
+        .once(),
         Endpoint::new(
             "DELETE",
             "/v1/orgs/{org}/keys/{key}/secrets/{secret}",

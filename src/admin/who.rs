@@ -25,7 +25,6 @@ pub struct Who {
     profiles: Vec<Id>,
 }
 
-
 impl Who {
     /// Whose token a request carries.
     ///

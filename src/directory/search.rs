@@ -107,7 +107,7 @@ impl Field {
     pub fn value(self, position: &Position<'_>, view: &View) -> i128 {
         let balance = |slot: Slot| view.get(slot).unwrap_or_default();
         let seat = |value: fn(&crate::core::account::Balance) -> u64| {
-            (0..position.licences).map(|slot| i128::from(value(&balance(slot)))).sum()
+            (0..position.licences).map(|slot| i128::from(value(&position.own(slot, view)))).sum()
         };
         match self {
             Self::Id => 0,

@@ -51,10 +51,7 @@ impl ChargeBook {
     ///
     /// # Errors
     /// When the archive fails or is behind.
-    pub async fn adjustment(
-        &self,
-        id: ChargeId,
-    ) -> Result<Option<AdjustmentDocument>, BooksError> {
+    pub async fn adjustment(&self, id: ChargeId) -> Result<Option<AdjustmentDocument>, BooksError> {
         self.archive.adjustment(id, self.engine.written()).await.map_err(unavailable)
     }
 

@@ -71,7 +71,13 @@ fn read(world: &World, path: &str) -> Value {
 }
 
 /// Makes a token and returns its secret.
-async fn token(world: &World, id: &str, role: &str, org: Option<&str>, profiles: &[&str]) -> String {
+async fn token(
+    world: &World,
+    id: &str,
+    role: &str,
+    org: Option<&str>,
+    profiles: &[&str],
+) -> String {
     let mut body = json!({ "id": id, "role": role });
     if let Some(org) = org {
         body["org"] = json!(org);

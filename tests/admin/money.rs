@@ -75,16 +75,16 @@ fn an_open_charge_is_listed_and_can_be_voided_once() {
         let mut client = world.client().await;
         let answer = async { client.send(&call).await };
         let voiding = async {
-            until("the backend has it", || world.backend.seen().pop().filter(|s| s.is_gated())).await;
+            until("the backend has it", || world.backend.seen().pop().filter(|s| s.is_gated()))
+                .await;
             let id = world.backend.last().charge().unwrap().to_owned();
             let open = read(&world, "holds");
             assert_eq!(open["items"], json!([world.charge(&id)]));
             assert_eq!(open["items"][0]["state"], "held");
             assert_eq!(read(&world, "holds?user=alice")["items"], json!([]));
             assert_eq!(world.balance("bob")["seat"]["held"], "2");
-            let void = async || {
-                admin(&world, "POST", &format!("holds/{id}/void"), Value::Null).await
-            };
+            let void =
+                async || admin(&world, "POST", &format!("holds/{id}/void"), Value::Null).await;
             let voided = void().await.is(200).json();
             assert_eq!(voided["state"], "voided");
             assert_eq!(void().await.is(200).json(), voided);

@@ -66,9 +66,8 @@ fn every_kind_of_thing_is_created_read_replaced_changed_and_removed() {
         ] {
             let id = first[key].as_str().unwrap().to_owned();
             let one = format!("{path}/{id}");
-            let send = async |method, path: &str, body: Value| {
-                admin(&world, method, path, body).await
-            };
+            let send =
+                async |method, path: &str, body: Value| admin(&world, method, path, body).await;
             send("GET", &one, Value::Null).await.refused(404, "not_found");
             send("PATCH", &one, patch.clone()).await.refused(404, "not_found");
             send("DELETE", &one, Value::Null).await.refused(404, "not_found");
@@ -85,7 +84,10 @@ fn every_kind_of_thing_is_created_read_replaced_changed_and_removed() {
                 assert!(items.contains(&merged), "{listed}");
             }
             let elsewhere = send("PUT", &one, json!({ key: "other" })).await;
-            assert_eq!(elsewhere.refused(422, "invalid")["errors"][0]["pointer"], format!("/{key}"));
+            assert_eq!(
+                elsewhere.refused(422, "invalid")["errors"][0]["pointer"],
+                format!("/{key}")
+            );
             send("DELETE", &one, Value::Null).await.is(204);
             send("GET", &one, Value::Null).await.refused(404, "not_found");
         }
@@ -142,7 +144,8 @@ fn a_key_is_rotated_with_an_overlap() {
         let made = made.is(201).json();
         let old = made["secret"].as_str().unwrap().to_owned();
         let use_key = async |secret: &str| {
-            world.send(&Call::post("/v1/images", "{}").key(secret).header("tollgate-user", "carol"))
+            world
+                .send(&Call::post("/v1/images", "{}").key(secret).header("tollgate-user", "carol"))
                 .await
         };
         let rotated = admin(&world, "POST", "keys/k/rotate", Value::Null).await;

@@ -16,8 +16,8 @@ use crate::core::adjustment::{AdjustMemo, AdjustmentDocument, parse_signed};
 use crate::core::charge::State;
 use crate::core::ids::{ChargeId, Id};
 use crate::core::waterfall::PoolAccess;
-use crate::directory::change::{Answer, Begun, OnceKey};
 use crate::directory::administration::Note;
+use crate::directory::change::{Answer, Begun, OnceKey};
 use crate::directory::file::{Object, read_one};
 use crate::directory::snapshot::{Org, Payer};
 use crate::ledger::archive::KeptLeg;
@@ -89,6 +89,7 @@ async fn make(
         (AccountKind::Pool | AccountKind::Overage, _, None) => {
             return Err(conflict("the org has no term now"));
         }
+        (AccountKind::Tally, ..) => return Err(Problem::invalid("/account", "only counts")),
         (_, None, _) => return Err(Problem::invalid("/user", "there is no such user")),
         (AccountKind::Licence, Some(position), _) => {
             let wanted = |account: &&Account<'_>| {
@@ -168,7 +169,9 @@ async fn taken(call: &Call, org: &Org, id: ChargeId, own: ChargeId) -> Result<Ta
         return conflict(&format!("the charge is {}, so it took nothing", charge.state));
     }
     let ledger = &call.admin.charges;
-    let (legs, given) = (ledger.legs(id).await?, ledger.given_back(id).await?);
+    let (mut legs, given) = (ledger.legs(id).await?, ledger.given_back(id).await?);
+    // A tally only tells what was taken; nothing of it can be given back.
+    legs.retain(|leg| AccountKind::ADJUSTED.contains(&leg.account.kind));
     if legs.is_empty() {
         return conflict("the charge took nothing");
     }
@@ -282,9 +285,9 @@ fn read(object: &Object<'_>) -> Option<Asked> {
 
 fn account(object: &Object<'_>) -> Option<AccountKind> {
     let word: String = object.required("account")?;
-    let found = AccountKind::ALL.into_iter().find(|kind| kind.word() == word);
+    let found = AccountKind::ADJUSTED.into_iter().find(|kind| kind.word() == word);
     if found.is_none() {
-        let words = AccountKind::ALL.map(AccountKind::word).join(", ");
+        let words = AccountKind::ADJUSTED.map(AccountKind::word).join(", ");
         object.note("account", format!("expected one of {words}"));
     }
     found

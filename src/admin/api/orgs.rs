@@ -43,8 +43,10 @@ pub async fn apply(mut call: Call) -> Result<Reply, Problem> {
     let org = call.id("org")?;
     let document = call.body()?.document();
     let dry_run = call.parsed("dry_run").unwrap_or(false);
-    let mut write = call.write(move |applied| {
-        Answer { status: 200, etag: None, body: Some(told(applied, dry_run, false)) }
+    let mut write = call.write(move |applied| Answer {
+        status: 200,
+        etag: None,
+        body: Some(told(applied, dry_run, false)),
     });
     write.dry_run = dry_run;
     match call.admin.directory.write(&org, Edit::Document(document), write).await? {

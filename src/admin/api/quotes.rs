@@ -35,13 +35,16 @@ pub async fn quote(mut call: Call) -> Result<Reply, Problem> {
     let user: &User = user.ok_or_else(unknown_user)?;
     let payer = Payer::User(user);
     let invalid = |refusal: Refusal| Problem::invalid("/feature", refusal.detail);
-    let card = org.card(payer.access().ok(), call.now).ok_or_else(|| {
-        Problem::invalid("/feature", "no rate card of the org is in force")
-    })?;
+    let card = org
+        .card(payer.access().ok(), call.now)
+        .ok_or_else(|| Problem::invalid("/feature", "no rate card of the org is in force"))?;
     let attributes: Vec<(&str, &str)> =
         asked.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let measures: Vec<Measure<'_>> = (asked.quantities.iter())
-        .map(|(meter, quantity)| Measure { meter: meter.as_ref().map(Id::as_str), quantity: *quantity })
+        .map(|(meter, quantity)| Measure {
+            meter: meter.as_ref().map(Id::as_str),
+            quantity: *quantity,
+        })
         .collect();
     let quote = card.quote(asked.feature.as_str(), &attributes, &measures).map_err(invalid)?;
     let moment = org.moment(call.now);

@@ -15,7 +15,6 @@ use crate::directory::edit::{Edit, How, Membership};
 use crate::directory::file::Source;
 use crate::directory::things::{self, Kind, Thing};
 
-
 /// All things of a kind.
 pub fn list(call: Call, kind: Kind) -> Answering {
     Box::pin(async move {

@@ -174,3 +174,140 @@ async fn a_seat_takes_a_bounded_number_of_licences() {
     assert_eq!(bench.refused(assign("lic-1", "bob")).await, "/user");
     assert!(bench.edit(assign("l7", "bob")).await.is_empty());
 }
+
+/// Books beside the directory: what users take from a licence, and what they are shown of it.
+mod shared {
+    use super::*;
+    use crate::books::embedded::{Engine, Session};
+    use crate::books::{Ask, Books, Posted, Resolution};
+    use crate::core::amount::{Credits, Operations};
+    use crate::core::balance::LicenceDocument;
+    use crate::core::charge::{InDoubt, OutcomeMemo, State};
+    use crate::core::ids::ChargeId;
+    use crate::core::price::{Price, Quote, Tier};
+    use crate::core::waterfall::{Plan, plan};
+
+    struct Shop {
+        bench: Bench,
+        engine: Engine,
+        session: Session,
+        charges: u64,
+    }
+
+    impl Shop {
+        async fn with(policy: &str) -> Self {
+            let bench = with_policy(policy).await;
+            let engine = Engine::open(&bench.dir.path().join("books"), at(NOVEMBER)).unwrap();
+            let session = engine.session();
+            Self { bench, engine, session, charges: 0 }
+        }
+
+        /// Holds so many credits for a user; says in how many legs.
+        async fn hold(&mut self, user: &str, credits: &str, now: &str) -> (ChargeId, usize) {
+            let org = self.bench.org();
+            let user = Arc::clone(org.users.get(user).unwrap());
+            let position = org.position(Payer::User(&user), &org.moment(at(now)), at(now));
+            let cost: Credits = credits.parse().unwrap();
+            let price = Price { cost, operations: Operations::ZERO };
+            let quote = Quote { price, tier: Tier::Premium, pool: false, rate_card: id("2026-11") };
+            let Plan::Post(post) = plan(&quote, &position, None) else { panic!("refused") };
+            self.charges += 1;
+            let charge = ChargeId::v7(self.charges, 0);
+            let ask = Ask {
+                charge,
+                accounts: &position.accounts,
+                post: &post,
+                now: at(now),
+                in_doubt: InDoubt::Void,
+                memo: &[],
+            };
+            let posted = self.session.hold(&ask).await.unwrap();
+            let Posted::Done(legs, _) = posted else { panic!("{posted:?}") };
+            (charge, legs.len())
+        }
+
+        /// Captures so many credits of a charge. Taken from a bucket of another's they are
+        /// counted in a second leg.
+        async fn capture(&self, (charge, legs): (ChargeId, usize), credits: &str) {
+            let (state, memo) = (State::Captured, OutcomeMemo::default());
+            let now = at(NOVEMBER);
+            let keep = vec![credits.parse::<Credits>().unwrap().micro(); legs];
+            let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
+            self.session.resolve(charge, &resolution).await.unwrap();
+        }
+
+        async fn spend(&mut self, user: &str, credits: &str, now: &str) {
+            let charge = self.hold(user, credits, now).await;
+            self.capture(charge, credits).await;
+        }
+
+        /// `granted held captured available` of `lic-1` as its holder is shown it.
+        async fn shown(&self, user: &str, now: &str) -> String {
+            let org = self.bench.org();
+            let user = Arc::clone(org.users.get(user).unwrap());
+            let position = org.position(Payer::User(&user), &org.moment(at(now)), at(now));
+            let view = self.session.balances(&position.accounts).await.unwrap();
+            let document = user.balance(&org, &position, &view);
+            let lic = |licence: &&LicenceDocument| licence.id == "lic-1";
+            let LicenceDocument { granted, held, captured, available, .. } =
+                document.seat.licences.iter().find(lic).unwrap();
+            format!("{granted} {held} {captured} {available}")
+        }
+    }
+
+    #[tokio::test]
+    async fn d10_each_holder_of_a_shared_licence_is_shown_their_own_use() {
+        let mut shop = Shop::with("remaining").await;
+        shop.spend("alice", "20", NOVEMBER).await;
+        assert_eq!(shop.shown("alice", NOVEMBER).await, "4000 0 20 3980");
+        shop.bench.give("bob", NOVEMBER).await;
+        assert_eq!(shop.shown("bob", NOVEMBER).await, "3980 0 0 3980");
+        shop.spend("bob", "30", NOVEMBER).await;
+        let open = shop.hold("bob", "5", NOVEMBER).await;
+        assert_eq!(shop.shown("bob", NOVEMBER).await, "3980 5 30 3945");
+        // Who has it next sees what both left; and alice, when she has it back, her own.
+        shop.bench.give("carol", NOVEMBER).await;
+        assert_eq!(shop.shown("carol", NOVEMBER).await, "3945 0 0 3945");
+        shop.spend("carol", "45", NOVEMBER).await;
+        assert_eq!(shop.shown("carol", NOVEMBER).await, "3945 0 45 3900");
+        shop.bench.give("alice", NOVEMBER).await;
+        assert_eq!(shop.shown("alice", NOVEMBER).await, "3920 0 20 3900");
+        shop.spend("alice", "100", NOVEMBER).await;
+        assert_eq!(shop.shown("alice", NOVEMBER).await, "3920 0 120 3800");
+        // What was open when it moved is settled with whoever made it.
+        shop.capture(open, "3").await;
+        assert_eq!(shop.shown("alice", NOVEMBER).await, "3922 0 120 3802");
+        shop.bench.give("bob", NOVEMBER).await;
+        assert_eq!(shop.shown("bob", NOVEMBER).await, "3835 0 33 3802");
+        // The reset ends it, and what is recorded adds up.
+        assert_eq!(shop.shown("bob", RESET).await, "4000 0 0 4000");
+        shop.session.flush().unwrap();
+        let mut names = Vec::new();
+        shop.engine.for_each_balance(|_, name, _| names.push(name.to_owned()));
+        names.retain(|name| name.contains("tally"));
+        names.sort();
+        let expected = ["acme/tally/lic-1/bob/2026-11-01", "acme/tally/lic-1/carol/2026-11-01"];
+        assert_eq!(names, expected);
+    }
+
+    #[tokio::test]
+    async fn d10_whoever_has_a_full_bucket_shares_nothing() {
+        let mut shop = Shop::with("full").await;
+        shop.spend("alice", "20", NOVEMBER).await;
+        shop.bench.give("bob", NOVEMBER).await;
+        shop.spend("bob", "30", NOVEMBER).await;
+        assert_eq!(shop.shown("bob", NOVEMBER).await, "4000 0 30 3970");
+        shop.bench.give("alice", NOVEMBER).await;
+        assert_eq!(shop.shown("alice", NOVEMBER).await, "4000 0 20 3980");
+    }
+
+    #[tokio::test]
+    async fn d10_a_seat_drawn_on_by_others_is_used_up_for_all_of_them() {
+        let mut shop = Shop::with("remaining").await;
+        shop.bench.give("bob", NOVEMBER).await;
+        shop.spend("bob", "4000", NOVEMBER).await;
+        assert_eq!(shop.shown("bob", NOVEMBER).await, "4000 0 4000 0");
+        shop.bench.give("alice", NOVEMBER).await;
+        assert_eq!(shop.shown("alice", NOVEMBER).await, "0 0 0 0");
+    }
+}

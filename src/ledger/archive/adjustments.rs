@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Archive, ArchiveError, PATIENCE, decoded, key_bytes, kept};
+use super::{Archive, ArchiveError, PATIENCE, decoded, kept, key_bytes};
 use crate::core::account::{AccountKey, LegKind};
 use crate::core::adjustment::{AdjustMemo, AdjustmentDocument};
 use crate::core::ids::ChargeId;
@@ -83,7 +83,8 @@ impl Archive {
     ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
         self.caught_up(written).await?;
         let before = before.map_or([0xff; 16], |id| id.0);
-        let sql = "SELECT record FROM adjustments WHERE org = ? AND id < ? ORDER BY id DESC LIMIT ?";
+        let sql =
+            "SELECT record FROM adjustments WHERE org = ? AND id < ? ORDER BY id DESC LIMIT ?";
         let query = sqlx::query_scalar(sql).bind(org).bind(&before[..]).bind(limit as i64);
         self.describe_all(query.fetch_all(&self.pool).await?).await
     }
@@ -107,11 +108,7 @@ impl Archive {
     ///
     /// # Errors
     /// As with [`Archive::adjustment`].
-    pub async fn legs(
-        &self,
-        charge: ChargeId,
-        written: u64,
-    ) -> Result<Vec<KeptLeg>, ArchiveError> {
+    pub async fn legs(&self, charge: ChargeId, written: u64) -> Result<Vec<KeptLeg>, ArchiveError> {
         self.caught_up(written).await?;
         let sql = "SELECT hold, resolution FROM charges WHERE id = ?";
         let row: Option<(Vec<u8>, Option<Vec<u8>>)> =
@@ -138,13 +135,10 @@ impl Archive {
     }
 
     async fn describe(&self, record: &[u8]) -> Result<AdjustmentDocument, ArchiveError> {
-        let unreadable = || ArchiveError::Record {
-            position: 0,
-            what: "an archived adjustment".to_owned(),
-        };
+        let unreadable =
+            || ArchiveError::Record { position: 0, what: "an archived adjustment".to_owned() };
         let Ok(Record::Adjust(adjust)) = Record::decode(record) else { return Err(unreadable()) };
-        let memo: AdjustMemo<'_> =
-            postcard::from_bytes(adjust.memo).map_err(|_| unreadable())?;
+        let memo: AdjustMemo<'_> = postcard::from_bytes(adjust.memo).map_err(|_| unreadable())?;
         let name = self.name(&adjust.key).await?;
         Ok(memo.document(&name, adjust.key.kind, adjust.delta, instant(adjust.at)))
     }
