@@ -2,6 +2,7 @@
 //! who may use it; the router, the checks in [`call`] and the OpenAPI document are made of it.
 
 mod api;
+mod ask;
 mod call;
 mod endpoint;
 mod openapi;
