@@ -195,5 +195,9 @@ pub fn read_source(headers: &HeaderMap, bytes: &[u8]) -> Result<Source, Problem>
         Ok(_) => Source::from_json(bytes),
         Err(_) => return Err(Problem::invalid("", "the body is not UTF-8")),
     };
-    source.map_err(|error| Problem::invalid("", error.to_string()))
+    let source = source.map_err(|error| Problem::invalid("", error.to_string()))?;
+    if !source.value().is_object() {
+        return Err(Problem::invalid("", "expected an object"));
+    }
+    Ok(source)
 }

@@ -55,16 +55,17 @@ impl ChargeBook {
         self.archive.adjustment(id, self.engine.written()).await.map_err(unavailable)
     }
 
-    /// Adjustments of an org, newest first: at most `limit`, those before an id where one is given.
+    /// Adjustments of an org with their places, newest first: at most `limit`, those before a
+    /// place where one is given.
     ///
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn adjustments(
         &self,
         org: &str,
-        before: Option<ChargeId>,
+        before: Option<i64>,
         limit: usize,
-    ) -> Result<Vec<AdjustmentDocument>, BooksError> {
+    ) -> Result<Vec<(i64, AdjustmentDocument)>, BooksError> {
         let written = self.engine.written();
         self.archive.adjustments(org, before, limit, written).await.map_err(unavailable)
     }

@@ -37,7 +37,7 @@ fn d11_users_are_listed_in_every_order_part_by_part() {
             ("id", ["adam", "ben", "carl", "dora", "eve"]),
             ("-id", ["eve", "dora", "carl", "ben", "adam"]),
             ("captured", ["adam", "carl", "ben", "eve", "dora"]),
-            ("-captured", ["dora", "eve", "ben", "carl", "adam"]),
+            ("-captured", ["dora", "ben", "eve", "adam", "carl"]),
             ("available", ["dora", "ben", "eve", "adam", "carl"]),
         ] {
             for limit in [1, 2, 4, 5, 1000] {

@@ -59,8 +59,8 @@ fn every_kind_of_thing_is_created_read_replaced_changed_and_removed() {
                 "licences",
                 "id",
                 json!({"id": "lic-9", "plan": "p10"}),
-                json!({"plan": "p10", "user": "bob", "priority": 3}),
-                json!({"user": null, "expires": "2026-12-31"}),
+                json!({"plan": "p10", "priority": 3, "expires": "2026-11-30"}),
+                json!({"expires": "2026-12-31"}),
                 json!({"id": "lic-9", "plan": "p10", "priority": 3, "expires": "2026-12-31"}),
             ),
         ] {
@@ -131,6 +131,8 @@ fn d09_a_licence_that_is_taken_away_stops_paying_from_the_next_request() {
         // D10: what is left in its bucket goes to whoever holds it next.
         let give = json!({ "user": "carol" });
         admin(&world, "PATCH", "licences/lic-bob", give).await.is(200);
+        let held = admin(&world, "DELETE", "licences/lic-bob", Value::Null).await;
+        held.refused(409, "conflict");
         let seat = &world.balance("carol")["seat"];
         assert_eq!((&seat["granted"], &seat["available"]), (&json!("54"), &json!("54")));
     });

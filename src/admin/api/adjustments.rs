@@ -34,13 +34,14 @@ pub async fn list(call: Call) -> Result<Reply, Problem> {
     let org = call.org()?;
     let name = format!("{}/adjustments", org.id);
     let before = call.query("cursor").map(|text| behind(&name, text)).transpose()?;
-    let before = before.and_then(|id| id.parse().ok());
+    let before = before.and_then(|place| place.parse().ok());
     let limit = call.limit();
     let mut found = call.admin.charges.adjustments(org.id.as_str(), before, limit + 1).await?;
     let more = found.len() > limit;
     found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|last| cursor(&name, &last.id));
-    let items: Vec<Value> = found.iter().map(|found| json!(found)).collect();
+    let last = found.last().filter(|_| more);
+    let next = last.map(|(place, _)| cursor(&name, &place.to_string()));
+    let items: Vec<Value> = found.iter().map(|(_, found)| json!(found)).collect();
     Ok(Reply::of(page(&call, Some(&org), items, next)))
 }
 

@@ -70,23 +70,28 @@ impl Archive {
         }
     }
 
-    /// Adjustments of an org, newest first: at most `limit`, those before an id where one is given.
+    /// Adjustments of an org with their places, newest first: at most `limit`, those before a
+    /// place where one is given.
     ///
     /// # Errors
     /// As with [`Archive::adjustment`].
     pub async fn adjustments(
         &self,
         org: &str,
-        before: Option<ChargeId>,
+        before: Option<i64>,
         limit: usize,
         written: u64,
-    ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
+    ) -> Result<Vec<(i64, AdjustmentDocument)>, ArchiveError> {
         self.caught_up(written).await?;
-        let before = before.map_or([0xff; 16], |id| id.0);
-        let sql =
-            "SELECT record FROM adjustments WHERE org = ? AND id < ? ORDER BY id DESC LIMIT ?";
-        let query = sqlx::query_scalar(sql).bind(org).bind(&before[..]).bind(limit as i64);
-        self.describe_all(query.fetch_all(&self.pool).await?).await
+        let sql = "SELECT place, record FROM adjustments WHERE org = ? AND place < ? \
+                   ORDER BY place DESC LIMIT ?";
+        let query = sqlx::query_as(sql).bind(org).bind(before.unwrap_or(i64::MAX));
+        let rows: Vec<(i64, Vec<u8>)> = query.bind(limit as i64).fetch_all(&self.pool).await?;
+        let mut described = Vec::with_capacity(rows.len());
+        for (place, record) in rows {
+            described.push((place, self.describe(&record).await?));
+        }
+        Ok(described)
     }
 
     /// What was given back of a charge, in the order of its legs.
@@ -99,9 +104,14 @@ impl Archive {
         written: u64,
     ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
         self.caught_up(written).await?;
-        let sql = "SELECT record FROM adjustments WHERE charge = ? ORDER BY id";
+        let sql = "SELECT record FROM adjustments WHERE charge = ? ORDER BY place";
         let query = sqlx::query_scalar(sql).bind(&charge.0[..]);
-        self.describe_all(query.fetch_all(&self.pool).await?).await
+        let records: Vec<Vec<u8>> = query.fetch_all(&self.pool).await?;
+        let mut described = Vec::with_capacity(records.len());
+        for record in records {
+            described.push(self.describe(&record).await?);
+        }
+        Ok(described)
     }
 
     /// What a resolved charge took in the end, limits and caps included.
@@ -121,17 +131,6 @@ impl Archive {
             legs.push(KeptLeg { account: leg.key, name, kind: leg.kind, amount: leg.amount });
         }
         Ok(legs)
-    }
-
-    async fn describe_all(
-        &self,
-        records: Vec<Vec<u8>>,
-    ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
-        let mut described = Vec::with_capacity(records.len());
-        for record in records {
-            described.push(self.describe(&record).await?);
-        }
-        Ok(described)
     }
 
     async fn describe(&self, record: &[u8]) -> Result<AdjustmentDocument, ArchiveError> {
