@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::file;
 use super::rows::{
     Details, Key, KeyKind, Licence, Plan, Profile, Rows, Secret, Settings, Table, Term, User, hex,
     zone_name,
@@ -74,6 +75,21 @@ impl Kind {
             Self::Profile => "profile",
             Self::RateCard => "rate_card",
             Self::Key => "key",
+        }
+    }
+
+    /// The keys of its document.
+    pub const fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Org => file::ORG_KEYS,
+            Self::Term => file::TERM_KEYS,
+            Self::Plan => file::PLAN_KEYS,
+            Self::Group => file::GROUP_KEYS,
+            Self::User => file::USER_KEYS,
+            Self::Licence => file::OWN_LICENCE_KEYS,
+            Self::Profile => file::PROFILE_KEYS,
+            Self::RateCard => file::RATE_CARD_KEYS,
+            Self::Key => file::KEY_KEYS,
         }
     }
 

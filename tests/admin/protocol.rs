@@ -203,6 +203,12 @@ fn f71_bodies_are_bounded_and_of_the_type_that_is_read() {
         let answer = raw(world.admin_address(), told.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         send(json(plan)).await.is(201);
+        for (patch, pointer) in [(r#"{"colour":null}"#, "/colour"), (r#"{"id":null}"#, "/id")] {
+            let call = Call::with("PATCH", &format!("{path}/x"), patch);
+            let call = call.header("content-type", "application/merge-patch+json");
+            let problem = send(call).await.refused(422, "invalid");
+            assert_eq!(problem["errors"][0]["pointer"], pointer, "{patch}: {problem}");
+        }
     });
 }
 

@@ -64,6 +64,20 @@ impl Put<'_> {
             (How::Merge, None) => return Err(Refused::NotFound(format!("{kind} {id}"))),
             _ => {}
         }
+        if how == How::Merge {
+            // Merging would drop it silently.
+            let odd = |(key, value): &(&String, &Value)| {
+                let known = kind.keys().contains(&key.as_str()) && *key != kind.id_key();
+                value.is_null() && !known
+            };
+            if let Some((key, _)) = body.as_object().and_then(|patch| patch.iter().find(odd)) {
+                let expected = kind.keys().join(", ");
+                return Err(invalid(
+                    key,
+                    &format!("cannot be removed; expected one of {expected}"),
+                ));
+            }
+        }
         let mut there = there.map(|thing| thing.document);
         let mut body = body.clone();
         if let (Kind::Key, Some(given)) = (kind, body.as_object_mut()) {
