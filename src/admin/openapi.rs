@@ -274,6 +274,8 @@ mod tests {
             ("Group", file::GROUP_KEYS),
             ("User", file::USER_KEYS),
             ("UserLicence", file::LICENCE_KEYS),
+            ("Licence", file::OWN_LICENCE_KEYS),
+            ("Rotation", file::ROTATION_KEYS),
             ("Profile", file::PROFILE_KEYS),
             ("RateCard", file::RATE_CARD_KEYS),
             ("Rate", file::RATE_KEYS),
