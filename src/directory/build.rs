@@ -126,31 +126,28 @@ impl<'a> Builder<'a> {
         let stem = |bucket: &Id| stems::licence(self.id.as_str(), id.as_str(), bucket.as_str());
         let moved = row.moved.as_ref();
         let tenure = moved.and_then(|moved| Some((moved, moved.tenures.last()?)));
-        let (bucket, pays_from, shared) = match tenure {
-            Some((moved, last)) if last.user == *holder => {
-                let org = self.id.as_str();
-                let takes = |tenure: &&Tenure| {
-                    let takes = tenure.bucket == last.bucket && tenure.user != tenure.bucket;
-                    takes && (last.bucket == *holder || tenure.user == *holder)
-                };
-                let taker = |tenure: &Tenure| {
-                    let stem = stems::tally(org, id.as_str(), tenure.user.as_str());
-                    (tenure.user.clone(), stem)
-                };
-                let takers: Box<[_]> = moved.tenures.iter().filter(takes).map(taker).collect();
-                let shared = Shared { until: moved.until, own: stem(holder), takers };
-                let shared = (!shared.takers.is_empty()).then(|| Box::new(shared));
-                (&last.bucket, last.pays_from, shared)
+        let shared = tenure.filter(|(_, last)| last.user == *holder).and_then(|(moved, last)| {
+            let takes = |tenure: &&Tenure| {
+                let takes = tenure.bucket == last.bucket && tenure.user != tenure.bucket;
+                takes && (last.bucket == *holder || tenure.user == *holder)
+            };
+            let taker = |tenure: &Tenure| {
+                let stem = stems::tally(self.id.as_str(), id.as_str(), tenure.user.as_str());
+                (tenure.user.clone(), stem)
+            };
+            let takers: Box<[_]> = moved.tenures.iter().filter(takes).map(taker).collect();
+            if takers.is_empty() {
+                return None;
             }
-            _ => (holder, None, None),
-        };
+            let (until, pays_from) = (moved.until, last.pays_from);
+            let (bucket, stem) = (last.bucket.clone(), stem(&last.bucket));
+            Some(Box::new(Shared { until, bucket, stem, pays_from, takers }))
+        });
         Ok(Licence {
             id: id.clone(),
             plan: plan.clone(),
             credits: value.credits.micro(),
-            stem: stem(bucket),
-            bucket: bucket.clone(),
-            pays_from,
+            stem: stem(holder),
             expires: row.expires.map(|expires| expires.instant(self.schedule)),
             shared,
         })

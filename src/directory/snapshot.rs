@@ -188,15 +188,12 @@ pub struct Licence {
     pub plan: Id,
     /// The plan's credits a month, in millionths.
     pub credits: u64,
-    /// Whose bucket it pays from: the user who held it when the cycle's bucket was opened (D10).
-    pub bucket: Id,
-    /// From when it pays; `None` for always (D10, `next-cycle`).
-    pub pays_from: Option<Timestamp>,
     /// Until when it pays; `None` for always.
     pub expires: Option<Timestamp>,
-    /// Identity of its account.
+    /// Identity of its holder's own bucket.
     pub stem: Stem,
-    /// Where several users pay from one bucket in the cycle in which it changed hands.
+    /// Where several users pay from one bucket in the cycle in which it changed hands. Few
+    /// licences do, so the others carry nothing of it.
     pub shared: Option<Box<Shared>>,
 }
 
@@ -205,26 +202,26 @@ pub struct Licence {
 pub struct Shared {
     /// The end of the cycle; from then on the holder pays from their own bucket.
     pub until: Timestamp,
-    /// Identity of the holder's own bucket.
-    pub own: Stem,
+    /// Whose it is: who held the licence when it was opened.
+    pub bucket: Id,
+    /// Identity of its account.
+    pub stem: Stem,
+    /// From when it pays; `None` for at once.
+    pub pays_from: Option<Timestamp>,
     /// Who takes from a bucket that is not theirs, and the identity of the account that counts
     /// it: the holder, or all others where the bucket is the holder's.
     pub takers: Box<[(Id, Stem)]>,
 }
 
 impl Licence {
-    /// Whose bucket the licence pays from at `now`, and the identity of its account.
-    pub fn bucket_at<'a>(&'a self, holder: &'a Id, now: Timestamp) -> (&'a Id, Stem) {
-        match &self.shared {
-            Some(shared) if shared.until <= now => (holder, shared.own),
-            _ => (&self.bucket, self.stem),
-        }
+    /// The bucket that it shares at `now`.
+    fn shared_at(&self, now: Timestamp) -> Option<&Shared> {
+        self.shared.as_deref().filter(|shared| now < shared.until)
     }
 
-    /// Who takes from a bucket at `now` that is not theirs.
-    fn takers(&self, now: Timestamp) -> &[(Id, Stem)] {
-        let shared = self.shared.as_ref().filter(|shared| now < shared.until);
-        shared.map_or(&[], |shared| &shared.takers)
+    fn pays_at(&self, now: Timestamp) -> bool {
+        let waits = |shared: &Shared| shared.pays_from.is_some_and(|from| now < from);
+        self.expires.is_none_or(|end| now < end) && !self.shared_at(now).is_some_and(waits)
     }
 }
 
@@ -347,18 +344,17 @@ impl Org {
         let cycle = moment.cycle;
         let mut accounts: SmallVec<[Account<'a>; 8]> = SmallVec::new();
         let mut overdraft = None;
-        let mut taking: SmallVec<[(Slot, &Licence); 1]> = SmallVec::new();
+        let mut sharing: SmallVec<[(Slot, &Licence, &Shared); 1]> = SmallVec::new();
         if let Payer::User(user) = payer {
-            let pays = |licence: &&Licence| {
-                licence.pays_from.is_none_or(|from| from <= now)
-                    && licence.expires.is_none_or(|end| now < end)
-            };
+            let pays = |licence: &&Licence| licence.pays_at(now);
             // A seat of more than a hundred licences would not fit the slots beside the pool.
             for licence in user.licences.iter().filter(pays).take(MAX_LICENCES) {
-                let (bucket, stem) = licence.bucket_at(&user.id, now);
-                if !licence.takers(now).is_empty() {
-                    taking.push((accounts.len() as Slot, licence));
+                let mut own = (&user.id, licence.stem);
+                if let Some(shared) = licence.shared_at(now) {
+                    own = (&shared.bucket, shared.stem);
+                    sharing.push((accounts.len() as Slot, licence, shared));
                 }
+                let (bucket, stem) = own;
                 let ids = [licence.id.as_str(), bucket.as_str()];
                 let kind = AccountKind::Licence;
                 accounts.push(self.account(kind, stem, ids, cycle.label, licence.credits));
@@ -376,10 +372,8 @@ impl Org {
             }
         };
         let mut tallies = SmallVec::new();
-        if let Payer::User(user) = payer {
-            for (slot, licence) in taking {
-                self.tally(user, slot, licence, now, &mut accounts, &mut tallies);
-            }
+        for (slot, licence, shared) in sharing {
+            self.tally(slot, licence, shared, &mut accounts, &mut tallies);
         }
         Position { accounts, licences, tallies, overdraft, pool, split: self.split, cycle }
     }
@@ -387,22 +381,22 @@ impl Org {
     /// The accounts that tell who took what from a licence's bucket.
     fn tally<'a>(
         &'a self,
-        user: &User,
         slot: Slot,
         licence: &'a Licence,
-        now: Timestamp,
+        shared: &'a Shared,
         accounts: &mut SmallVec<[Account<'a>; 8]>,
         tallies: &mut SmallVec<[Tally; 1]>,
     ) {
         let period = accounts[usize::from(slot)].key.period;
-        for (taker, stem) in licence.takers(now) {
+        // The holder's own bucket is the one that the licence's stem names.
+        let own = shared.stem != licence.stem;
+        for (taker, stem) in &shared.takers {
             // Slots are few. What does not fit counts as the bucket's owner's.
             if accounts.len() > usize::from(Slot::MAX) {
                 return;
             }
             let ids = [licence.id.as_str(), taker.as_str()];
             let base = Credits::MAX.micro();
-            let own = licence.bucket != user.id;
             tallies.push(Tally { licence: slot, account: accounts.len() as Slot, own });
             accounts.push(self.account(AccountKind::Tally, *stem, ids, period, base));
         }

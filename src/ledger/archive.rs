@@ -286,6 +286,7 @@ impl Batch {
                 self.newest = adjust.at;
                 self.adjustments.extend(adjustments::Row::new(adjust, bytes));
             }
+            Record::Synced(_) => {}
         }
         Ok(())
     }

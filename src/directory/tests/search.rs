@@ -30,6 +30,7 @@ fn all(org: &Org, mut query: UserQuery) -> Vec<String> {
         let (page, next) = page(org, &query);
         assert!(page.len() <= query.limit && (next.is_none() || page.len() == query.limit));
         ids.extend(page);
+        assert!(ids.len() <= org.users.len());
         match next {
             Some(_) => query.cursor = next,
             None => return ids,
