@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use super::reassign::Tenure;
 use super::rows::{self, Details, KeyKind, Licence as LicenceRow, Rows, Table, instant_of};
 use super::snapshot::{
-    self, Decision, Key, KeyHash, Later, Licence, Org, PoolTerm, ProfileCap, User, Users, stems,
+    self, Decision, Key, KeyHash, Licence, Org, PoolTerm, ProfileCap, Shared, User, Users, stems,
 };
 use crate::core::account::Version;
 use crate::core::amount::Operations;
@@ -107,6 +107,11 @@ impl<'a> Builder<'a> {
             licences: licences?,
             // The table's own ids, so that a million members do not hold a million copies.
             groups: row.groups.iter().map(|group| interned(&self.details.groups, group)).collect(),
+            profiles: row
+                .profiles
+                .iter()
+                .map(|profile| interned(&self.details.profiles, profile))
+                .collect(),
             access: self.access(row),
             stem: stems::user(self.id.as_str(), id.as_str()),
         })
@@ -120,24 +125,31 @@ impl<'a> Builder<'a> {
             .ok_or_else(|| Unbuildable(format!("licence {id} is of no plan: {}", row.plan)))?;
         let stem = |bucket: &Id| stems::licence(self.id.as_str(), id.as_str(), bucket.as_str());
         let moved = row.moved.as_ref();
-        let tenure = moved.and_then(|moved| Some((moved.until, moved.tenures.last()?)));
-        let (bucket, pays_from, later) = match tenure {
-            Some((until, Tenure { user, bucket, pays_from })) if user == holder => {
-                let later =
-                    (bucket != holder).then(|| Box::new(Later { from: until, stem: stem(holder) }));
-                (bucket, *pays_from, later)
+        let tenure = moved.and_then(|moved| Some((moved, moved.tenures.last()?)));
+        let shared = tenure.filter(|(_, last)| last.user == *holder).and_then(|(moved, last)| {
+            let takes = |tenure: &&Tenure| {
+                let takes = tenure.bucket == last.bucket && tenure.user != tenure.bucket;
+                takes && (last.bucket == *holder || tenure.user == *holder)
+            };
+            let taker = |tenure: &Tenure| {
+                let stem = stems::tally(self.id.as_str(), id.as_str(), tenure.user.as_str());
+                (tenure.user.clone(), stem)
+            };
+            let takers: Box<[_]> = moved.tenures.iter().filter(takes).map(taker).collect();
+            if takers.is_empty() {
+                return None;
             }
-            _ => (holder, None, None),
-        };
+            let (until, pays_from) = (moved.until, last.pays_from);
+            let (bucket, stem) = (last.bucket.clone(), stem(&last.bucket));
+            Some(Box::new(Shared { until, bucket, stem, pays_from, takers }))
+        });
         Ok(Licence {
             id: id.clone(),
             plan: plan.clone(),
             credits: value.credits.micro(),
-            stem: stem(bucket),
-            bucket: bucket.clone(),
-            pays_from,
+            stem: stem(holder),
             expires: row.expires.map(|expires| expires.instant(self.schedule)),
-            later,
+            shared,
         })
     }
 

@@ -1,6 +1,8 @@
 //! The users of an org, spread so that a change of a few copies little.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::User;
@@ -9,7 +11,33 @@ use crate::core::ids::Id;
 /// How many buckets the users of an org are spread over: a change rebuilds one of them.
 const BUCKETS: usize = 1024;
 
-type Bucket = HashMap<Id, Arc<User>>;
+type Bucket = HashSet<ById>;
+
+/// A user as their id finds them: a key beside it would be the id once more, for a million of
+/// them.
+#[derive(Clone, Debug)]
+struct ById(Arc<User>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        self.0.id.as_str()
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // As a text hashes: that is what users are looked up by.
+        self.0.id.as_str().hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
 
 /// The users of an org, in buckets that snapshots share.
 #[derive(Clone, Debug)]
@@ -25,8 +53,8 @@ impl Users {
         buckets.resize_with(BUCKETS, Bucket::new);
         let mut count = 0;
         for user in users {
-            count += 1;
-            buckets[Self::bucket(user.id.as_str())].insert(user.id.clone(), Arc::new(user));
+            let bucket = &mut buckets[Self::bucket(user.id.as_str())];
+            count += usize::from(bucket.replace(ById(Arc::new(user))).is_none());
         }
         Self { buckets: buckets.into_iter().map(Arc::new).collect(), count }
     }
@@ -34,7 +62,7 @@ impl Users {
     /// Adds a user, or replaces the one with its id.
     pub fn insert(&mut self, user: User) {
         let bucket = Arc::make_mut(&mut self.buckets[Self::bucket(user.id.as_str())]);
-        self.count += usize::from(bucket.insert(user.id.clone(), Arc::new(user)).is_none());
+        self.count += usize::from(bucket.replace(ById(Arc::new(user))).is_none());
     }
 
     /// The same users but for these: `None` removes one.
@@ -45,9 +73,9 @@ impl Users {
             let bucket = Arc::make_mut(&mut next.buckets[Self::bucket(id.as_str())]);
             match change {
                 Some(user) => {
-                    next.count += usize::from(bucket.insert(id, Arc::new(user)).is_none())
+                    next.count += usize::from(bucket.replace(ById(Arc::new(user))).is_none());
                 }
-                None => next.count -= usize::from(bucket.remove(&id).is_some()),
+                None => next.count -= usize::from(bucket.remove(id.as_str())),
             }
         }
         next
@@ -55,7 +83,7 @@ impl Users {
 
     /// A user by id.
     pub fn get(&self, id: &str) -> Option<&Arc<User>> {
-        self.buckets[Self::bucket(id)].get(id)
+        self.buckets[Self::bucket(id)].get(id).map(|ById(user)| user)
     }
 
     /// How many there are.
@@ -70,7 +98,7 @@ impl Users {
 
     /// Every user, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<User>> {
-        self.buckets.iter().flat_map(|bucket| bucket.values())
+        self.buckets.iter().flat_map(|bucket| bucket.iter().map(|ById(user)| user))
     }
 
     fn bucket(id: &str) -> usize {
