@@ -236,6 +236,7 @@ fn policy(c: &mut Criterion) {
     let position = Position {
         accounts,
         licences: 3,
+        tallies: Default::default(),
         overdraft: Some(3),
         pool: PoolAccess::None(vec![]),
         split: Split::Split,

@@ -96,6 +96,7 @@ impl App {
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
+        let for_admin = archive.clone();
         let charges: Arc<dyn Charges> =
             Arc::new(ChargeBook::new(Arc::clone(&engine), archive.clone()));
         let telemetry = Arc::new(telemetry(config));
@@ -139,9 +140,10 @@ impl App {
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
-            charges,
+            charges: ChargeBook::new(Arc::clone(&engine), for_admin),
             clock: options.clock,
             token,
+            adjusting: tokio::sync::Mutex::default(),
         }));
         let ops_router = ops::router(Arc::clone(&health), telemetry);
         let background = vec![

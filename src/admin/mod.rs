@@ -1,21 +1,35 @@
-//! The administrators' face: `/v1/…` on the admin listener.
+//! The administrators' face: `/v1/…` on the admin listener. [`table`] lists every endpoint with
+//! who may use it; the router, the checks in [`call`] and the OpenAPI document are made of it.
 
 mod api;
+mod call;
+mod endpoint;
+mod openapi;
+mod page;
 mod problem;
+mod table;
 mod token;
+mod who;
 
 pub use token::{Token, TokenError};
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware;
-use axum::routing::{get, post};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, Request, State};
+use axum::response::Response;
+use axum::routing::{MethodFilter, on};
+use jiff::Timestamp;
 
 use crate::books::Session;
 use crate::clock::Clock;
+use crate::core::ids::ChargeId;
 use crate::directory::Directory;
-use crate::gateway::Charges;
+use crate::ledger::lookup::ChargeBook;
+use call::{Params, refuse, serve};
+use endpoint::Endpoint;
+use problem::{Code, Problem};
 
 /// What the admin API works on.
 pub struct Admin {
@@ -23,28 +37,72 @@ pub struct Admin {
     pub directory: Arc<Directory>,
     /// A session of its own with the books.
     pub books: Session,
-    /// Charges by id.
-    pub charges: Arc<dyn Charges>,
+    /// Charges and adjustments, open and archived.
+    pub charges: ChargeBook,
     /// What time it is.
     pub clock: Clock,
     /// The operator's token.
     pub token: Token,
+    /// Held while an adjustment is made: whether one was made before is asked and answered
+    /// under it.
+    pub adjusting: tokio::sync::Mutex<()>,
 }
-
-/// The largest document that `apply` takes.
-const MAX_DOCUMENT: usize = 256 << 20;
 
 /// The routes of the admin listener. Nothing is answered without a token.
 pub fn router(admin: Arc<Admin>) -> Router {
-    Router::new()
-        .route("/v1/orgs/{org}/apply", post(api::apply))
-        .route("/v1/orgs/{org}/users", get(api::users))
-        .route("/v1/orgs/{org}/users/{user}/balance", get(api::balance))
-        .route("/v1/orgs/{org}/pool", get(api::pool))
-        .route("/v1/orgs/{org}/charges/{charge}", get(api::charge))
-        .fallback(problem::not_found)
-        .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(axum::extract::DefaultBodyLimit::max(MAX_DOCUMENT))
-        .layer(middleware::from_fn_with_state(Arc::clone(&admin), token::require))
+    let mut router = Router::new();
+    for endpoint in table::endpoints() {
+        let handler = move |State(admin): State<Arc<Admin>>, params: Given, request: Request| {
+            answer(endpoint, admin, params, request)
+        };
+        router = router.route(&endpoint.path, on(filter(endpoint), handler));
+    }
+    router
+        .fallback(|State(admin): State<Arc<Admin>>, request: Request| {
+            refuse(admin, request, Problem::not_found("such path in the admin API"))
+        })
+        .method_not_allowed_fallback(|State(admin): State<Arc<Admin>>, request: Request| {
+            let detail = "`Allow` lists the methods it takes";
+            refuse(admin, request, Problem::new(Code::MethodNotAllowed, detail))
+        })
         .with_state(admin)
+}
+
+fn filter(endpoint: &Endpoint) -> MethodFilter {
+    match endpoint.method {
+        "POST" => MethodFilter::POST,
+        "PUT" => MethodFilter::PUT,
+        "PATCH" => MethodFilter::PATCH,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
+}
+
+/// The parameters of a path, unless they cannot be read.
+type Given = Result<RawPathParams, RawPathParamsRejection>;
+
+async fn answer(
+    endpoint: &'static Endpoint,
+    admin: Arc<Admin>,
+    params: Given,
+    request: Request,
+) -> Response {
+    match params {
+        Ok(params) => {
+            let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            let params: Params = params.iter().map(owned).collect();
+            serve(endpoint, admin, params, request).await
+        }
+        Err(_) => refuse(admin, request, Problem::not_found("such path in the admin API")).await,
+    }
+}
+
+/// A new id: the time, and bits that nobody else draws. Where the system has no randomness only
+/// the time is left, which is good enough to name a request.
+fn new_id(now: Timestamp) -> ChargeId {
+    let mut random = [0; 16];
+    if getrandom::fill(&mut random).is_err() {
+        tracing::error!("no randomness for an id");
+    }
+    ChargeId::v7(u64::try_from(now.as_millisecond()).unwrap_or(0), u128::from_be_bytes(random))
 }

@@ -25,9 +25,16 @@ pub enum AccountKind {
     Overage,
     /// What a user or key may draw from pool and overage in a cycle, in Operations (D17).
     Draw,
+    /// What a user took in a cycle from a licence's account that is another's, in credits: it
+    /// never runs out, and is only there to be told (D10).
+    Tally,
 }
 
 impl AccountKind {
+    /// What an admin can adjust: whatever limits somebody.
+    pub const ADJUSTED: [Self; 5] =
+        [Self::Licence, Self::Overdraft, Self::Pool, Self::Overage, Self::Draw];
+
     /// The word in an account's name.
     pub const fn word(self) -> &'static str {
         match self {
@@ -36,13 +43,14 @@ impl AccountKind {
             Self::Pool => "pool",
             Self::Overage => "overage",
             Self::Draw => "draw",
+            Self::Tally => "tally",
         }
     }
 
     /// `credits` or `operations`.
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::Licence | Self::Overdraft => "credits",
+            Self::Licence | Self::Overdraft | Self::Tally => "credits",
             Self::Pool | Self::Overage | Self::Draw => "operations",
         }
     }

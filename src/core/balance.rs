@@ -103,7 +103,7 @@ pub fn document<'a>(
     let text = |micro: u64| Text::new(micro).as_str().to_owned();
     let mut sum = [0_u64; 4];
     let licence = |slot: Slot| {
-        let balance = balance(slot);
+        let balance = position.own(slot, view);
         let row = [balance.granted(), balance.held, balance.captured, balance.available()];
         for (total, part) in sum.iter_mut().zip(row) {
             *total = total.saturating_add(part);

@@ -2,6 +2,7 @@
 //! takes `now`. No float is near money.
 
 pub mod account;
+pub mod adjustment;
 pub mod amount;
 pub mod balance;
 pub mod charge;

@@ -7,7 +7,7 @@ pub use self::settlement::{Excess, Settlement, merge, plan_excess, settle};
 
 use smallvec::{SmallVec, smallvec};
 
-use super::account::{Account, LegKind, Payer, Post, Slot, Source, View};
+use super::account::{Account, Balance, LegKind, Payer, Post, Slot, Source, View};
 use super::amount::{Credits, Operations, prorate_down, prorate_up};
 use super::cycle::Cycle;
 use super::entitlement::{DrawLimit, Overage};
@@ -59,6 +59,19 @@ pub enum PoolAccess {
     Open(PoolSide),
 }
 
+/// Who took what from a licence's account that several users share in a cycle (D10): an account
+/// of its own counts what one of them took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// The licence.
+    pub licence: Slot,
+    /// The account that counts.
+    pub account: Slot,
+    /// True for what the caller takes from another's account, which is counted from now on;
+    /// false for what somebody else took from the caller's.
+    pub own: bool,
+}
+
 /// Everything that can pay for a caller, at one instant: fixed when a charge is planned (D7).
 #[derive(Clone, Debug)]
 pub struct Position<'a> {
@@ -66,6 +79,8 @@ pub struct Position<'a> {
     pub accounts: SmallVec<[Account<'a>; 8]>,
     /// How many of them, from the first on, are the seat's licences in burn order (D3).
     pub licences: Slot,
+    /// Who shares licences with whom; empty unless one changed hands in this cycle.
+    pub tallies: SmallVec<[Tally; 1]>,
     /// What the user owes; absent for principals.
     pub overdraft: Option<Slot>,
     /// The pool.
@@ -129,6 +144,30 @@ impl Position<'_> {
         })
     }
 
+    /// What of a licence's account is the caller's own (D10): `held` and `captured` are what the
+    /// caller took, and what others took is no longer granted. What remains is the same.
+    pub fn own(&self, licence: Slot, view: &View) -> Balance {
+        let whole = view.get(licence).unwrap_or_else(|| Balance {
+            base: self.accounts[usize::from(licence)].grant.base,
+            ..Balance::default()
+        });
+        let mut tallies = self.tallies.iter().filter(|tally| tally.licence == licence).peekable();
+        let Some(first) = tallies.peek() else { return whole };
+        let own = first.own;
+        let sum = tallies.fold([0_u64; 2], |[held, captured], tally| {
+            let part = view.get(tally.account).unwrap_or_default();
+            [held.saturating_add(part.held), captured.saturating_add(part.captured)]
+        });
+        // Accounts that are read one after the other may disagree for a moment.
+        let [held, captured] = match own {
+            true => [sum[0].min(whole.held), sum[1].min(whole.captured)],
+            false => [whole.held.saturating_sub(sum[0]), whole.captured.saturating_sub(sum[1])],
+        };
+        let others = (whole.held - held).saturating_add(whole.captured - captured);
+        let adjusted = whole.adjusted.saturating_sub_unsigned(others);
+        Balance { base: whole.base, adjusted, held, captured }
+    }
+
     /// The pool's accounts, if the caller may use them for this quote.
     fn open(&self, quote: &Quote) -> Option<&PoolSide> {
         match &self.pool {
@@ -162,7 +201,11 @@ impl Position<'_> {
     }
 
     fn seat_payers(&self) -> impl Iterator<Item = Payer> {
-        (0..self.licences).map(|slot| Payer { slot, kind: LegKind::Licence, cap: None })
+        (0..self.licences).map(|slot| {
+            let counts = |tally: &&Tally| tally.own && tally.licence == slot;
+            let cap = self.tallies.iter().find(counts).map(|tally| tally.account);
+            Payer { slot, kind: LegKind::Licence, cap }
+        })
     }
 
     /// The user must owe nothing.

@@ -52,14 +52,15 @@ pub fn plan(
     let mut next = current.cloned().unwrap_or_else(|| Rows::empty(id.clone()));
     settle_org(&mut next, current.is_none(), document, now);
     let pruned = |section: &str| document.prune.iter().any(|named| named == section);
-    merge(&mut next.details.terms, &document.terms, pruned("term"), Clone::clone);
-    merge(&mut next.details.plans, &document.plans, pruned("plan"), Clone::clone);
-    merge(&mut next.details.groups, &document.groups, pruned("group"), Clone::clone);
-    merge(&mut next.details.profiles, &document.profiles, pruned("profile"), |entry| Profile {
+    let by = |section| (document.made_by, pruned(section));
+    merge(&mut next.details.terms, &document.terms, by("term"), Clone::clone);
+    merge(&mut next.details.plans, &document.plans, by("plan"), Clone::clone);
+    merge(&mut next.details.groups, &document.groups, by("group"), Clone::clone);
+    merge(&mut next.details.profiles, &document.profiles, by("profile"), |entry| Profile {
         groups: sorted(&entry.profile.groups),
         ..entry.profile.clone()
     });
-    merge(&mut next.details.cards, &document.cards, pruned("rate_card"), Clone::clone);
+    merge(&mut next.details.cards, &document.cards, by("rate_card"), Clone::clone);
     settle_users(&mut next, document, pruned("user"), now);
     settle_members(&mut next, document);
     problems.extend(settle_keys(&mut next, document, pruned("key"), surroundings));
@@ -84,7 +85,7 @@ fn settle_org(next: &mut Rows, new: bool, document: &Document, now: Timestamp) {
 fn merge<E, T>(
     table: &mut Table<T>,
     section: &Option<Vec<Entry<E>>>,
-    prune: bool,
+    (made_by, prune): (MadeBy, bool),
     value: impl Fn(&E) -> T,
 ) {
     let Some(entries) = section else { return };
@@ -93,13 +94,13 @@ fn merge<E, T>(
         table.retain(|id, row| row.made_by == MadeBy::Api || named.contains(id));
     }
     for entry in entries {
-        put(table, &entry.id, value(&entry.value));
+        put(table, &entry.id, made_by, value(&entry.value));
     }
 }
 
 /// Puts a value in a table; whoever made its row first stays its maker.
-fn put<T>(table: &mut Table<T>, id: &Id, value: T) {
-    let made_by = table.get(id).map_or(MadeBy::File, |row| row.made_by);
+fn put<T>(table: &mut Table<T>, id: &Id, made_by: MadeBy, value: T) {
+    let made_by = table.get(id).map_or(made_by, |row| row.made_by);
     table.insert(id.clone(), Arc::new(Row { made_by, value }));
 }
 
@@ -113,7 +114,8 @@ fn settle_users(next: &mut Rows, document: &Document, prune: bool, now: Timestam
         .iter()
         .filter_map(|entry| Some((entry.id.clone(), next.users.get(&entry.id)?.profiles.clone())))
         .collect();
-    merge(&mut next.users, &document.users, prune, |entry: &UserEntry| User {
+    let made_by = document.made_by;
+    merge(&mut next.users, &document.users, (made_by, prune), |entry: &UserEntry| User {
         groups: sorted(&entry.user.groups),
         ..entry.user.clone()
     });
@@ -144,7 +146,7 @@ fn settle_users(next: &mut Rows, document: &Document, prune: bool, now: Timestam
     for id in dropped {
         if let Some(row) = next.licences.get(&id) {
             let value = row.value.clone();
-            assign(next, &id, value, None, now);
+            assign(next, &id, value, None, made_by, now);
         }
     }
     for (id, (holder, entry)) in wanted {
@@ -156,11 +158,20 @@ fn settle_users(next: &mut Rows, document: &Document, prune: bool, now: Timestam
             expires: entry.expires,
             moved: before.and_then(|before| before.moved.clone()),
         };
-        assign(next, id, value, Some(holder), now);
+        assign(next, id, value, Some(holder), made_by, now);
     }
 }
 
-fn assign(next: &mut Rows, id: &Id, mut licence: Licence, to: Option<&Id>, now: Timestamp) {
+/// Puts a licence, whose holder is still the one before, into the hands of another, or of nobody
+/// (D10).
+pub fn assign(
+    next: &mut Rows,
+    id: &Id,
+    mut licence: Licence,
+    to: Option<&Id>,
+    made_by: MadeBy,
+    now: Timestamp,
+) {
     if licence.holder.as_ref() != to {
         licence.moved = reassign(
             licence.holder.as_ref(),
@@ -171,7 +182,7 @@ fn assign(next: &mut Rows, id: &Id, mut licence: Licence, to: Option<&Id>, now: 
         );
         licence.holder = to.cloned();
     }
-    put(&mut next.licences, id, licence);
+    put(&mut next.licences, id, made_by, licence);
 }
 
 /// Makes the users whom each profile of the document names exactly its direct members.
@@ -179,7 +190,9 @@ fn settle_members(next: &mut Rows, document: &Document) {
     let Some(entries) = &document.profiles else { return };
     let mut named: BTreeMap<&Id, HashSet<&Id>> = BTreeMap::new();
     for entry in entries {
-        named.insert(&entry.id, entry.value.users.iter().collect());
+        if let Some(users) = &entry.value.users {
+            named.insert(&entry.id, users.iter().collect());
+        }
     }
     let mut wanted: BTreeMap<&Id, Vec<&Id>> = BTreeMap::new();
     for (profile, users) in &named {
@@ -235,7 +248,8 @@ fn settle_keys(
         }
         live.insert(entry.id.clone(), secrets);
     }
-    merge(&mut next.details.keys, &document.keys, prune, |entry: &KeyEntry| Key {
+    let by = (document.made_by, prune);
+    merge(&mut next.details.keys, &document.keys, by, |entry: &KeyEntry| Key {
         kind: entry.kind.clone(),
         pool_limit: entry.pool_limit,
         secrets: Vec::new(),

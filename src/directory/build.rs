@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use super::reassign::Tenure;
 use super::rows::{self, Details, KeyKind, Licence as LicenceRow, Rows, Table, instant_of};
 use super::snapshot::{
-    self, Decision, Key, KeyHash, Later, Licence, Org, PoolTerm, ProfileCap, User, Users, stems,
+    self, Decision, Key, KeyHash, Licence, Org, PoolTerm, ProfileCap, Shared, User, Users, stems,
 };
 use crate::core::account::Version;
 use crate::core::amount::Operations;
@@ -107,6 +107,11 @@ impl<'a> Builder<'a> {
             licences: licences?,
             // The table's own ids, so that a million members do not hold a million copies.
             groups: row.groups.iter().map(|group| interned(&self.details.groups, group)).collect(),
+            profiles: row
+                .profiles
+                .iter()
+                .map(|profile| interned(&self.details.profiles, profile))
+                .collect(),
             access: self.access(row),
             stem: stems::user(self.id.as_str(), id.as_str()),
         })
@@ -120,12 +125,22 @@ impl<'a> Builder<'a> {
             .ok_or_else(|| Unbuildable(format!("licence {id} is of no plan: {}", row.plan)))?;
         let stem = |bucket: &Id| stems::licence(self.id.as_str(), id.as_str(), bucket.as_str());
         let moved = row.moved.as_ref();
-        let tenure = moved.and_then(|moved| Some((moved.until, moved.tenures.last()?)));
-        let (bucket, pays_from, later) = match tenure {
-            Some((until, Tenure { user, bucket, pays_from })) if user == holder => {
-                let later =
-                    (bucket != holder).then(|| Box::new(Later { from: until, stem: stem(holder) }));
-                (bucket, *pays_from, later)
+        let tenure = moved.and_then(|moved| Some((moved, moved.tenures.last()?)));
+        let (bucket, pays_from, shared) = match tenure {
+            Some((moved, last)) if last.user == *holder => {
+                let org = self.id.as_str();
+                let takes = |tenure: &&Tenure| {
+                    let takes = tenure.bucket == last.bucket && tenure.user != tenure.bucket;
+                    takes && (last.bucket == *holder || tenure.user == *holder)
+                };
+                let taker = |tenure: &Tenure| {
+                    let stem = stems::tally(org, id.as_str(), tenure.user.as_str());
+                    (tenure.user.clone(), stem)
+                };
+                let takers: Box<[_]> = moved.tenures.iter().filter(takes).map(taker).collect();
+                let shared = Shared { until: moved.until, own: stem(holder), takers };
+                let shared = (!shared.takers.is_empty()).then(|| Box::new(shared));
+                (&last.bucket, last.pays_from, shared)
             }
             _ => (holder, None, None),
         };
@@ -137,7 +152,7 @@ impl<'a> Builder<'a> {
             bucket: bucket.clone(),
             pays_from,
             expires: row.expires.map(|expires| expires.instant(self.schedule)),
-            later,
+            shared,
         })
     }
 

@@ -15,10 +15,11 @@ use sha2::{Digest, Sha256};
 
 pub use document::{
     ACTS_FOR_KEYS, APPLY_KEYS, Document, Entry, GROUP_KEYS, KEY_KEYS, KeyEntry, LICENCE_KEYS,
-    LicenceEntry, ORG_KEYS, OrgEntry, PLAN_KEYS, PROFILE_KEYS, ProfileEntry, RATE_CARD_KEYS,
-    RATE_KEYS, SECTIONS, TERM_KEYS, USER_KEYS, UserEntry,
+    LicenceEntry, ORG_KEYS, OWN_LICENCE_KEYS, OrgEntry, PLAN_KEYS, PROFILE_KEYS, ProfileEntry,
+    RATE_CARD_KEYS, RATE_KEYS, ROTATION_KEYS, SECTIONS, TERM_KEYS, USER_KEYS, UserEntry, licence,
+    read_one, rotation,
 };
-pub use reader::{Problem, Problems, note};
+pub use reader::{Object, Problem, Problems, note};
 
 use super::snapshot::KeyHash;
 
@@ -63,6 +64,21 @@ impl Source {
     /// The document as JSON, secrets included: what `tollgate apply` sends.
     pub fn to_json(&self) -> Vec<u8> {
         self.0.to_string().into_bytes()
+    }
+
+    /// A document that was put together.
+    pub fn from_value(value: Value) -> Self {
+        Self(value)
+    }
+
+    /// What it holds, secrets included.
+    pub fn value(&self) -> &Value {
+        &self.0
+    }
+
+    /// The text of a key.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.as_str()
     }
 
     /// The id in its `[org]` section.

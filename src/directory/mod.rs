@@ -1,17 +1,23 @@
 //! Who may do what: orgs, users, licences, profiles, rate cards and keys.
 //!
-//! The database is the truth, the [`snapshot`] is what requests read. [`Directory::apply`] makes
+//! The database is the truth, the [`snapshot`] is what requests read. [`Directory::write`] makes
 //! one change at a time: database first, then the snapshot, so that the next request after it
 //! returns sees the change.
 
+pub mod administration;
 pub mod apply;
 pub mod build;
+pub mod change;
 pub mod difference;
+pub mod edit;
 pub mod file;
 pub mod reassign;
 pub mod rows;
+pub mod search;
 pub mod snapshot;
 pub mod store;
+pub mod things;
+pub mod token;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,13 +29,18 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::Mutex;
 
 use self::build::{Builder, Unbuildable};
-use self::difference::Change;
-use self::file::{Document, Problem};
+use self::change::{Answer, Write, Written};
+use self::edit::Edit;
+use self::file::Document;
 use self::rows::{Rows, Table};
 use self::snapshot::{KeyHash, Live, Org, Snapshot, Users};
-use self::store::{Audit, Scope, StoreError};
+use self::store::StoreError;
+use self::store::once::Kept;
+use self::token::Tokens;
 use crate::core::account::Version;
 use crate::core::ids::Id;
+
+pub use self::change::{Applied, ApplyError};
 
 /// Every org, in the database and in memory.
 pub struct Directory {
@@ -38,36 +49,8 @@ pub struct Directory {
     /// Held for the whole of a change: there is one writer, and the snapshot is swapped by
     /// whoever holds it.
     database: Mutex<SqliteConnection>,
-}
-
-/// What a document changed, or would change.
-#[derive(Debug)]
-pub struct Applied {
-    /// Each thing that came, went or became different; none when the org already was what the
-    /// document says.
-    pub changes: Vec<Change>,
-    /// Secrets that were made for keys that named none, by key. They are shown once; only their
-    /// hashes are kept. None on a dry run.
-    pub secrets: Vec<(Id, SecretString)>,
-    /// The org's version now.
-    pub version: Version,
-}
-
-/// Why nothing was applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The document is wrong, or names what is not there.
-    #[error("{}", list(.0))]
-    Invalid(Vec<Problem>),
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The database holds what cannot be.
-    #[error("the directory's database is damaged: {0}")]
-    Damaged(#[from] Unbuildable),
-    /// No random bytes for a secret.
-    #[error("no randomness for a secret: {0}")]
-    Random(String),
+    /// For lists that only the database has, so that they wait for no change.
+    reader: Mutex<SqliteConnection>,
 }
 
 impl Directory {
@@ -80,7 +63,8 @@ impl Directory {
     pub async fn open(data_dir: &Path, least_epoch: u32) -> Result<Self, ApplyError> {
         let mut database = store::open(data_dir).await?;
         let epoch = store::raise_epoch(&mut database, least_epoch).await?;
-        let mut snapshot = Snapshot::default();
+        let tokens = Tokens::new(store::tokens::load(&mut database).await?);
+        let mut snapshot = Snapshot { tokens, ..Snapshot::default() };
         for id in store::org_ids(&mut database).await? {
             let Some((rows, number)) = store::load_details(&mut database, &id).await? else {
                 continue;
@@ -91,7 +75,9 @@ impl Directory {
             let org = build::org(&rows, users, Version { epoch, number })?;
             snapshot.orgs.insert(id.clone(), Arc::new(org));
         }
-        Ok(Self { live: Arc::new(Live::new(snapshot)), epoch, database: Mutex::new(database) })
+        let reader = Mutex::new(store::open_to_read(data_dir).await?);
+        let live = Arc::new(Live::new(snapshot));
+        Ok(Self { live, epoch, database: Mutex::new(database), reader })
     }
 
     /// The snapshot in force, for the hot path.
@@ -99,14 +85,10 @@ impl Directory {
         Arc::clone(&self.live)
     }
 
-    /// Makes an org be what a document says, whole or not at all. When this returns, the next
-    /// request sees it.
-    ///
-    /// Run it in a task that nobody drops: dropped between the commit and its acknowledgement,
-    /// the change would be in the database but not in force until the next one.
+    /// Makes an org be what a document says, whole or not at all.
     ///
     /// # Errors
-    /// [`ApplyError::Invalid`] lists every problem of the document.
+    /// As [`Self::write`].
     pub async fn apply(
         &self,
         org: &Id,
@@ -115,28 +97,69 @@ impl Directory {
         who: &str,
         now: Timestamp,
     ) -> Result<Applied, ApplyError> {
+        let write = Write { dry_run, ..Write::new(who, now) };
+        match self.write(org, Edit::Document(document.clone()), write).await? {
+            Written::Now(applied) => Ok(applied),
+            // There is no key by which it could be known.
+            Written::Before(_) => Err(ApplyError::AnswerGone),
+        }
+    }
+
+    /// Makes one change of an org, whole or not at all: row, audit and the answer to a repeated
+    /// request are one transaction. When this returns, the next request sees the change.
+    ///
+    /// Run it in a task that nobody drops: dropped between the commit and its acknowledgement,
+    /// the change would be in the database but not in force until the next one.
+    ///
+    /// # Errors
+    /// [`ApplyError::Invalid`] lists every problem of the body.
+    pub async fn write(&self, org: &Id, edit: Edit, write: Write) -> Result<Written, ApplyError> {
         let mut database = self.database.lock().await;
         let mut transaction = database.begin().await.map_err(StoreError::from)?;
-        let loaded = store::load_rows(&mut transaction, org, &scope(document)).await?;
-        let (current, version) = match loaded {
-            Some((rows, version)) => (Some(rows), version),
-            None => (None, 0),
-        };
-        let mut secrets = Vec::new();
-        let next = self.plan(org, current.as_ref(), document, &mut secrets, now)?;
-        let changes = difference::compare(current.as_ref(), &next);
-        let at = |number| Version { epoch: self.epoch, number };
-        if dry_run || changes.is_empty() {
-            return Ok(Applied { changes, secrets: Vec::new(), version: at(version) });
+        if let Some(answer) = before(&mut transaction, &write).await? {
+            return Ok(Written::Before(answer));
         }
-        let audit = Audit { who, at: now, changes: &changes };
-        let version =
-            at(store::write(&mut transaction, current.as_ref(), &next, version, &audit).await?);
-        let snapshot =
-            self.next_snapshot(&mut transaction, current.as_ref(), &next, version).await?;
+        let loaded = store::load_details(&mut transaction, org).await?;
+        let (mut current, number) = loaded.map_or((None, 0), |(rows, number)| (Some(rows), number));
+        if let Some(rows) = &mut current {
+            let scope = edit::scope(&edit, rows);
+            store::load_people(&mut transaction, rows, &scope).await?;
+        }
+        let current = current.as_ref();
+        let at = |number| Version { epoch: self.epoch, number };
+        let target = edit.target(org);
+        let thing =
+            |rows: &Rows| target.as_ref().and_then(|(kind, id)| things::of_rows(rows, *kind, id));
+        let tag = || match edit {
+            Edit::Document(_) => current.map(|_| things::org_tag(at(number))),
+            _ => current.and_then(thing).map(|thing| thing.etag),
+        };
+        if !write.condition.holds(tag) {
+            return Err(ApplyError::Stale);
+        }
+        let (next, secrets) = self.plan(org, current, &edit, write.now)?;
+        let changes = difference::compare(current, &next);
+        let version = at(number);
+        let mut applied = Applied { thing: thing(&next), changes, secrets: Vec::new(), version };
+        if write.dry_run {
+            return Ok(Written::Now(applied));
+        }
+        let mut snapshot = None;
+        if !applied.changes.is_empty() {
+            let (changes, who) = (&applied.changes, &write.who);
+            let number =
+                store::write(&mut transaction, current, &next, number, changes, who, write.now);
+            applied.version = at(number.await?);
+            let built = self.next_snapshot(&mut transaction, current, &next, applied.version);
+            snapshot = Some(built.await?);
+        }
+        answered(&mut transaction, &write, &applied).await?;
         transaction.commit().await.map_err(StoreError::from)?;
-        self.live.swap(snapshot);
-        Ok(Applied { changes, secrets, version })
+        if let Some(snapshot) = snapshot {
+            self.live.swap(snapshot);
+        }
+        applied.secrets = secrets;
+        Ok(Written::Now(applied))
     }
 
     /// Closes the database.
@@ -144,6 +167,7 @@ impl Directory {
     /// # Errors
     /// When the database fails.
     pub async fn close(self) -> Result<(), StoreError> {
+        store::close(self.reader.into_inner()).await?;
         store::close(self.database.into_inner()).await
     }
 
@@ -151,15 +175,15 @@ impl Directory {
         &self,
         org: &Id,
         current: Option<&Rows>,
-        document: &Document,
-        secrets: &mut Vec<(Id, SecretString)>,
+        edit: &Edit,
         now: Timestamp,
-    ) -> Result<Rows, ApplyError> {
+    ) -> Result<(Rows, Vec<(Id, SecretString)>), ApplyError> {
         let live = self.live.load();
+        let mut secrets = Vec::new();
         let mut failed = None;
         let mut surroundings = apply::Surroundings {
             owner: &|hash| live.keys.get(hash).map(|key| (key.org.clone(), key.id.clone())),
-            make_secret: &mut |key| match make_secret() {
+            make_secret: &mut |key| match make_secret("tg_") {
                 Ok((secret, hash)) => {
                     secrets.push((key.clone(), secret));
                     hash
@@ -170,10 +194,10 @@ impl Directory {
                 }
             },
         };
-        let planned = apply::plan(org, current, document, &mut surroundings, now);
+        let planned = edit::plan(edit, org, current, &mut surroundings, now);
         match failed {
             Some(error) => Err(error),
-            None => planned.map_err(ApplyError::Invalid),
+            None => Ok((planned?, secrets)),
         }
     }
 
@@ -257,45 +281,41 @@ async fn all_users(
     Ok(users)
 }
 
-/// What of the org a document can touch or names.
-fn scope(document: &Document) -> Scope {
-    let mut users = BTreeSet::new();
-    let mut licences = BTreeSet::new();
-    let mut profiles = BTreeSet::new();
-    for entry in document.users.iter().flatten() {
-        users.insert(entry.id.clone());
-        licences.extend(entry.value.licences.iter().map(|licence| licence.id.clone()));
+/// The answer that a repeated request had, if this is one.
+async fn before(
+    database: &mut SqliteConnection,
+    write: &Write,
+) -> Result<Option<Answer>, ApplyError> {
+    let Some(once) = write.once.as_ref().filter(|_| !write.dry_run) else { return Ok(None) };
+    match store::once::find(database, &once.key, write.now).await? {
+        None => Ok(None),
+        Some(Kept::Answered(answer)) => Ok(Some(answer)),
+        Some(Kept::TooLarge) => Err(ApplyError::AnswerGone),
+        // What is begun without an answer is no change of the directory.
+        Some(Kept::Other | Kept::Begun(_)) => Err(ApplyError::KeyReused),
     }
-    for entry in document.profiles.iter().flatten() {
-        profiles.insert(entry.id.clone());
-        users.extend(entry.value.users.iter().cloned());
-    }
-    for entry in document.keys.iter().flatten() {
-        match &entry.value.kind {
-            rows::KeyKind::User(user) => drop(users.insert(user.clone())),
-            rows::KeyKind::Service(snapshot::ActsFor::Some { users: named, .. }) => {
-                users.extend(named.iter().cloned());
-            }
-            rows::KeyKind::Service(snapshot::ActsFor::Everyone) | rows::KeyKind::Principal(_) => {}
-        }
-    }
-    // Pruning can break a reference from anywhere.
-    if !document.prune.is_empty() {
-        return Scope::All;
-    }
-    Scope::Some { users, licences, profiles }
 }
 
-fn make_secret() -> Result<(SecretString, KeyHash), ApplyError> {
+/// Keeps the answer to a request that may be repeated.
+async fn answered(
+    database: &mut SqliteConnection,
+    write: &Write,
+    applied: &Applied,
+) -> Result<(), ApplyError> {
+    if let Some(once) = &write.once {
+        let answer = (once.answer)(applied);
+        store::once::keep(database, &once.key, "", Some(&answer), write.now).await?;
+    }
+    Ok(())
+}
+
+/// A secret and its hash. The prefix tells people what it is for.
+fn make_secret(prefix: &str) -> Result<(SecretString, KeyHash), ApplyError> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).map_err(|error| ApplyError::Random(error.to_string()))?;
-    let secret = format!("tg_{}", rows::hex(&random));
+    let secret = format!("{prefix}{}", rows::hex(&random));
     let hash = file::hash_secret(&secret);
     Ok((secret.into(), hash))
-}
-
-fn list(problems: &[Problem]) -> String {
-    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

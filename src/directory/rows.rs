@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, de};
 
 use super::reassign::{Moved, OnReassign};
 use super::snapshot::{ActsFor, KeyHash, Mode};
+use super::things::secret_id;
 use crate::core::amount::{Credits, Operations, Ratio};
 use crate::core::cycle::{Anchor, Schedule, start_of};
 use crate::core::entitlement::{BASES, OFFERS, Overage};
@@ -454,9 +455,11 @@ impl Show for RateCardFile {
 impl Show for Key {
     const WORD: &'static str = "key";
     fn fields(&self) -> Fields {
-        // A few digits of a hash tell two secrets apart and give neither away.
-        let secrets: Vec<String> =
-            self.secrets.iter().map(|secret| hex(&secret.hash[..4])).collect();
+        let shown = |secret: &Secret| match secret.expires {
+            Some(expires) => format!("{} until {expires}", secret_id(secret)),
+            None => secret_id(secret),
+        };
+        let secrets: Vec<String> = self.secrets.iter().map(shown).collect();
         vec![
             ("kind", text(word(&self.kind))),
             ("pool_limit", option(&self.pool_limit)),

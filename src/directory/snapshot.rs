@@ -4,6 +4,7 @@
 //! did not touch, and swaps it in, so a request sees one state of the directory from beginning
 //! to end and the next request sees the change.
 
+pub mod stems;
 mod users;
 
 use std::collections::HashMap;
@@ -14,17 +15,18 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::rows::Details;
+use super::token::Tokens;
 use crate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem, Version, View,
 };
-use crate::core::amount::Operations;
+use crate::core::amount::{Credits, Operations};
 use crate::core::balance::{self, BalanceDocument};
 use crate::core::cycle::{Cycle, Label, Schedule, Term};
 use crate::core::entitlement::{Access, Overage};
 use crate::core::ids::Id;
 use crate::core::price::RateCard;
 use crate::core::refusal::Missing;
-use crate::core::waterfall::{PoolAccess, PoolSide, Position, Split};
+use crate::core::waterfall::{PoolAccess, PoolSide, Position, Split, Tally};
 
 pub use users::Users;
 
@@ -62,6 +64,8 @@ pub struct Snapshot {
     pub orgs: HashMap<Id, Arc<Org>>,
     /// Live keys by the hash of their secret; a key in rotation has two.
     pub keys: HashMap<KeyHash, Arc<Key>>,
+    /// Administrators' tokens.
+    pub tokens: Tokens,
 }
 
 /// How an org is run.
@@ -154,6 +158,8 @@ pub struct User {
     pub licences: Box<[Licence]>,
     /// Groups, by id.
     pub groups: Box<[Id]>,
+    /// Profiles that name the user directly, by id.
+    pub profiles: Box<[Id]>,
     /// Pool access, or what is missing for it (D12, D14).
     pub access: Decision,
     /// Identity of the overdraft and draw accounts.
@@ -190,26 +196,35 @@ pub struct Licence {
     pub expires: Option<Timestamp>,
     /// Identity of its account.
     pub stem: Stem,
-    /// Where `bucket` is somebody else: when the holder's own bucket takes over.
-    pub later: Option<Box<Later>>,
+    /// Where several users pay from one bucket in the cycle in which it changed hands.
+    pub shared: Option<Box<Shared>>,
 }
 
-/// From when a licence that changed hands pays from its holder's own bucket (D10).
+/// A bucket that several users pay from (D10).
 #[derive(Debug)]
-pub struct Later {
-    /// The end of the cycle in which it changed hands.
-    pub from: Timestamp,
-    /// Identity of the account then.
-    pub stem: Stem,
+pub struct Shared {
+    /// The end of the cycle; from then on the holder pays from their own bucket.
+    pub until: Timestamp,
+    /// Identity of the holder's own bucket.
+    pub own: Stem,
+    /// Who takes from a bucket that is not theirs, and the identity of the account that counts
+    /// it: the holder, or all others where the bucket is the holder's.
+    pub takers: Box<[(Id, Stem)]>,
 }
 
 impl Licence {
     /// Whose bucket the licence pays from at `now`, and the identity of its account.
     pub fn bucket_at<'a>(&'a self, holder: &'a Id, now: Timestamp) -> (&'a Id, Stem) {
-        match &self.later {
-            Some(later) if later.from <= now => (holder, later.stem),
+        match &self.shared {
+            Some(shared) if shared.until <= now => (holder, shared.own),
             _ => (&self.bucket, self.stem),
         }
+    }
+
+    /// Who takes from a bucket at `now` that is not theirs.
+    fn takers(&self, now: Timestamp) -> &[(Id, Stem)] {
+        let shared = self.shared.as_ref().filter(|shared| now < shared.until);
+        shared.map_or(&[], |shared| &shared.takers)
     }
 }
 
@@ -280,6 +295,14 @@ impl<'a> Payer<'a> {
 }
 
 impl Org {
+    /// Whether a user is a member of a profile, directly or through a group.
+    pub fn is_member(&self, user: &User, profile: &Id) -> bool {
+        let through =
+            |row: &super::rows::Profile| row.groups.iter().any(|group| user.groups.contains(group));
+        user.profiles.contains(profile)
+            || self.details.profiles.get(profile).is_some_and(|row| through(row))
+    }
+
     /// The cycle and term of `now`, from the cache unless one of them has ended.
     pub fn moment(&self, now: Timestamp) -> Arc<Moment> {
         if let Some(moment) = &*self.now.load()
@@ -324,6 +347,7 @@ impl Org {
         let cycle = moment.cycle;
         let mut accounts: SmallVec<[Account<'a>; 8]> = SmallVec::new();
         let mut overdraft = None;
+        let mut taking: SmallVec<[(Slot, &Licence); 1]> = SmallVec::new();
         if let Payer::User(user) = payer {
             let pays = |licence: &&Licence| {
                 licence.pays_from.is_none_or(|from| from <= now)
@@ -332,6 +356,9 @@ impl Org {
             // A seat of more than a hundred licences would not fit the slots beside the pool.
             for licence in user.licences.iter().filter(pays).take(MAX_LICENCES) {
                 let (bucket, stem) = licence.bucket_at(&user.id, now);
+                if !licence.takers(now).is_empty() {
+                    taking.push((accounts.len() as Slot, licence));
+                }
                 let ids = [licence.id.as_str(), bucket.as_str()];
                 let kind = AccountKind::Licence;
                 accounts.push(self.account(kind, stem, ids, cycle.label, licence.credits));
@@ -348,7 +375,37 @@ impl Org {
                 PoolAccess::Open(self.pool_side(payer, access, term, cycle.label, &mut accounts))
             }
         };
-        Position { accounts, licences, overdraft, pool, split: self.split, cycle }
+        let mut tallies = SmallVec::new();
+        if let Payer::User(user) = payer {
+            for (slot, licence) in taking {
+                self.tally(user, slot, licence, now, &mut accounts, &mut tallies);
+            }
+        }
+        Position { accounts, licences, tallies, overdraft, pool, split: self.split, cycle }
+    }
+
+    /// The accounts that tell who took what from a licence's bucket.
+    fn tally<'a>(
+        &'a self,
+        user: &User,
+        slot: Slot,
+        licence: &'a Licence,
+        now: Timestamp,
+        accounts: &mut SmallVec<[Account<'a>; 8]>,
+        tallies: &mut SmallVec<[Tally; 1]>,
+    ) {
+        let period = accounts[usize::from(slot)].key.period;
+        for (taker, stem) in licence.takers(now) {
+            // Slots are few. What does not fit counts as the bucket's owner's.
+            if accounts.len() > usize::from(Slot::MAX) {
+                return;
+            }
+            let ids = [licence.id.as_str(), taker.as_str()];
+            let base = Credits::MAX.micro();
+            let own = licence.bucket != user.id;
+            tallies.push(Tally { licence: slot, account: accounts.len() as Slot, own });
+            accounts.push(self.account(AccountKind::Tally, *stem, ids, period, base));
+        }
     }
 
     /// The org's pool and overage of the moment's term, if there is a term.
@@ -425,38 +482,3 @@ impl Org {
 
 /// The most licences of one seat that are asked to pay.
 pub const MAX_LICENCES: usize = 100;
-
-/// Identities of accounts, by the ids in their names. The words keep kinds of owners apart.
-pub mod stems {
-    use super::Stem;
-
-    /// A licence's account: its org, id and bucket.
-    pub fn licence(org: &str, licence: &str, bucket: &str) -> Stem {
-        Stem::new(&[org, "licence", licence, bucket])
-    }
-
-    /// A user's overdraft and draws.
-    pub fn user(org: &str, user: &str) -> Stem {
-        Stem::new(&[org, "user", user])
-    }
-
-    /// A principal's draws.
-    pub fn key(org: &str, key: &str) -> Stem {
-        Stem::new(&[org, "key", key])
-    }
-
-    /// A term's pool.
-    pub fn pool(org: &str, term: &str) -> Stem {
-        Stem::new(&[org, "pool", term])
-    }
-
-    /// A term's overage.
-    pub fn overage(org: &str, term: &str) -> Stem {
-        Stem::new(&[org, "overage", term])
-    }
-
-    /// A profile's overage cap in a term.
-    pub fn profile_overage(org: &str, term: &str, profile: &str) -> Stem {
-        Stem::new(&[org, "overage", term, profile])
-    }
-}

@@ -3,7 +3,10 @@
 //! The SQL keeps to what SQLite and PostgreSQL share. Only checked states are written, so what
 //! cannot be read back is damage and an error.
 
+pub mod audit;
 mod load;
+pub mod once;
+pub mod tokens;
 mod write;
 
 use std::path::Path;
@@ -11,8 +14,11 @@ use std::path::Path;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 
-pub use load::{Scope, load_details, load_rows, users_page};
-pub use write::{Audit, write};
+pub use load::{LicenceQuery, Scope, licences, load_details, load_people, users_page};
+pub use write::write;
+
+/// Rows of one statement: a statement costs more than a row, and holds at most 32,766 values.
+const BATCH: usize = 500;
 
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,18 @@ pub async fn open(data_dir: &Path) -> Result<SqliteConnection, StoreError> {
     let mut connection = options.connect().await?;
     sqlx::migrate!("src/directory/migrations").run(&mut connection).await?;
     Ok(connection)
+}
+
+/// Opens the database of a data dir a second time, to read from it.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub async fn open_to_read(data_dir: &Path) -> Result<SqliteConnection, StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(data_dir.join("directory.db"))
+        .read_only(true)
+        .disable_statement_logging();
+    Ok(options.connect().await?)
 }
 
 /// Raises the epoch to `least` where it is lower, and says what it is.

@@ -1,11 +1,16 @@
 //! The directory as its callers see it: documents in, snapshots out.
 
+mod administration;
 mod changes;
+mod edits;
+mod moves;
 mod rules;
+mod search;
 
 use jiff::Timestamp;
 use tempfile::TempDir;
 
+use super::difference::Change;
 use super::file::Source;
 use super::snapshot::{Org, Payer};
 use super::*;

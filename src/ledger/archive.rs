@@ -2,6 +2,10 @@
 //! a charge can be looked up long after it was settled. It follows the journal's records and
 //! commits its position with them, so a crash repeats nothing and loses nothing.
 
+mod adjustments;
+
+pub use adjustments::KeptLeg;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +54,9 @@ pub enum ArchiveError {
         /// What is wrong with it.
         what: String,
     },
+    /// It did not catch up with the journal in time.
+    #[error("the archive is behind the journal")]
+    Behind,
 }
 
 /// The archive of a data dir. Cheap to clone.
@@ -189,17 +196,9 @@ impl Archive {
                 .fetch_optional(&self.pool)
                 .await?;
         let Some((hold, resolution)) = row else { return Ok(None) };
-        let unreadable = |what: &str| ArchiveError::Record { position: 0, what: what.to_owned() };
-        let Ok(Record::Hold(hold)) = Record::decode(&hold) else {
-            return Err(unreadable("an archived hold"));
-        };
-        let resolution = match resolution.as_deref().map(Record::decode) {
-            None => None,
-            Some(Ok(Record::Resolve(resolve))) => Some(resolve),
-            Some(_) => return Err(unreadable("an archived resolution")),
-        };
+        let (hold, resolution) = decoded(&hold, resolution.as_deref())?;
         let names = self.names(&hold, resolution.as_ref()).await?;
-        Ok(Some(document(&hold, resolution, &names).map_err(|what| unreadable(&what))?))
+        Ok(Some(document(&hold, resolution, &names).map_err(unreadable)?))
     }
 
     async fn names(
@@ -210,12 +209,7 @@ impl Archive {
         let mut names = HashMap::new();
         let extra = resolution.map(|resolve| resolve.extra.as_slice()).unwrap_or_default();
         for leg in hold.legs.iter().chain(extra) {
-            let name: Option<String> =
-                sqlx::query_scalar("SELECT name FROM accounts WHERE key = ?")
-                    .bind(key_bytes(&leg.key))
-                    .fetch_optional(&self.pool)
-                    .await?;
-            names.insert(leg.key, name.unwrap_or_default());
+            names.insert(leg.key, self.name(&leg.key).await?);
         }
         Ok(names)
     }
@@ -242,6 +236,7 @@ struct Batch {
     charges: HashMap<[u8; 16], Row>,
     /// Resolutions of charges whose rows are there already.
     resolutions: Vec<([u8; 16], Vec<u8>)>,
+    adjustments: Vec<adjustments::Row>,
     accounts: HashMap<AccountKey, String>,
     newest: i64,
     records: usize,
@@ -287,7 +282,10 @@ impl Batch {
                     None => self.resolutions.push((resolve.charge, bytes.to_vec())),
                 }
             }
-            Record::Adjust(adjust) => self.newest = adjust.at,
+            Record::Adjust(adjust) => {
+                self.newest = adjust.at;
+                self.adjustments.extend(adjustments::Row::new(adjust, bytes));
+            }
             Record::Synced(_) => {}
         }
         Ok(())
@@ -328,6 +326,9 @@ impl Batch {
                 .execute(&mut *transaction)
                 .await?;
         }
+        for row in &self.adjustments {
+            row.write(&mut transaction).await?;
+        }
         sqlx::query("UPDATE progress SET position = ? WHERE id = 1")
             .bind(position as i64)
             .execute(&mut *transaction)
@@ -341,6 +342,42 @@ fn key_bytes(key: &AccountKey) -> Vec<u8> {
     postcard::to_stdvec(key).unwrap_or_default()
 }
 
+fn unreadable(what: impl Into<String>) -> ArchiveError {
+    ArchiveError::Record { position: 0, what: what.into() }
+}
+
+/// The records of a charge from their bytes.
+fn decoded<'a>(
+    hold: &'a [u8],
+    resolution: Option<&'a [u8]>,
+) -> Result<(Hold<'a>, Option<Resolve<'a>>), ArchiveError> {
+    let Ok(Record::Hold(hold)) = Record::decode(hold) else {
+        return Err(unreadable("an archived hold"));
+    };
+    match resolution.map(Record::decode) {
+        None => Ok((hold, None)),
+        Some(Ok(Record::Resolve(resolve))) => Ok((hold, Some(resolve))),
+        Some(_) => Err(unreadable("an archived resolution")),
+    }
+}
+
+/// What a charge took in the end, or holds.
+fn kept(hold: &Hold<'_>, resolution: Option<&Resolve<'_>>) -> Vec<Leg> {
+    let mut legs: Vec<Leg> = hold.legs.to_vec();
+    let Some(resolve) = resolution else { return legs };
+    for (index, leg) in legs.iter_mut().enumerate() {
+        leg.amount = resolve.keep.get(index).copied().unwrap_or(0);
+    }
+    for extra in &resolve.extra {
+        let same = |leg: &&mut Leg| leg.key == extra.key && leg.kind == extra.kind;
+        match legs.iter_mut().find(same) {
+            Some(leg) => leg.amount += extra.amount,
+            None => legs.push(*extra),
+        }
+    }
+    legs
+}
+
 /// The document of a charge from its records.
 fn document(
     hold: &Hold<'_>,
@@ -348,19 +385,7 @@ fn document(
     names: &HashMap<AccountKey, String>,
 ) -> Result<ChargeDocument, String> {
     let memo = postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
-    let mut legs: Vec<Leg> = hold.legs.to_vec();
-    if let Some(resolve) = &resolution {
-        for (index, leg) in legs.iter_mut().enumerate() {
-            leg.amount = resolve.keep.get(index).copied().unwrap_or(0);
-        }
-        for extra in &resolve.extra {
-            let same = |leg: &&mut Leg| leg.key == extra.key && leg.kind == extra.kind;
-            match legs.iter_mut().find(same) {
-                Some(leg) => leg.amount += extra.amount,
-                None => legs.push(*extra),
-            }
-        }
-    }
+    let legs = kept(hold, resolution.as_ref());
     let record = ChargeRecord {
         id: ChargeId(hold.charge),
         held_at: instant(hold.at),

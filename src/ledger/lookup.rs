@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::archive::Archive;
+use super::archive::{Archive, ArchiveError, KeptLeg};
 use crate::books::embedded::{Engine, Session};
 use crate::books::{Books, BooksError, OpenCharge};
+use crate::core::adjustment::AdjustmentDocument;
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
 use crate::core::ids::ChargeId;
 
@@ -30,8 +31,63 @@ impl ChargeBook {
             return describe(&open).map(Some);
         }
         let archived = self.archive.charge(id, self.engine.written()).await;
-        archived.map_err(|error| BooksError::Unavailable(error.to_string()))
+        archived.map_err(unavailable)
     }
+
+    /// The open charges of an org, in no order.
+    ///
+    /// # Errors
+    /// When a hold's memo cannot be read.
+    pub fn open(&self, org: &str) -> Result<Vec<ChargeDocument>, BooksError> {
+        let open = self.engine.list_open();
+        let described = open.iter().map(describe);
+        let own = |charge: &Result<ChargeDocument, BooksError>| {
+            charge.as_ref().is_ok_and(|charge| charge.org == org) || charge.is_err()
+        };
+        described.filter(own).collect()
+    }
+
+    /// The adjustment with this id, if it was made.
+    ///
+    /// # Errors
+    /// When the archive fails or is behind.
+    pub async fn adjustment(&self, id: ChargeId) -> Result<Option<AdjustmentDocument>, BooksError> {
+        self.archive.adjustment(id, self.engine.written()).await.map_err(unavailable)
+    }
+
+    /// Adjustments of an org, newest first: at most `limit`, those before an id where one is given.
+    ///
+    /// # Errors
+    /// When the archive fails or is behind.
+    pub async fn adjustments(
+        &self,
+        org: &str,
+        before: Option<ChargeId>,
+        limit: usize,
+    ) -> Result<Vec<AdjustmentDocument>, BooksError> {
+        let written = self.engine.written();
+        self.archive.adjustments(org, before, limit, written).await.map_err(unavailable)
+    }
+
+    /// What was given back of a charge, in the order of its legs.
+    ///
+    /// # Errors
+    /// When the archive fails or is behind.
+    pub async fn given_back(&self, id: ChargeId) -> Result<Vec<AdjustmentDocument>, BooksError> {
+        self.archive.given_back(id, self.engine.written()).await.map_err(unavailable)
+    }
+
+    /// What a resolved charge took in the end, limits and caps included.
+    ///
+    /// # Errors
+    /// When the archive fails or is behind.
+    pub async fn legs(&self, id: ChargeId) -> Result<Vec<KeptLeg>, BooksError> {
+        self.archive.legs(id, self.engine.written()).await.map_err(unavailable)
+    }
+}
+
+fn unavailable(error: ArchiveError) -> BooksError {
+    BooksError::Unavailable(error.to_string())
 }
 
 fn describe(open: &OpenCharge) -> Result<ChargeDocument, BooksError> {

@@ -30,7 +30,7 @@ const PLACED: &[(&str, &[&str], &str)] = &[
     (
         "tokio::spawn",
         // One task, awaited where it is made: it must survive the client, not the process.
-        &["src/admin/api.rs"],
+        &["src/admin/call.rs"],
         "tasks are born in a tracker that drains them",
     ),
     ("println!", &["src/cli/"], "the program's output belongs to its commands"),

@@ -40,7 +40,12 @@ impl Call {
     }
 
     pub fn post(path: &str, body: impl Into<Bytes>) -> Self {
-        Self { body: body.into(), ..Self::new("POST", path) }
+        Self::with("POST", path, body)
+    }
+
+    /// Any method, with a body.
+    pub fn with(method: &'static str, path: &str, body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::new(method, path) }
     }
 
     /// Adds a header; also a second one of the same name.

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use super::{Answer, Backend, Call, Client, Org, PATIENCE, until};
 
-const TOKEN: &str = "test-operator-token-000000000001";
+/// The operator's token.
+pub const TOKEN: &str = "test-operator-token-000000000001";
 /// What the backend is shown instead of a caller's key.
 pub const MEDIA_TOKEN: &str = "the-backends-own-secret";
 /// What time it is, unless a test says otherwise: no test depends on the real time of day.
@@ -213,6 +214,11 @@ impl World {
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
     }
 
+    /// Where the admin API is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.process().admin
+    }
+
     /// Asks the ops listener.
     pub fn ops(&self, path: &str) -> (u16, String) {
         self.get(self.process().ops, path, None)
@@ -220,7 +226,7 @@ impl World {
 
     /// Asks the admin API.
     pub fn admin(&self, path: &str) -> (u16, Value) {
-        let (status, body) = self.get(self.process().admin, path, Some(TOKEN));
+        let (status, body) = self.get(self.admin_address(), path, Some(TOKEN));
         (status, serde_json::from_str(&body).unwrap())
     }
 

@@ -60,7 +60,8 @@ impl Check<'_> {
                 self.problem(at("product"), detail);
             }
             self.all_known(&details.groups, "group", groups, &at("groups"));
-            self.all_known(&next.users, "user", &entry.value.users, &at("users"));
+            let users = entry.value.users.as_deref().unwrap_or_default();
+            self.all_known(&next.users, "user", users, &at("users"));
         }
         for entry in document.cards.iter().flatten() {
             if let Some(offer) = entry.value.offer.as_ref().filter(|own| !products.contains(own)) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 
+use jiff::Timestamp;
 use jiff::civil::Date;
 use serde_json::Value;
 
@@ -11,7 +12,9 @@ use super::{SHORTEST_SECRET, hash_secret};
 use crate::core::cycle::Anchor;
 use crate::core::ids::Id;
 use crate::core::price::{Rate, RateCard, RateCardFile};
-use crate::directory::rows::{Group, KeyKind, Plan, Profile, Settings, Term, User, When, zone};
+use crate::directory::rows::{
+    Group, KeyKind, MadeBy, Plan, Profile, Settings, Term, User, When, zone,
+};
 use crate::directory::snapshot::{ActsFor, KeyHash, MAX_LICENCES, Mode};
 
 /// Every section.
@@ -44,6 +47,10 @@ pub const GROUP_KEYS: &[&str] = &["id"];
 pub const USER_KEYS: &[&str] = &["id", "email", "suspended", "pool_limit", "licences", "groups"];
 /// The keys of a user's `licences`.
 pub const LICENCE_KEYS: &[&str] = &["id", "plan", "priority", "expires"];
+/// The keys of a licence as a thing of its own, in the admin API.
+pub const OWN_LICENCE_KEYS: &[&str] = &["id", "plan", "user", "priority", "expires"];
+/// The keys of a rotation, in the admin API.
+pub const ROTATION_KEYS: &[&str] = &["secret", "until"];
 /// The keys of `[[profile]]`.
 pub const PROFILE_KEYS: &[&str] =
     &["id", "product", "shared_credits", "users", "groups", "pool_limit", "overage"];
@@ -73,6 +80,8 @@ pub const ACTS_FOR_KEYS: &[&str] = &["users", "groups"];
 pub struct Document {
     /// `[apply] prune`: sections of which what a file made and this one omits is removed.
     pub prune: Vec<String>,
+    /// Who makes what it makes.
+    pub made_by: MadeBy,
     /// `[org]`
     pub org: Option<OrgEntry>,
     /// `[[term]]`
@@ -142,8 +151,8 @@ pub struct LicenceEntry {
 pub struct ProfileEntry {
     /// The profile.
     pub profile: Profile,
-    /// Users it names directly.
-    pub users: Vec<Id>,
+    /// Users it names directly; `None` leaves them alone, which no file can say.
+    pub users: Option<Vec<Id>>,
 }
 
 /// One `[[key]]`.
@@ -276,7 +285,7 @@ fn plan(object: &Object<'_>) -> Option<Plan> {
 }
 
 fn user(object: &Object<'_>, problems: &Problems) -> Option<UserEntry> {
-    let licences = section(object, "licences", LICENCE_KEYS, "id", problems, licence);
+    let licences = section(object, "licences", LICENCE_KEYS, "id", problems, held_licence);
     let licences = licences.unwrap_or_default();
     if licences.len() > MAX_LICENCES {
         object.note("licences", format!("a seat has at most {MAX_LICENCES} licences"));
@@ -296,7 +305,41 @@ fn user(object: &Object<'_>, problems: &Problems) -> Option<UserEntry> {
     Some(UserEntry { user, licences })
 }
 
-fn licence(object: &Object<'_>) -> Option<LicenceEntry> {
+/// Reads a licence that stands for itself: who is to hold it, and the licence.
+///
+/// # Errors
+/// Everything wrong with it.
+pub fn licence(value: &Value) -> Result<(Option<Id>, LicenceEntry), Vec<Problem>> {
+    read_one(value, OWN_LICENCE_KEYS, |object| {
+        let (_, user) = (object.required::<Id>("id"), object.optional("user"));
+        Some((user, held_licence(object)?))
+    })
+}
+
+/// Reads a rotation: the hash of the new secret, where one is given, and until when the old one
+/// lives.
+///
+/// # Errors
+/// Everything wrong with it.
+pub fn rotation(value: &Value) -> Result<(Option<KeyHash>, Option<Timestamp>), Vec<Problem>> {
+    read_one(value, ROTATION_KEYS, |object| Some((secret(object), object.optional("until"))))
+}
+
+/// Reads one object that is no part of an org file.
+pub fn read_one<T>(
+    value: &Value,
+    keys: &[&str],
+    read: impl FnOnce(&Object<'_>) -> Option<T>,
+) -> Result<T, Vec<Problem>> {
+    let problems = Problems::default();
+    let read = Object::new(value, String::new(), keys, &problems).and_then(|object| read(&object));
+    match (read, problems.into_inner()) {
+        (Some(read), problems) if problems.is_empty() => Ok(read),
+        (_, problems) => Err(problems),
+    }
+}
+
+fn held_licence(object: &Object<'_>) -> Option<LicenceEntry> {
     let priority = object.optional("priority").unwrap_or(PRIORITY);
     let expires = object.optional("expires");
     Some(LicenceEntry { plan: object.required("plan")?, priority, expires })
@@ -314,7 +357,7 @@ fn profile(object: &Object<'_>) -> Option<ProfileEntry> {
     let product = object.required("product");
     // Read even without a product, so that what else is wrong is told at the same time.
     let profile = profile(product.clone().or_else(|| "none".parse().ok())?);
-    product.map(|_| ProfileEntry { profile, users })
+    product.map(|_| ProfileEntry { profile, users: Some(users) })
 }
 
 fn rate_card(object: &Object<'_>) -> Option<RateCardFile> {

@@ -19,6 +19,7 @@ use crate::directory::rows::{
     User, zone,
 };
 use crate::directory::snapshot::KeyHash;
+use crate::directory::things::Kind;
 
 /// Which users, with their licences, a change looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Scope {
         licences: BTreeSet<Id>,
         /// Profiles by id.
         profiles: BTreeSet<Id>,
+        /// One user or licence that names this group or plan, if there is one.
+        namers_of: Option<(Kind, Id)>,
     },
 }
 
@@ -101,21 +104,36 @@ pub async fn load_details(
     Ok(Some((rows, version)))
 }
 
-/// An org's rows with the users and licences in scope, and its version.
+/// Adds the users and licences in scope to an org's rows.
 ///
 /// # Errors
 /// As [`load_details`].
-pub async fn load_rows(
+pub async fn load_people(
     db: &mut SqliteConnection,
-    org: &Id,
+    rows: &mut Rows,
     scope: &Scope,
-) -> Result<Option<(Rows, u64)>, StoreError> {
-    let Some((mut rows, version)) = load_details(db, org).await? else { return Ok(None) };
-    let Scope::Some { users, licences, profiles } = scope else {
-        load_everybody(db, org, &mut rows).await?;
-        return Ok(Some((rows, version)));
+) -> Result<(), StoreError> {
+    let org = &rows.id.clone();
+    let Scope::Some { users, licences, profiles, namers_of } = scope else {
+        return load_everybody(db, org, rows).await;
     };
     let mut wanted = users.clone();
+    let mut licences = licences.clone();
+    match namers_of {
+        Some((Kind::Group, group)) => {
+            let sql = "SELECT user_id FROM group_member WHERE org = $1 AND group_id = $2 LIMIT 1";
+            for row in of_org_and(db, sql, org, group).await? {
+                wanted.insert(parsed(&row, "user_id")?);
+            }
+        }
+        Some((Kind::Plan, plan)) => {
+            let sql = "SELECT id FROM licence WHERE org = $1 AND plan = $2 LIMIT 1";
+            for row in of_org_and(db, sql, org, plan).await? {
+                licences.insert(parsed(&row, "id")?);
+            }
+        }
+        _ => {}
+    }
     for id in profiles {
         let sql = "SELECT user_id FROM profile_user WHERE org = $1 AND profile_id = $2";
         for row in of_org_and(db, sql, org, id).await? {
@@ -123,10 +141,9 @@ pub async fn load_rows(
         }
     }
     if wanted.len() > MANY {
-        load_everybody(db, org, &mut rows).await?;
-        return Ok(Some((rows, version)));
+        return load_everybody(db, org, rows).await;
     }
-    for id in licences {
+    for id in &licences {
         let sql = "SELECT * FROM licence WHERE org = $1 AND id = $2";
         for row in of_org_and(db, sql, org, id).await? {
             let licence = licence(&row)?;
@@ -139,7 +156,49 @@ pub async fn load_rows(
         rows.users.extend(page.users);
         rows.licences.extend(page.licences);
     }
-    Ok(Some((rows, version)))
+    Ok(())
+}
+
+/// Which licences are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct LicenceQuery {
+    /// Only those after this id: where a page ended.
+    pub after: Option<Id>,
+    /// At most so many.
+    pub limit: usize,
+    /// Only those that this user holds.
+    pub user: Option<Id>,
+    /// Only those of this plan.
+    pub plan: Option<Id>,
+    /// Only those that nobody holds.
+    pub unassigned: bool,
+}
+
+/// Licences by id, and whether there are more.
+///
+/// # Errors
+/// As [`load_details`].
+pub async fn licences(
+    db: &mut SqliteConnection,
+    org: &Id,
+    query: &LicenceQuery,
+) -> Result<(Vec<(Id, Licence)>, bool), StoreError> {
+    let sql = "SELECT * FROM licence WHERE org = $1 AND id > $2 \
+               AND ($3 IS NULL OR holder = $3) AND ($4 IS NULL OR plan = $4) \
+               AND ($5 = 0 OR holder IS NULL) ORDER BY id LIMIT $6";
+    let rows = sqlx::query(sql)
+        .bind(org.as_str())
+        .bind(query.after.as_ref().map_or("", Id::as_str))
+        .bind(query.user.as_ref().map(Id::as_str))
+        .bind(query.plan.as_ref().map(Id::as_str))
+        .bind(i64::from(query.unassigned))
+        .bind(i64::try_from(query.limit).unwrap_or(i64::MAX - 1) + 1)
+        .fetch_all(db)
+        .await?;
+    let shown = rows.iter().take(query.limit);
+    let licences: Result<_, StoreError> =
+        shown.map(|row| Ok((parsed(row, "id")?, licence(row)?))).collect();
+    Ok((licences?, rows.len() > query.limit))
 }
 
 async fn load_everybody(
@@ -334,7 +393,8 @@ pub fn parsed<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result
     text.parse().map_err(|error| damaged(column, error))
 }
 
-fn optional<T: FromStr<Err: Display>>(
+/// A text column that may be absent.
+pub fn optional<T: FromStr<Err: Display>>(
     row: &SqliteRow,
     column: &str,
 ) -> Result<Option<T>, StoreError> {
@@ -342,7 +402,8 @@ fn optional<T: FromStr<Err: Display>>(
     text.map(|text| text.parse().map_err(|error| damaged(column, error))).transpose()
 }
 
-fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+/// A text column that holds JSON.
+pub fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     serde_json::from_str(row.try_get(column)?).map_err(|error| damaged(column, error))
 }
 
@@ -359,7 +420,8 @@ fn amount(micro: i64) -> Result<u64, StoreError> {
         .ok_or_else(|| damaged("amount", micro))
 }
 
-fn hash(row: &SqliteRow) -> Result<KeyHash, StoreError> {
+/// The hash of a secret.
+pub fn hash(row: &SqliteRow) -> Result<KeyHash, StoreError> {
     let text: &str = row.try_get("hash")?;
     let mut hash = KeyHash::default();
     if text.len() != hash.len() * 2 || !text.is_ascii() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::StoreError;
+use super::audit::{self, Line, Origin};
+use super::{BATCH, StoreError};
 use crate::core::amount::Operations;
 use crate::core::ids::Id;
 use crate::core::price::RateCardFile;
@@ -13,16 +14,6 @@ use crate::directory::difference::Change;
 use crate::directory::rows::{
     Details, Key, Licence, Plan, Profile, Row, Rows, Table, Term, User, hex, word, zone_name,
 };
-
-/// Who makes a change, and when.
-pub struct Audit<'a> {
-    /// The name of whoever asked.
-    pub who: &'a str,
-    /// When.
-    pub at: Timestamp,
-    /// What changes.
-    pub changes: &'a [Change],
-}
 
 /// Writes what differs, under the next version of the org. The caller commits.
 ///
@@ -34,7 +25,9 @@ pub async fn write(
     before: Option<&Rows>,
     after: &Rows,
     version: u64,
-    audit: &Audit<'_>,
+    changes: &[Change],
+    who: &str,
+    at: Timestamp,
 ) -> Result<u64, StoreError> {
     let org = &after.id;
     let next = version + 1;
@@ -60,7 +53,8 @@ pub async fn write(
     write_details(db, org, &before.details, &after.details).await?;
     write_users(db, org, &before.users, &after.users).await?;
     write_licences(db, org, &before.licences, &after.licences).await?;
-    write_audit(db, org, new, audit).await?;
+    let origin = Origin { org: org.as_str(), version: Some(new), who, at };
+    audit::write_lines(db, &origin, changes, |change| Line::from(change)).await?;
     Ok(next)
 }
 
@@ -289,9 +283,6 @@ async fn insert_keys(
     Ok(())
 }
 
-/// Rows of one statement: a statement costs more than a row, and holds at most 32,766 values.
-const BATCH: usize = 500;
-
 async fn write_users(
     db: &mut SqliteConnection,
     org: &Id,
@@ -373,32 +364,16 @@ async fn write_licences(
     Ok(())
 }
 
-async fn write_audit(
-    db: &mut SqliteConnection,
-    org: &Id,
-    version: i64,
-    audit: &Audit<'_>,
-) -> Result<(), StoreError> {
-    let at = audit.at.to_string();
-    let numbered: Vec<_> = (0_i64..).zip(audit.changes).collect();
-    for lines in numbered.chunks(BATCH) {
-        let mut sql = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO audit (org, version, line, who, at, what, before_change, after_change) ",
-        );
-        sql.push_values(lines, |mut values, (line, change)| {
-            values
-                .push_bind(org.as_str())
-                .push_bind(version)
-                .push_bind(*line)
-                .push_bind(audit.who)
-                .push_bind(at.as_str())
-                .push_bind(change.to_string())
-                .push_bind(change.before.as_ref().map(Change::json))
-                .push_bind(change.after.as_ref().map(Change::json));
-        });
-        sql.build().execute(&mut *db).await?;
+impl From<&Change> for Line {
+    fn from(change: &Change) -> Self {
+        Self {
+            kind: change.what,
+            id: change.id.to_string(),
+            line: change.to_string(),
+            before: change.before.as_ref().map(Change::json),
+            after: change.after.as_ref().map(Change::json),
+        }
     }
-    Ok(())
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {

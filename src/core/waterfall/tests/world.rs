@@ -154,6 +154,7 @@ impl Setup {
         let position = Position {
             accounts: SmallVec::new(),
             licences: self.licences.len() as Slot,
+            tallies: Default::default(),
             overdraft,
             pool,
             split: self.split,

@@ -1,0 +1,164 @@
+//! Adjustments in the archive, and the legs that a refund gives back.
+
+use std::time::Duration;
+
+use super::{Archive, ArchiveError, PATIENCE, decoded, kept, key_bytes};
+use crate::core::account::{AccountKey, LegKind};
+use crate::core::adjustment::{AdjustMemo, AdjustmentDocument};
+use crate::core::ids::ChargeId;
+use crate::core::record::{Adjust, Record, instant};
+
+/// What an account gave to a charge in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLeg {
+    /// The account.
+    pub account: AccountKey,
+    /// Its name.
+    pub name: String,
+    /// What the leg stands for.
+    pub kind: LegKind,
+    /// Millionths of the account's unit, above zero.
+    pub amount: u64,
+}
+
+/// A row of the archive: what the journal recorded of an adjustment.
+pub(super) struct Row {
+    id: [u8; 16],
+    org: String,
+    charge: Option<[u8; 16]>,
+    record: Vec<u8>,
+}
+
+impl Row {
+    /// The row of a record; `None` for one without a memo, which only a test writes.
+    pub(super) fn new(adjust: &Adjust<'_>, bytes: &[u8]) -> Option<Self> {
+        let memo: AdjustMemo<'_> = postcard::from_bytes(adjust.memo).ok()?;
+        let org = memo.org.to_owned();
+        Some(Self { id: memo.id, org, charge: memo.charge, record: bytes.to_vec() })
+    }
+
+    pub(super) async fn write(&self, db: &mut sqlx::SqliteConnection) -> Result<(), sqlx::Error> {
+        let sql = "INSERT INTO adjustments (id, org, charge, record) VALUES (?, ?, ?, ?) \
+                   ON CONFLICT DO NOTHING";
+        sqlx::query(sql)
+            .bind(&self.id[..])
+            .bind(&self.org)
+            .bind(self.charge.as_ref().map(|charge| &charge[..]))
+            .bind(&self.record)
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
+
+impl Archive {
+    /// The adjustment with this id, if the journal up to `written` has it.
+    ///
+    /// # Errors
+    /// When the database fails, or the archive does not catch up in time.
+    pub async fn adjustment(
+        &self,
+        id: ChargeId,
+        written: u64,
+    ) -> Result<Option<AdjustmentDocument>, ArchiveError> {
+        self.caught_up(written).await?;
+        let query = sqlx::query_scalar("SELECT record FROM adjustments WHERE id = ?");
+        let found: Option<Vec<u8>> = query.bind(&id.0[..]).fetch_optional(&self.pool).await?;
+        match found {
+            Some(record) => self.describe(&record).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Adjustments of an org, newest first: at most `limit`, those before an id where one is given.
+    ///
+    /// # Errors
+    /// As with [`Archive::adjustment`].
+    pub async fn adjustments(
+        &self,
+        org: &str,
+        before: Option<ChargeId>,
+        limit: usize,
+        written: u64,
+    ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
+        self.caught_up(written).await?;
+        let before = before.map_or([0xff; 16], |id| id.0);
+        let sql =
+            "SELECT record FROM adjustments WHERE org = ? AND id < ? ORDER BY id DESC LIMIT ?";
+        let query = sqlx::query_scalar(sql).bind(org).bind(&before[..]).bind(limit as i64);
+        self.describe_all(query.fetch_all(&self.pool).await?).await
+    }
+
+    /// What was given back of a charge, in the order of its legs.
+    ///
+    /// # Errors
+    /// As with [`Archive::adjustment`].
+    pub async fn given_back(
+        &self,
+        charge: ChargeId,
+        written: u64,
+    ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
+        self.caught_up(written).await?;
+        let sql = "SELECT record FROM adjustments WHERE charge = ? ORDER BY id";
+        let query = sqlx::query_scalar(sql).bind(&charge.0[..]);
+        self.describe_all(query.fetch_all(&self.pool).await?).await
+    }
+
+    /// What a resolved charge took in the end, limits and caps included.
+    ///
+    /// # Errors
+    /// As with [`Archive::adjustment`].
+    pub async fn legs(&self, charge: ChargeId, written: u64) -> Result<Vec<KeptLeg>, ArchiveError> {
+        self.caught_up(written).await?;
+        let sql = "SELECT hold, resolution FROM charges WHERE id = ?";
+        let row: Option<(Vec<u8>, Option<Vec<u8>>)> =
+            sqlx::query_as(sql).bind(&charge.0[..]).fetch_optional(&self.pool).await?;
+        let Some((hold, Some(resolution))) = row else { return Ok(Vec::new()) };
+        let (hold, resolution) = decoded(&hold, Some(&resolution))?;
+        let mut legs = Vec::new();
+        for leg in kept(&hold, resolution.as_ref()).into_iter().filter(|leg| leg.amount > 0) {
+            let name = self.name(&leg.key).await?;
+            legs.push(KeptLeg { account: leg.key, name, kind: leg.kind, amount: leg.amount });
+        }
+        Ok(legs)
+    }
+
+    async fn describe_all(
+        &self,
+        records: Vec<Vec<u8>>,
+    ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
+        let mut described = Vec::with_capacity(records.len());
+        for record in records {
+            described.push(self.describe(&record).await?);
+        }
+        Ok(described)
+    }
+
+    async fn describe(&self, record: &[u8]) -> Result<AdjustmentDocument, ArchiveError> {
+        let unreadable =
+            || ArchiveError::Record { position: 0, what: "an archived adjustment".to_owned() };
+        let Ok(Record::Adjust(adjust)) = Record::decode(record) else { return Err(unreadable()) };
+        let memo: AdjustMemo<'_> = postcard::from_bytes(adjust.memo).map_err(|_| unreadable())?;
+        let name = self.name(&adjust.key).await?;
+        Ok(memo.document(&name, adjust.key.kind, adjust.delta, instant(adjust.at)))
+    }
+
+    /// The name of an account that was opened.
+    pub(super) async fn name(&self, key: &AccountKey) -> Result<String, ArchiveError> {
+        let query = sqlx::query_scalar("SELECT name FROM accounts WHERE key = ?");
+        let name: Option<String> = query.bind(key_bytes(key)).fetch_optional(&self.pool).await?;
+        Ok(name.unwrap_or_default())
+    }
+
+    /// Waits until everything up to a position is archived: what is not there then was not made.
+    async fn caught_up(&self, written: u64) -> Result<(), ArchiveError> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.position() < written {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ArchiveError::Behind);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+}
