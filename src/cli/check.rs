@@ -1,47 +1,99 @@
 //! `tollgate check`: is this configuration valid, and what does it come to?
 
-use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::USAGE;
-use crate::config::{self, Loaded};
+use clap::Args;
+use serde_json::{Value, json};
 
-/// Checks the file and the process's environment; prints a summary, or with `print` the effective
-/// configuration, or what is wrong.
-pub fn check(path: Option<&Path>, print: bool) -> ExitCode {
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
-    // A reader that went away does not make a configuration invalid: the thing asked for failed.
-    run(path, print, config::environment(), &mut out, &mut err)
-        .map_or(ExitCode::FAILURE, ExitCode::from)
+use super::USAGE;
+use super::output::{Format, Output, print, warn};
+use crate::config::{self, ConfigError, Loaded, Place, Problem};
+
+/// See `--help`.
+#[derive(Debug, Args)]
+#[command(after_help = "Every error has its file, line, column and key, and says what was \
+expected; exit code 2.\n\nExamples:
+  tollgate check -c tollgate.toml
+  tollgate check --print                     what is effective, defaults and environment included
+  tollgate check --output json | jq .errors")]
+pub struct Options {
+    /// The configuration [default: tollgate.toml]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the effective configuration as TOML, secrets hidden
+    #[arg(long, conflicts_with = "format")]
+    print: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
-/// As [`check`], with everything it touches given to it. Returns the exit code.
-///
-/// # Errors
-/// When `out` or `err` cannot be written.
+/// What a check comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// For standard output.
+    pub out: String,
+    /// For standard error.
+    pub err: String,
+    /// The exit code.
+    pub code: u8,
+}
+
+/// Checks the file and the process's environment; prints a summary, or with `--print` the
+/// effective configuration, or what is wrong.
+pub fn check(options: &Options) -> ExitCode {
+    let (path, environment) = (options.config.as_deref(), config::environment());
+    let checked = run(path, options.print, options.output.format, environment);
+    warn(&checked.err);
+    match print(&checked.out) {
+        ExitCode::SUCCESS => ExitCode::from(checked.code),
+        unwritten => unwritten,
+    }
+}
+
+/// As [`check`], with everything it touches given to it.
 pub fn run(
     path: Option<&Path>,
     print: bool,
+    format: Format,
     env: impl Iterator<Item = (String, String)>,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> io::Result<u8> {
-    let loaded = match config::load(path, env) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            writeln!(err, "{error}")?;
-            return Ok(USAGE);
-        }
+) -> Checked {
+    let (out, err, code) = match (config::load(path, env), format) {
+        (Ok(loaded), _) if print => match loaded.config.print() {
+            Ok(text) => (text, String::new(), 0),
+            Err(error) => (String::new(), format!("{error}\n"), USAGE),
+        },
+        (Ok(loaded), Format::Table) => (format!("{}\n", summary(&loaded)), String::new(), 0),
+        (Ok(loaded), Format::Json) => (format!("{}\n", document(&loaded)), String::new(), 0),
+        (Err(error), Format::Table) => (String::new(), format!("{error}\n"), USAGE),
+        (Err(error), Format::Json) => (format!("{}\n", errors(&error)), String::new(), USAGE),
     };
-    if print {
-        let text = loaded.config.print().map_err(io::Error::other)?;
-        write!(out, "{text}")?;
-    } else {
-        writeln!(out, "{}", summary(&loaded))?;
-    }
-    out.flush()?;
-    Ok(0)
+    Checked { out, err, code }
+}
+
+fn document(Loaded { config, file }: &Loaded) -> Value {
+    json!({
+        "ok": true, "file": file.display().to_string(), "upstreams": config.upstream.len(),
+        "routes": config.route.len(), "errors": [],
+    })
+}
+
+fn errors(ConfigError { problems }: &ConfigError) -> Value {
+    let errors: Vec<Value> = problems.iter().map(problem).collect();
+    json!({ "ok": false, "errors": errors })
+}
+
+fn problem(Problem { place, key, expected }: &Problem) -> Value {
+    let mut document = match place {
+        Place::File(file) => json!({ "file": file.display().to_string() }),
+        Place::Line(file, line, column) => {
+            json!({ "file": file.display().to_string(), "line": line, "column": column })
+        }
+        Place::Variable(name) => json!({ "variable": &**name }),
+    };
+    document["key"] = key.as_str().into();
+    document["expected"] = expected.as_str().into();
+    document
 }
 
 fn summary(Loaded { config, file }: &Loaded) -> String {
@@ -63,17 +115,22 @@ mod tests {
     use super::*;
 
     fn outcome(text: &str, print: bool, env: &[(&str, &str)]) -> (u8, String, String) {
+        formatted(text, print, Format::Table, env)
+    }
+
+    fn formatted(
+        text: &str,
+        print: bool,
+        format: Format,
+        env: &[(&str, &str)],
+    ) -> (u8, String, String) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("t.toml");
         std::fs::write(&file, text).unwrap();
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let code = run(Some(&file), print, env, &mut out, &mut err).unwrap();
-        let text = |bytes| {
-            let root = format!("{}/", directory.path().display());
-            String::from_utf8(bytes).unwrap().replace(&root, "")
-        };
-        (code, text(out), text(err))
+        let Checked { out, err, code } = run(Some(&file), print, format, env);
+        let root = format!("{}/", directory.path().display());
+        (code, out.replace(&root, ""), err.replace(&root, ""))
     }
 
     #[test]
@@ -93,6 +150,23 @@ t.toml:3:10: books.shards: expected at least 1
         for print in [false, true] {
             assert_eq!(outcome(text, print, &[]), (2, String::new(), expected.to_owned()));
         }
+    }
+
+    #[test]
+    fn json_has_each_error_with_its_place() {
+        let env = [("TOLLGATE__BOOKS__SHARDS", "0")];
+        let (code, out, err) = formatted("[books]\nengine = \"x\"\n", false, Format::Json, &env);
+        assert_eq!((code, &*err), (2, ""));
+        let expected = json!({ "ok": false, "errors": [
+            { "file": "t.toml", "line": 2, "column": 10, "key": "books.engine",
+              "expected": "expected `embedded` or `redis`" },
+        ]});
+        assert_eq!(out.parse::<Value>().unwrap(), expected);
+        let (code, out, _) = formatted("", false, Format::Json, &env);
+        assert_eq!(code, 2);
+        let error = &out.parse::<Value>().unwrap()["errors"][0];
+        assert_eq!(error["variable"], "TOLLGATE__BOOKS__SHARDS");
+        assert_eq!(formatted("", false, Format::Json, &[]).0, 0);
     }
 
     #[test]

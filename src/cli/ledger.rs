@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde_json::json;
 
+use super::output::{Format, Output, plain, print};
 use super::{FAILED, USAGE, fail};
 use crate::books::journal::{Cursor, Next, Segments};
 use crate::books::{recover, snapshot};
@@ -24,36 +26,47 @@ anything does not add up; each finding is printed.\n\nExample:\n  tollgate ledge
         /// The configuration [default: tollgate.toml]
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// How to print it.
+        #[command(flatten)]
+        output: Output,
     },
 }
 
 /// Runs the command.
 pub fn run(command: &Command) -> ExitCode {
-    let Command::Verify { config } = command;
+    let Command::Verify { config, output } = command;
     let loaded = match config::load(config.as_deref(), config::environment()) {
         Ok(loaded) => loaded,
         Err(error) => return fail(USAGE, error),
     };
     match verify(&loaded.config.data.dir.join("books")) {
-        Ok(verifier) => report(&verifier),
+        Ok(verifier) => report(&verifier, output.format),
         Err(error) => fail(FAILED, format!("{error:#}")),
     }
 }
 
-fn report(verifier: &Verifier) -> ExitCode {
-    for finding in verifier.findings() {
-        println!("{finding}");
-    }
-    let totals = verifier.totals();
+fn report(verifier: &Verifier, format: Format) -> ExitCode {
+    let (findings, totals) = (verifier.findings(), verifier.totals());
     let counted = format!(
         "{} records, {} charges ({} open), {} accounts",
         totals.records, totals.charges, totals.open, totals.accounts
     );
-    match verifier.findings().len() {
-        0 => {
-            println!("ok: {counted}");
-            ExitCode::SUCCESS
+    let lines = findings.iter().map(|finding| plain(&finding.to_string()));
+    let text = match format {
+        Format::Json => {
+            let document = json!({
+                "ok": findings.is_empty(), "records": totals.records, "charges": totals.charges,
+                "open": totals.open, "accounts": totals.accounts,
+                "findings": lines.collect::<Vec<_>>(),
+            });
+            format!("{document}\n")
         }
+        Format::Table if findings.is_empty() => format!("ok: {counted}\n"),
+        Format::Table => lines.map(|line| line + "\n").collect(),
+    };
+    let printed = print(&text);
+    match findings.len() {
+        0 => printed,
         count => fail(FAILED, format!("{count} findings in {counted}")),
     }
 }

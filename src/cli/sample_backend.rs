@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::output::say;
 use super::{FAILED, fail};
 use crate::sample_backend::SampleBackend;
 
@@ -31,7 +32,9 @@ pub fn run(options: &Options) -> ExitCode {
             Ok(backend) => backend,
             Err(error) => return fail(FAILED, format!("{}: {error}", options.listen)),
         };
-        println!("sample backend on http://{}", backend.local_addr());
+        if let Err(error) = say(&format!("sample backend on http://{}\n", backend.local_addr())) {
+            return fail(FAILED, format!("standard output: {error}"));
+        }
         let stop = CancellationToken::new();
         let stopping = stop.clone();
         let signals = async move {

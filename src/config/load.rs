@@ -33,16 +33,29 @@ pub fn load(
 ) -> Result<Loaded, ConfigError> {
     let file = path.unwrap_or(Path::new(DEFAULT_FILE)).to_owned();
     let mut env = env.filter(|(name, _)| name.starts_with("TOLLGATE__")).peekable();
-    let mut document = match std::fs::read(&file) {
-        Ok(bytes) => Document::parse(file.clone(), &decode(&file, bytes)?)?,
+    match std::fs::read(&file) {
+        Ok(bytes) => from_bytes(file, bytes, env),
         Err(error) if path.is_none() && absent(&error) && env.peek().is_some() => {
-            Document::empty(file.clone())
+            from_bytes(file, Vec::new(), env)
         }
         Err(error) => {
             let expected = format!("expected a configuration file: {}", error.kind());
-            return Err(Document::empty(file).problem(&Key::default(), expected).into());
+            Err(Document::empty(file).problem(&Key::default(), expected).into())
         }
-    };
+    }
+}
+
+/// As [`load`], with the file's bytes given to it.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_bytes(
+    file: PathBuf,
+    bytes: Vec<u8>,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let env = env.filter(|(name, _)| name.starts_with("TOLLGATE__"));
+    let mut document = Document::parse(file.clone(), &decode(&file, bytes)?)?;
     let texts = overlay(&mut document, env)?;
     shapes(&Config::default(), &document)?;
     let config = types(&mut document, texts)?;
@@ -155,10 +168,20 @@ fn key(trail: &Trail) -> (Key, bool) {
     (key, true)
 }
 
-/// From serde's "unknown field `a`, expected one of `b`, `c`".
+/// From serde's "unknown field `a`, expected one of `b`, `c`"; with the known key that it is a
+/// slip of, if there is one.
 fn unknown(rest: &str) -> String {
     let known = rest.rsplit_once(", expected ").map_or("another key", |(_, known)| known);
-    format!("unknown key, expected {known}")
+    let written = rest.trim_start_matches('`').split('`').next().unwrap_or_default();
+    let near =
+        known.split('`').skip(1).step_by(2).map(|key| (strsim::osa_distance(written, key), key));
+    match near.min() {
+        // More slips than a third of the word make another word.
+        Some((slips, key)) if slips <= key.len().div_ceil(3) => {
+            format!("unknown key, did you mean `{key}`? expected {known}")
+        }
+        _ => format!("unknown key, expected {known}"),
+    }
 }
 
 /// From serde's "invalid type: string "…", expected u16": what was found is left out, as it

@@ -25,7 +25,7 @@ mod tests;
 
 pub use environment::environment;
 pub use error::{ConfigError, Place, Problem};
-pub use load::{DEFAULT_FILE, Loaded, load};
+pub use load::{DEFAULT_FILE, Loaded, from_bytes, load};
 pub use route::{
     Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
     Route, Usage,

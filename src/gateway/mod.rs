@@ -11,7 +11,7 @@ mod forward;
 mod hold;
 mod identify;
 mod meter_body;
-mod pick;
+pub mod pick;
 pub mod problem;
 mod quote;
 mod reserved;

@@ -11,7 +11,7 @@ const ARCHITECTURE: &str = "src/ARCHITECTURE.md";
 
 fn pages() -> Vec<Source> {
     let mut pages = source::read(&["docs", "src"], "md");
-    for path in ["README.md", "CHANGELOG.md"] {
+    for path in ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] {
         let text = std::fs::read_to_string(source::root().join(path)).unwrap();
         pages.push(Source { path: path.to_owned(), text });
     }

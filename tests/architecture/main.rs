@@ -10,6 +10,7 @@ mod layers;
 mod planted;
 mod rules;
 mod source;
+mod supply;
 mod wording;
 
 use source::Source;

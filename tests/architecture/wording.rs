@@ -27,6 +27,9 @@ const BANNED: &[(&str, &str)] = &[
 const PLACED: &[(&str, &[&str], &str)] = &[
     ("unwrap()", &[], "an error has a type, and someone who is told"),
     ("expect(", &[], "an error has a type, and someone who is told"),
+    ("panic!", &[], "an error has a type, and someone who is told"),
+    ("unreachable!", &[], "let the types say so, or treat it as an error"),
+    ("process::exit", &[], "what is open has to be settled: return from `main`"),
     (
         "tokio::spawn",
         // One task, awaited where it is made: it must survive the client, not the process.
@@ -151,6 +154,8 @@ fn planted_words_are_found() {
         ("src/a.rs", "#![allow(missing_docs)]"),
         ("src/a.rs", "x.unwrap();"),
         ("src/a.rs", "x.expect(\"y\");"),
+        ("src/a.rs", "panic!(\"y\");"),
+        ("src/cli/a.rs", "std::process::exit(1);"),
         ("src/gateway/a.rs", "tokio::spawn(f());"),
         ("src/gateway/a.rs", "println!();"),
         ("src/gateway/forward.rs", "StatusCode::OK"),

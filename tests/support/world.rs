@@ -80,7 +80,8 @@ impl World {
         world
     }
 
-    fn config(&self) -> PathBuf {
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
         self.dir.path().join("tollgate.toml")
     }
 
@@ -148,8 +149,17 @@ impl World {
     pub fn try_apply(&self, toml: &str) -> Output {
         let path = self.dir.path().join("org.toml");
         std::fs::write(&path, toml).unwrap();
-        let admin = format!("http://{}", self.process().admin);
-        tollgate().arg("apply").arg(path).args(["--admin", &admin]).output().unwrap()
+        tollgate().arg("apply").arg(path).args(["--admin", &self.admin_url()]).output().unwrap()
+    }
+
+    /// The admin listener as `--admin` takes it.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.process().admin)
+    }
+
+    /// The ops listener.
+    pub fn ops_address(&self) -> SocketAddr {
+        self.process().ops
     }
 
     /// Tries to start another gateway on the same data.
@@ -221,7 +231,7 @@ impl World {
 
     /// Asks the ops listener.
     pub fn ops(&self, path: &str) -> (u16, String) {
-        self.get(self.process().ops, path, None)
+        self.get(self.ops_address(), path, None)
     }
 
     /// Asks the admin API.

@@ -14,6 +14,7 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 
+use super::output::say;
 use super::{FAILED, fail, serve};
 use crate::app::{App, Options as AppOptions};
 use crate::config;
@@ -76,9 +77,9 @@ fn serve_demo(options: &Options, app: &App, backend: &Backend) -> anyhow::Result
     if options.once {
         return walk::play(app.gateway(), app.admin(), &token);
     }
-    println!("{}", welcome(app, backend));
+    say(&format!("{}\n", welcome(app, backend)))?;
     serve::wait_for_signal()?;
-    println!("stopping");
+    say("stopping\n")?;
     Ok(true)
 }
 
@@ -117,6 +118,7 @@ fn apply(admin: SocketAddr, token: &SecretString, text: &str) -> anyhow::Result<
     let url = format!("http://{admin}/v1/orgs/{org}/apply");
     let mut answer = ureq::post(&url)
         .config()
+        .proxy(None)
         .http_status_as_error(false)
         .build()
         .header("Authorization", format!("Bearer {}", token.expose_secret()))
@@ -168,6 +170,7 @@ An image costs 1 credit, a second of video 100 credits (or 2 Operations). Try:
 6. What is left:
   curl http://{gateway}/.tollgate/v1/me/credits -H 'Authorization: Bearer {acme}' \\
     -H 'Tollgate-User: alice'
+  TOLLGATE_ADMIN_TOKEN=$(cat {token}) tollgate balance alice --org acme --admin http://{admin}
   curl http://{admin}/v1/orgs/acme/users -H \"Authorization: Bearer $(cat {token})\"
 ",
         backend = backend.address
@@ -200,7 +203,7 @@ impl Backend {
     fn stop(self) {
         self.stop.cancel();
         if self.thread.join().is_err() {
-            eprintln!("the sample backend panicked");
+            fail(FAILED, "the sample backend panicked");
         }
     }
 }
@@ -220,7 +223,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("{} is left behind: {error}", self.0.display());
+            fail(FAILED, format!("{} is left behind: {error}", self.0.display()));
         }
     }
 }

@@ -88,7 +88,7 @@ fn type_errors_name_line_column_key_and_type() {
         ),
         (
             "[gateway]\nlisen = \"h\"\n",
-            "2:1: gateway.lisen: unknown key, expected one of `listen`, `workers`, `drain_delay`, `drain_timeout`, `trusted_proxies`",
+            "2:1: gateway.lisen: unknown key, did you mean `listen`? expected one of `listen`, `workers`, `drain_delay`, `drain_timeout`, `trusted_proxies`",
         ),
         (
             "[data]\n  é = 1\n",
@@ -145,7 +145,7 @@ urls = [\"http://h:1\"]
     let known = "`listen`, `workers`, `drain_delay`, `drain_timeout`, `trusted_proxies`";
     let expected = format!(
         "\
-t.toml:2:1: gateway.lisen: unknown key, expected one of {known}
+t.toml:2:1: gateway.lisen: unknown key, did you mean `listen`? expected one of {known}
 t.toml:3:11: gateway.workers: expected a whole number, not negative
 t.toml:5:8: upstream[0].name: expected an id: 1 to 128 characters from A-Z a-z 0-9 . _ @ + -, starting with a letter or digit"
     );

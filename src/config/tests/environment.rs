@@ -116,7 +116,7 @@ fn an_error_names_the_variable() {
         ),
         ("GATEWAY__LISTEN__PORT", "1", "gateway.listen: expected no `PORT` in a single value"),
         ("GATEWAY____LISTEN", "1", "gateway.\"\": expected a key's name between `__` and `__`"),
-        ("DATA__DIRR", "x", "data.dirr: unknown key, expected `dir`"),
+        ("DATA__DIRR", "x", "data.dirr: unknown key, did you mean `dir`? expected `dir`"),
     ] {
         let name = format!("TOLLGATE__{name}");
         assert_eq!(errors(&SAMPLE, &[(&name, value)]), format!("${name}: {expected}"));

@@ -1,0 +1,103 @@
+//! What is fuzzed: each function takes any bytes, and panics where the code breaks a promise.
+//!
+//! `fuzz/run` drives them with libFuzzer; `tests/cli/mutated.rs` runs the same functions on mutated
+//! valid inputs in every test run.
+
+use std::io::Write;
+
+use serde_json::Value;
+use tollgate::books::Durability;
+use tollgate::books::journal::{Cursor, Frames, Journal, Next, Segments};
+use tollgate::books::recover::recover;
+use tollgate::config;
+use tollgate::core::record::Record;
+use tollgate::directory::file::Source;
+use tollgate::gateway::pick::Picker;
+
+/// A configuration file: accepted, or refused with a place and what was expected; and what is
+/// accepted can be printed.
+pub fn config_text(data: &[u8]) {
+    match config::from_bytes("fuzz.toml".into(), data.to_vec(), std::iter::empty()) {
+        Ok(loaded) => drop(loaded.config.print().unwrap()),
+        Err(error) => {
+            assert!(!error.problems.is_empty());
+            for problem in &error.problems {
+                let line = problem.to_string();
+                assert!(line.starts_with("fuzz.toml") && !problem.expected.is_empty(), "{line}");
+                assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+            }
+        }
+    }
+}
+
+/// An org file, as TOML and as JSON: it is read, or its problems have a place and a text.
+pub fn org_file(data: &[u8]) {
+    let toml = std::str::from_utf8(data).map(Source::from_toml);
+    let json = Source::from_json(data);
+    for source in toml.into_iter().chain([json]).flatten() {
+        for problem in source.document().problems {
+            assert!(problem.pointer.is_empty() || problem.pointer.starts_with('/'), "{problem}");
+            assert!(!problem.detail.is_empty());
+        }
+        // What is sent is what was read.
+        assert!(Source::from_json(&source.to_json()).is_ok());
+    }
+}
+
+/// A JSON text and a pointer, separated by a line feed: what is picked is what a reader of the
+/// whole document finds there.
+pub fn pointer(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == b'\n');
+    let (pointer, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let Ok(pointer) = std::str::from_utf8(pointer) else { return };
+    let mut picker = Picker::default();
+    if picker.add(pointer).is_err() {
+        return;
+    }
+    let tree = serde_json::from_slice::<Value>(text);
+    for picked in [picker.pick(text), picker.pick_strictly(text)].into_iter().flatten() {
+        // Numbers that a tree cannot hold are picked as text all the same.
+        let Ok(tree) = &tree else { continue };
+        let found = picked[0].map(|raw| serde_json::from_str::<Value>(raw.get()).unwrap());
+        assert_eq!(found.as_ref(), tree.pointer(pointer), "{pointer:?}");
+    }
+}
+
+/// A record's bytes: refused, or the same record again when it is written and read.
+pub fn record(data: &[u8]) {
+    let mut bytes = Vec::new();
+    let Ok(record) = Record::decode(data) else { return };
+    record.encode(&mut bytes).unwrap();
+    let again = Record::decode(&bytes).unwrap();
+    assert_eq!(again, record);
+}
+
+/// A journal: records of any bytes, whole frames of them, and any bytes behind them. The records
+/// come back in order, whatever follows; and recovery ends with a state or says where it failed.
+pub fn journal(data: &[u8]) {
+    let dir = tempfile::tempdir().unwrap();
+    let (tail, records) = match data.split_first() {
+        Some((length, rest)) => rest.split_at(usize::from(*length).min(rest.len())),
+        None => return,
+    };
+    // No record is empty, and a frame without one is none.
+    let records = records.split(|byte| *byte == 0xff).filter(|record| !record.is_empty());
+    let records: Vec<&[u8]> = records.collect();
+    let journal = Journal::open(dir.path(), 0, 1 << 20, Durability::Process).unwrap();
+    let mut frames = Frames::default();
+    records.iter().for_each(|record| frames.push_bytes(record));
+    journal.append(&mut frames).unwrap();
+    drop(journal);
+    let segments = Segments::list(dir.path()).unwrap();
+    let path = &segments.as_slice()[0].path;
+    let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+    file.write_all(tail).unwrap();
+    let mut cursor = Cursor::new(dir.path(), 0);
+    for record in records {
+        assert_eq!(cursor.next().unwrap(), Next::Record);
+        assert_eq!(cursor.record, record);
+    }
+    // A tail that is by chance a frame, or none: never a panic, and never an endless loop.
+    while cursor.next().is_ok_and(|next| next == Next::Record) {}
+    let _told_or_recovered = recover(dir.path(), None);
+}
