@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what commands are for")]
 
 pub mod apply;
+pub mod books;
 pub mod check;
 pub mod client;
 pub mod demo;
@@ -60,6 +61,9 @@ enum Command {
     /// Look into the ledger
     #[command(subcommand)]
     Ledger(ledger::Command),
+    /// Mend the books' files
+    #[command(subcommand)]
+    Books(books::Command),
     /// Run the sample backend alone
     SampleBackend(sample_backend::Options),
 }
@@ -73,6 +77,7 @@ pub fn run() -> ExitCode {
         Command::Check { config, print } => check::check(config.as_deref(), print),
         Command::Apply(options) => apply::run(&options),
         Command::Ledger(command) => ledger::run(&command),
+        Command::Books(command) => books::run(&command),
         Command::SampleBackend(options) => sample_backend::run(&options),
     }
 }

@@ -3,6 +3,7 @@
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
+//! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
 //! `tests/planted-bugs` shows that the model test finds bugs.
@@ -11,6 +12,7 @@
 
 mod contract;
 mod crash_points;
+mod damage;
 mod engine;
 mod model;
 mod threads;

@@ -71,6 +71,8 @@ pub struct Recovery {
     pub voided: usize,
     /// Holds of the previous process that were captured, as their routes said.
     pub captured: usize,
+    /// Bytes that a torn write had left at the journal's end, and that were cut (f38).
+    pub torn_bytes: u64,
 }
 
 /// What the sessions of an engine share.
@@ -133,6 +135,16 @@ impl Engine {
             TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
         })?;
         let recovered = recover(dir, None)?;
+        if let Some(torn) = &recovered.torn {
+            tracing::warn!(
+                file = %torn.place.path.display(),
+                byte = torn.place.offset,
+                position = torn.place.position,
+                bytes = torn.bytes,
+                why = torn.what,
+                "the journal's torn tail is cut: nothing in it was acknowledged to survive"
+            );
+        }
         let journal = Journal::open(dir, recovered.position, segment_size).map_err(io(dir))?;
         let table = Table::default();
         let Fold { accounts, holds } = recovered.fold;
@@ -146,6 +158,7 @@ impl Engine {
         let recovery = Recovery {
             records: recovered.records,
             accounts: shared.table.len(),
+            torn_bytes: recovered.torn.map_or(0, |torn| torn.bytes),
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);

@@ -11,7 +11,7 @@
 
 mod read;
 
-pub use read::{Cursor, Damage, Next, Segments};
+pub use read::{Cursor, Damage, Next, Place, Salvage, Segments, Torn};
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
