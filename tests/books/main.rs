@@ -4,6 +4,7 @@
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
 //! - `damage`: torn tails, damage, newer versions, and repairs.
+//! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
 //! `tests/planted-bugs` shows that the model test finds bugs.
@@ -15,6 +16,7 @@ mod crash_points;
 mod damage;
 mod engine;
 mod model;
+mod recorded;
 mod threads;
 
 /// The suite of the contract, once for each engine.

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod faults;
 pub mod org;
 pub mod world;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, raw};
+pub use faults::Faults;
 pub use org::{Access, Org};
 pub use world::{Setup, World};
 
