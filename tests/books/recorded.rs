@@ -19,7 +19,7 @@ use crate::engine::{
 
 const HEADER: usize = 24;
 const WORKERS: u64 = 3;
-const ROUNDS: u64 = 40;
+const ROUNDS: u64 = 120;
 
 /// Something that a worker was told, and how far the journal was when it was.
 #[derive(Clone, Debug)]
@@ -44,10 +44,10 @@ fn work(engine: &Opened, worker: u64, turn: &AtomicU64) -> Vec<(u64, Told)> {
             let number = turn.fetch_add(1, Ordering::Relaxed);
             let granted = |id, base: u64| account(id, base + number % 23, 1 + number);
             let accounts: Vec<Account<'_>> = vec![
-                granted("a", 30),
-                granted("b", 20),
-                granted("pool", 60),
-                granted("cap", 40),
+                granted("a", 130),
+                granted("b", 90),
+                granted("pool", 240),
+                granted("cap", 200),
                 account("owes", 0, 1),
             ];
             let charge = worker * 10_000 + round;
