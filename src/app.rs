@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin, Token};
-use crate::books::Session;
-use crate::books::embedded::Engine;
+use crate::books::embedded::{self, Engine};
+use crate::books::{Durability, Session};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::Limits;
@@ -76,7 +76,14 @@ impl App {
             .mode(0o700)
             .create(data_dir)
             .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
-        let engine = Arc::new(Engine::open(&data_dir.join("books"), now)?);
+        let durability = match config.books.durability {
+            // Configuration without Redis has no `replica`: checking it refuses that.
+            config::Durability::Process | config::Durability::Replica => Durability::Process,
+            config::Durability::Power => Durability::Power,
+        };
+        let options_of_books = embedded::Options { durability, ..embedded::Options::default() };
+        let engine = Engine::open_with(&data_dir.join("books"), now, options_of_books)?;
+        let engine = Arc::new(engine);
         report_recovery(&engine);
 
         // One small event loop for everything that is not generation traffic.

@@ -260,8 +260,9 @@ impl Repair {
         {
             let mut salvage = Segments::list(&self.dir)?.salvage(from);
             while let Some((place, bytes)) = salvage.next_record().map_err(RecoverError::from)? {
-                if let Ok(record) = Record::decode(&bytes) {
-                    writeln!(out, "lost: {} {}", place.position, describe(&record))?;
+                let record = Record::decode(&bytes).ok();
+                if let Some(line) = record.as_ref().and_then(describe) {
+                    writeln!(out, "lost: {} {line}", place.position)?;
                 }
             }
         }
@@ -376,7 +377,7 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
     let mut salvage = segments.salvage(position);
     while let Some((_, bytes)) = salvage.next_record().map_err(RecoverError::from)? {
         let Ok(record) = Record::decode(&bytes) else { continue };
-        loss.records += 1;
+        loss.records += u64::from(!matches!(record, Record::Synced(_)));
         for opening in record.openings() {
             names.entry(opening.key).or_insert_with(|| opening.name.to_owned());
         }
@@ -396,6 +397,7 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
                 let legs = held.map(|hold| hold.legs.clone()).unwrap_or_default();
                 (resolve.at, legs.into_iter().chain(resolve.extra.iter().copied()).collect())
             }
+            Record::Synced(_) => continue,
             Record::Adjust(adjust) => {
                 loss.adjustments += 1;
                 loss.accounts.extend(names.get(&adjust.key).cloned());
@@ -411,12 +413,13 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
 }
 
 /// One record, in one line of the report.
-fn describe(record: &Record<'_>) -> String {
+fn describe(record: &Record<'_>) -> Option<String> {
     let legs = |legs: &[Leg]| {
         let leg = |leg: &Leg| format!(" {} {:?}={}", leg.kind.word(), leg.key.stem, leg.amount);
         legs.iter().map(leg).collect::<String>()
     };
-    match record {
+    Some(match record {
+        Record::Synced(_) => return None,
         Record::Hold(hold) => {
             format!("{} hold {}{}", instant(hold.at), ChargeId(hold.charge), legs(&hold.legs))
         }
@@ -432,7 +435,7 @@ fn describe(record: &Record<'_>) -> String {
         Record::Adjust(adjust) => {
             format!("{} adjustment {:?} {:+}", instant(adjust.at), adjust.key.stem, adjust.delta)
         }
-    }
+    })
 }
 
 /// What is wrong, without what to do about it: that is being done.

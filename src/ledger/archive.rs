@@ -288,6 +288,7 @@ impl Batch {
                 }
             }
             Record::Adjust(adjust) => self.newest = adjust.at,
+            Record::Synced(_) => {}
         }
         Ok(())
     }

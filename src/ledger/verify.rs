@@ -156,6 +156,7 @@ impl Verifier {
                 }
                 None => self.find(format!("{:?}", adjust.key), "is adjusted but was never opened"),
             },
+            Record::Synced(_) => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use tollgate::books::embedded::Engine as Opened;
+use tollgate::books::embedded::{Engine as Opened, Options};
 use tollgate::books::recover::recover;
 use tollgate::books::{Adjustment, Ask, Books, InDoubt, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, Source};
@@ -120,6 +120,12 @@ fn all(engine: &Opened) -> BTreeMap<String, Balance> {
     all
 }
 
+/// Small segments: their space is taken at every start.
+fn open(dir: &Path) -> Opened {
+    let options = Options { segment_size: 1 << 16, ..Options::default() };
+    Opened::open_with(dir, NOW, options).unwrap()
+}
+
 /// Recovers a copy that was cut, and checks all that must hold there.
 fn check(dir: &Path, position: u64, whole: u64) {
     let cut = cut_at(dir, position);
@@ -138,7 +144,7 @@ fn check(dir: &Path, position: u64, whole: u64) {
     // Recovery writes what it resolves. A second start finds nothing to do, and a start that
     // died anywhere in the middle of the first leads to the same.
     let (first, recovered) = {
-        let engine = Opened::open(cut.path(), NOW).unwrap();
+        let engine = open(cut.path());
         (all(&engine), engine.written())
     };
     assert_eq!(first.values().map(|balance| balance.held).sum::<u64>(), 0);
@@ -146,7 +152,7 @@ fn check(dir: &Path, position: u64, whole: u64) {
     // Torn bytes change nothing of what recovery reads, so one start more is enough for them.
     for again in [middle, recovered].into_iter().take(if position == whole { 2 } else { 1 }) {
         let interrupted = cut_at(cut.path(), again);
-        let engine = Opened::open(interrupted.path(), NOW).unwrap();
+        let engine = open(interrupted.path());
         assert_eq!(all(&engine), first, "cut at {position}, then at {again}");
     }
 }
@@ -170,7 +176,12 @@ fn check_all_points(dir: &Path, sampled: usize) {
 fn f38_f05_every_prefix_of_the_journal_is_a_state_without_overspend() {
     let dir = temporary();
     {
-        let engine = Opened::open_with(dir.path(), NOW, 4096).unwrap();
+        let engine = Opened::open_with(
+            dir.path(),
+            NOW,
+            Options { segment_size: 4096, ..Options::default() },
+        )
+        .unwrap();
         run(write_history(&engine, 0..30));
         assert!(engine.snapshot().unwrap());
         run(write_history(&engine, 30..60));

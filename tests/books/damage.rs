@@ -6,11 +6,11 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use tollgate::books::embedded::{Engine as Opened, OpenError};
+use tollgate::books::embedded::{Engine as Opened, OpenError, Options};
 use tollgate::books::journal::Damage;
 use tollgate::books::recover::RecoverError;
 use tollgate::books::repair::{Repair, RepairError};
-use tollgate::books::{Adjustment, Books};
+use tollgate::books::{Adjustment, Books, Durability};
 use tollgate::core::account::Balance;
 use tollgate::core::charge::{OutcomeMemo, State};
 
@@ -19,19 +19,30 @@ use crate::engine::{
 };
 
 const HEADER: usize = 24;
-const SEGMENT: u64 = 250;
+const SEGMENT: u64 = 1 << 16;
 
 /// Books with several segments and a snapshot in the middle, closed by the death of their
-/// process.
+/// process: every process begins a segment.
 fn books() -> TempDir {
+    kept(Durability::Process)
+}
+
+fn kept(durability: Durability) -> TempDir {
     let dir = temporary();
-    let engine = Opened::open_with(dir.path(), NOW, SEGMENT).unwrap();
-    write(&engine, 0..10);
-    assert!(engine.snapshot().unwrap());
-    write(&engine, 10..20);
-    drop(engine);
-    assert!(journals(dir.path()).len() > 4);
+    for process in 0..6 {
+        let options = Options { segment_size: SEGMENT, durability };
+        let engine = Opened::open_with(dir.path(), NOW, options).unwrap();
+        if process == 3 {
+            assert!(engine.snapshot().unwrap());
+        }
+        write(&engine, process * 10..process * 10 + 3);
+    }
+    assert_eq!(written(dir.path()).len(), 6);
     dir
+}
+
+fn open(dir: &Path) -> Result<Opened, OpenError> {
+    Opened::open_with(dir, NOW, Options { segment_size: SEGMENT, ..Options::default() })
 }
 
 fn write(engine: &Opened, charges: std::ops::Range<u64>) {
@@ -94,7 +105,7 @@ fn balances(engine: &Opened) -> BTreeMap<String, Balance> {
 #[track_caller]
 fn refused(dir: &Path) -> (Damage, String) {
     let before = contents(dir);
-    let error = Opened::open(dir, NOW).unwrap_err();
+    let error = open(dir).unwrap_err();
     let text = error.to_string();
     let after = contents(dir);
     assert!(before == after || before.len() + 1 == after.len(), "{text}");
@@ -124,7 +135,7 @@ fn f39_f38_of_every_byte_only_those_of_the_last_record_can_be_a_torn_tail() {
             let changed = dir.path().join(path.file_name().unwrap());
             change(&changed, |bytes| bytes[at] ^= 0x40);
             if at >= last_record {
-                let engine = Opened::open(dir.path(), NOW).unwrap();
+                let engine = open(dir.path()).unwrap();
                 assert_eq!(engine.recovery().torn_bytes, (end - last_record) as u64, "byte {at}");
                 continue;
             }
@@ -182,12 +193,12 @@ fn f38_a_torn_last_but_one_segment_is_cut_when_nothing_whole_is_behind_it() {
             for empty in journals(dir.path()).iter().filter(|path| start(path) > start(next)) {
                 std::fs::remove_file(empty).unwrap();
             }
-            let engine = Opened::open(dir.path(), NOW).unwrap();
+            let engine = open(dir.path()).unwrap();
             assert!(engine.recovery().torn_bytes >= (cut - kept) as u64);
             assert_eq!(std::fs::metadata(file(torn)).unwrap().len(), kept as u64);
             let first = balances(&engine);
             drop(engine);
-            let engine = Opened::open(dir.path(), NOW).unwrap();
+            let engine = open(dir.path()).unwrap();
             assert_eq!((engine.recovery().torn_bytes, balances(&engine)), (0, first));
         }
     }
@@ -205,7 +216,7 @@ fn f38_an_empty_newest_segment_without_a_whole_header_does_not_stop_the_start() 
             let newest = journals(dir.path()).pop().unwrap();
             let is_new = std::fs::metadata(&newest).unwrap().len() == HEADER as u64;
             let newest = if is_new { newest } else { next_of(&newest) };
-            let before = Opened::open(dir.path(), NOW).map(|engine| balances(&engine)).unwrap();
+            let before = open(dir.path()).map(|engine| balances(&engine)).unwrap();
             let mut bytes = std::fs::read(&newest).unwrap_or_default();
             bytes.resize(HEADER, 0);
             bytes.truncate(header);
@@ -213,7 +224,7 @@ fn f38_an_empty_newest_segment_without_a_whole_header_does_not_stop_the_start() 
                 bytes.fill(byte);
             }
             std::fs::write(&newest, bytes).unwrap();
-            let engine = Opened::open(dir.path(), NOW).unwrap();
+            let engine = open(dir.path()).unwrap();
             assert_eq!(balances(&engine), before, "{header} bytes of a header");
         }
     }
@@ -235,7 +246,7 @@ fn f38_a_tail_of_zeros_and_of_noise_is_cut_and_counted() {
             std::fs::remove_file(next).unwrap();
         }
         change(&last, |bytes| bytes.extend_from_slice(&tail));
-        let engine = Opened::open(dir.path(), NOW).unwrap();
+        let engine = open(dir.path()).unwrap();
         assert_eq!(engine.recovery().torn_bytes, 9_000);
         write(&engine, 100..103);
     }
@@ -320,8 +331,9 @@ fn f39_a_repair_cuts_before_the_damage_and_keeps_a_copy_of_all_that_is_lost() {
             change(&damaged, |bytes| bytes[at + 8] ^= 1);
             let original = contents(dir.path());
             let plan = repaired(dir.path());
-            assert!(plan.loss.records > 0 && plan.loss.bytes > 0, "{:?}", plan.loss);
-            assert!(!plan.loss.accounts.is_empty() && plan.loss.times.is_some());
+            assert!(plan.loss.bytes > 0, "{:?}", plan.loss);
+            assert_eq!(plan.loss.records > 0, plan.loss.times.is_some());
+            assert_eq!(plan.loss.records > 0, !plan.loss.accounts.is_empty());
             let loss = plan.loss.clone();
             let done = plan.apply(NOW).unwrap();
             let report = std::fs::read_to_string(&done.report).unwrap();
@@ -332,7 +344,7 @@ fn f39_a_repair_cuts_before_the_damage_and_keeps_a_copy_of_all_that_is_lost() {
                 let kept = done.kept_in.join(file.file_name().unwrap());
                 assert!(here == bytes || std::fs::read(kept).unwrap() == bytes);
             }
-            let engine = Opened::open(dir.path(), NOW).unwrap();
+            let engine = open(dir.path()).unwrap();
             assert_eq!(engine.recovery().torn_bytes, 0);
             write(&engine, 200..203);
             drop(engine);
@@ -350,7 +362,7 @@ fn f39_a_repair_of_each_kind_of_damage_ends_with_a_ledger_that_adds_up() {
     let (snapshot, expected) = {
         let dir = temporary();
         copy(whole.path(), dir.path());
-        (whole_snapshot(whole.path()), balances(&Opened::open(dir.path(), NOW).unwrap()))
+        (whole_snapshot(whole.path()), balances(&open(dir.path()).unwrap()))
     };
     let old = paths.iter().rposition(|path| start(path) < snapshot).unwrap();
     type Plant = Box<dyn Fn(&Path)>;
@@ -389,7 +401,7 @@ fn f39_a_repair_of_each_kind_of_damage_ends_with_a_ledger_that_adds_up() {
         let plan = repaired(dir.path());
         assert_eq!(plan.loss.bytes == 0, keeps_all, "{what}: {:?}", plan.findings);
         plan.apply(NOW).unwrap();
-        let engine = Opened::open(dir.path(), NOW).unwrap();
+        let engine = open(dir.path()).unwrap();
         if keeps_all {
             assert_eq!(balances(&engine), expected, "{what}");
         }
@@ -404,7 +416,7 @@ fn f39_a_repair_of_each_kind_of_damage_ends_with_a_ledger_that_adds_up() {
 #[test]
 fn f39_records_that_contradict_each_other_are_cut_too() {
     let dir = temporary();
-    let engine = Opened::open(dir.path(), NOW).unwrap();
+    let engine = open(dir.path()).unwrap();
     write(&engine, 0..4);
     drop(engine);
     // The same hold once more, in its place as the writer would put it.
@@ -415,15 +427,15 @@ fn f39_records_that_contradict_each_other_are_cut_too() {
     frames.push_bytes(&bytes[places[0] + 8..places[1]]);
     frames.push_bytes(&bytes[places[0] + 8..places[1]]);
     let end = (places[places.len() - 1] - HEADER) as u64;
-    let journal = tollgate::books::journal::Journal::open(dir.path(), end, SEGMENT).unwrap();
+    let journal = tollgate::books::journal::Journal::open(dir.path(), end, SEGMENT, Durability::Process).unwrap();
     journal.append(&mut frames).unwrap();
     drop(journal);
-    let error = Opened::open(dir.path(), NOW).unwrap_err().to_string();
+    let error = open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("held twice"), "{error}");
     let plan = repaired(dir.path());
     // The first repeats an open charge's id that is over by now: only the second contradicts.
     assert_eq!(plan.loss.records, 1);
     plan.apply(NOW).unwrap();
-    let engine = Opened::open(dir.path(), NOW).unwrap();
+    let engine = open(dir.path()).unwrap();
     assert_eq!(balances(&engine)[&name("a")].captured, 4);
 }

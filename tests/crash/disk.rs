@@ -1,6 +1,7 @@
 //! The real binary on a disk that is full, that fails, that writes less than it was given.
 
-use crate::support::{Access, Call, Faults, Org, Setup, World, burst, run};
+use crate::support::faults::Faults;
+use crate::support::{Access, Call, Org, Setup, World, burst, run};
 
 fn world(faults: &Faults) -> World {
     let environment = faults.environment().to_vec();

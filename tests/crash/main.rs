@@ -12,7 +12,7 @@
 )]
 
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "what the other suites use")]
+#[expect(dead_code, unused_imports, reason = "what the other suites use")]
 mod support;
 
 mod campaign;

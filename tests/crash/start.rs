@@ -9,7 +9,8 @@ use tollgate::books::embedded::Engine;
 use tollgate::core::account::Balance;
 
 use crate::support::world::{NOON, tollgate};
-use crate::support::{Access, Call, Client, Faults, Org, Script, Setup, World, run, until};
+use crate::support::faults::{Faults, Made};
+use crate::support::{Access, Call, Client, Org, Script, Setup, World, run, until};
 
 /// More than a start and a snapshot have.
 const STEPS: usize = 32;
@@ -106,7 +107,7 @@ fn f05_f43_killed_at_every_step_of_a_start_and_a_snapshot_the_next_start_finds_t
         let mut survived = 0;
         for (index, killed) in started.iter_mut().enumerate() {
             let step = index + 1;
-            let has_snapshot = |made: &[crate::support::faults::Made]| {
+            let has_snapshot = |made: &[Made]| {
                 let renamed = made.iter().position(|made| {
                     made.call == "rename" && made.path.extension().is_some_and(|e| e == "snapshot")
                 });
@@ -148,7 +149,7 @@ fn f43_the_directory_is_synced_after_every_new_name() {
         world.terminate();
         assert!(world.stopped().await.success());
         let made = faults.made();
-        let is_new = |made: &&crate::support::faults::Made| {
+        let is_new = |made: &&Made| {
             (made.call == "open" || made.call == "rename")
                 && made.path.extension().is_some_and(|e| e == "journal")
         };

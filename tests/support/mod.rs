@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, raw};
-pub use faults::Faults;
 pub use org::{Access, Org};
 pub use world::{Setup, World};
 

@@ -10,6 +10,7 @@ mod scan;
 pub use scan::{Place, Salvage, Torn};
 
 use super::{FRAME, HEADER, MAGIC, MAX_RECORD, bound_crc};
+use crate::books::Durability;
 use crate::core::record;
 
 /// What is wrong with the journal, and where.
@@ -245,24 +246,36 @@ impl Cursor {
     /// write left. After a process died it is at most a part of one write; after a power failure
     /// also whatever of the last segments had not reached the disk.
     ///
+    /// Whole records behind the place make it damage, because to cut them would lose what somebody
+    /// was told. Not so in a segment whose records were told only when they were synced, while no
+    /// mark says that the place was: a power failure may keep what is behind what it takes.
+    ///
     /// # Errors
-    /// When a whole record stands behind the cursor's place: then what is between was damaged, and
-    /// to cut it would lose what somebody was told. When a newer version has written there.
+    /// When it is damage; when a newer version has written there.
     pub fn tail(&self) -> Result<Option<Torn>, Damage> {
         let segments = self.segments()?;
         segments.check_versions()?;
         let Some(place) = segments.place(self.position) else { return Ok(None) };
         let io = |error| Damage::Io { path: place.path.clone(), error };
         let header = self.header_at(&segments)?;
-        if let Some((valid, _)) = segments.salvage(self.position).next_record()? {
-            return match header {
-                Err(what) => Err(Damage::Header { place, what, valid }),
+        let mut salvage = segments.salvage(self.position);
+        if let Some((valid, bytes)) = salvage.next_record()? {
+            if header.is_ok() && valid.position == self.position {
                 // It was being written.
-                Ok(()) if valid.position == self.position => Ok(None),
-                Ok(()) => {
-                    Err(Damage::Record { place, what: self.why.clone(), valid: Some(valid) })
-                }
+                return Ok(None);
+            }
+            let is_told = match header {
+                Ok(Durability::Power) => salvage.tells_synced(self.position, bytes)?,
+                _ => true,
             };
+            match header {
+                Err(what) => return Err(Damage::Header { place, what, valid }),
+                Ok(_) if is_told => {
+                    let (what, valid) = (self.why.clone(), Some(valid));
+                    return Err(Damage::Record { place, what, valid });
+                }
+                Ok(_) => {}
+            }
         }
         if header.is_ok() && std::fs::metadata(&place.path).map_err(io)?.len() < place.offset {
             // Whoever told this position has seen more than there is.
@@ -299,8 +312,10 @@ impl Cursor {
     }
 
     /// What is wrong with the header of the segment that holds the position.
-    fn header_at(&self, segments: &Segments) -> Result<Result<(), String>, Damage> {
-        let Some(segment) = segments.find(self.position) else { return Ok(Ok(())) };
+    fn header_at(&self, segments: &Segments) -> Result<Result<Durability, String>, Damage> {
+        let Some(segment) = segments.find(self.position) else {
+            return Ok(Err("there is no segment".into()));
+        };
         let io = |error| Damage::Io { path: segment.path.clone(), error };
         read_header(&mut File::open(&segment.path).map_err(io)?, segment)
     }
@@ -342,7 +357,7 @@ fn read_whole(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 }
 
 /// Reads a segment's header; the inner error says why it is none.
-fn read_header(file: &mut File, segment: &Segment) -> Result<Result<(), String>, Damage> {
+fn read_header(file: &mut File, segment: &Segment) -> Result<Result<Durability, String>, Damage> {
     let io = |error| Damage::Io { path: segment.path.clone(), error };
     let mut header = [0; HEADER];
     if !read_whole(file, &mut header).map_err(io)? {
@@ -352,10 +367,15 @@ fn read_header(file: &mut File, segment: &Segment) -> Result<Result<(), String>,
     if !header.starts_with(MAGIC) {
         return Ok(Err("this is not a journal segment".into()));
     }
-    if header != super::header(segment.start) {
+    let durability = durability(&header);
+    if header != super::header(segment.start, durability) {
         return Ok(Err("its checksum or start does not match its name".into()));
     }
-    Ok(Ok(()))
+    Ok(Ok(durability))
+}
+
+fn durability(header: &[u8; HEADER]) -> Durability {
+    if header[10] == 1 { Durability::Power } else { Durability::Process }
 }
 
 fn refuse_newer(header: &[u8; HEADER], segment: &Segment) -> Result<(), Damage> {

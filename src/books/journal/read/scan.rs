@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::vec::IntoIter;
 
 use super::{Damage, FRAME, HEADER, MAX_RECORD, Segment, bound_crc};
+use crate::core::record::Record;
 
 /// A place in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,21 @@ impl Salvage {
             let at = usize::try_from(skipped).unwrap_or(usize::MAX).saturating_add(HEADER);
             self.open = Some(Whole { segment, bytes, at });
         }
+    }
+}
+
+impl Salvage {
+    /// Whether this record or one behind it is a mark that all up to behind `position` was on the
+    /// disk.
+    pub(super) fn tells_synced(&mut self, position: u64, first: Vec<u8>) -> Result<bool, Damage> {
+        let mut record = Some(first);
+        while let Some(bytes) = record {
+            if matches!(Record::decode(&bytes), Ok(Record::Synced(synced)) if synced > position) {
+                return Ok(true);
+            }
+            record = self.next_record()?.map(|(_, bytes)| bytes);
+        }
+        Ok(false)
     }
 }
 
