@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tollgate::books::embedded::{Engine as Opened, OpenError, Options};
-use tollgate::books::journal::Damage;
+use tollgate::books::journal::{Damage, Frames, Journal};
 use tollgate::books::recover::RecoverError;
 use tollgate::books::repair::{Repair, RepairError};
 use tollgate::books::{Adjustment, Books, Durability};
 use tollgate::core::account::Balance;
 use tollgate::core::charge::{OutcomeMemo, State};
+use tollgate::core::record::Record;
 
 use crate::engine::{
     NOW, account, ask, copy, done, files, id, name, resolution, run, take, temporary,
@@ -423,11 +424,11 @@ fn f39_records_that_contradict_each_other_are_cut_too() {
     let first = journals(dir.path()).remove(0);
     let bytes = std::fs::read(&first).unwrap();
     let places = frames(&first);
-    let mut frames = tollgate::books::journal::Frames::default();
+    let mut frames = Frames::default();
     frames.push_bytes(&bytes[places[0] + 8..places[1]]);
     frames.push_bytes(&bytes[places[0] + 8..places[1]]);
     let end = (places[places.len() - 1] - HEADER) as u64;
-    let journal = tollgate::books::journal::Journal::open(dir.path(), end, SEGMENT, Durability::Process).unwrap();
+    let journal = Journal::open(dir.path(), end, SEGMENT, Durability::Process).unwrap();
     journal.append(&mut frames).unwrap();
     drop(journal);
     let error = open(dir.path()).unwrap_err().to_string();
@@ -438,4 +439,41 @@ fn f39_records_that_contradict_each_other_are_cut_too() {
     plan.apply(NOW).unwrap();
     let engine = open(dir.path()).unwrap();
     assert_eq!(balances(&engine)[&name("a")].captured, 4);
+}
+
+/// Of what was told only when it was synced, a power failure may keep what is behind what it
+/// takes: a mark says what it cannot have taken.
+#[test]
+fn f38_f39_in_a_synced_journal_a_mark_tells_damage_from_a_torn_tail() {
+    for marked in [false, true] {
+        let dir = temporary();
+        let whole = kept(Durability::Power);
+        let oldest = written(whole.path()).remove(0);
+        let bytes = std::fs::read(&oldest).unwrap();
+        let places = frames(&oldest);
+        // A batch of one write in a journal of its own, so that no other mark is in it.
+        let mut batch = Frames::default();
+        for pair in places.windows(2).take(4) {
+            let record = &bytes[pair[0] + 8..pair[1]];
+            if !matches!(Record::decode(record), Ok(Record::Synced(_))) {
+                batch.push_bytes(record);
+            }
+        }
+        if marked {
+            batch.push(&Record::Synced(1_000)).unwrap();
+        }
+        let journal = Journal::open(dir.path(), 0, SEGMENT, Durability::Power).unwrap();
+        journal.append(&mut batch).unwrap();
+        drop(journal);
+        let file = written(dir.path()).pop().unwrap();
+        let places = frames(&file);
+        change(&file, |bytes| bytes[places[1]..places[2]].fill(0));
+        if marked {
+            assert!(matches!(refused(dir.path()).0, Damage::Record { valid: Some(_), .. }));
+        } else {
+            let engine = open(dir.path()).unwrap();
+            let torn = (places[places.len() - 1] - places[1]) as u64;
+            assert_eq!(engine.recovery().torn_bytes, torn);
+        }
+    }
 }

@@ -3,11 +3,11 @@
  * as a control file says, and logs each call. Built by tests/support/faults.rs.
  *
  * $TOLLGATE_FAULTS/control is read at every call; each line is
- *     CALL ACTION [N]
+ *     CALL ACTION [N [PART]]
  * CALL: write, fdatasync, fsync, open, rename, ftruncate, fallocate, unlink, or any.
  * ACTION: ENOSPC, EIO, EINTR, short, delay (N ms), kill (before the Nth call of the process that
- * matches), space (N more bytes can be written to the books, or be reserved; then ENOSPC).
- * EINTR fails every other call. A call that is made is logged with its result.
+ * matches), wait (until the file says something else). With PART only calls on files whose path has
+ * it. EINTR fails every other call. A call that is made is logged with its result.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static long calls, interruptions, used;
+static long calls, interruptions;
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
@@ -56,21 +56,28 @@ static void note(const char *call, const char *path, long result) {
     REAL(close)(fd);
 }
 
+static void rest(long milliseconds) {
+    struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    nanosleep(&time, NULL);
+}
+
 /* What the control file says of this call: 0 to go on, else the errno; *count may be lowered. */
-static int decide(const char *call, const char *path, size_t *count, int sums) {
-    char text[1024] = "", *rest = text;
-    int fd = file_of("control", O_RDONLY), result = 0;
+static int decide(const char *call, const char *path, size_t *count) {
+    int result = 0, counted = 0;
+again:;
+    char text[1024] = "", *lines = text;
+    int fd = file_of("control", O_RDONLY);
     if (fd < 0) return 0;
     ssize_t length = REAL(read)(fd, text, sizeof text - 1);
     REAL(close)(fd);
     text[length < 0 ? 0 : length] = 0;
     pthread_mutex_lock(&lock);
-    calls++;
-    for (char *line; (line = strsep(&rest, "\n"));) {
-        char on[32] = "", action[32] = "";
+    if (!counted++) calls++;
+    for (char *line; (line = strsep(&lines, "\n"));) {
+        char on[32] = "", action[32] = "", part[64] = "";
         long number = 0;
-        if (sscanf(line, "%31s %31s %ld", on, action, &number) < 2) continue;
-        if (strcmp(on, "any") && strcmp(on, call)) continue;
+        if (sscanf(line, "%31s %31s %ld %63s", on, action, &number, part) < 2) continue;
+        if ((strcmp(on, "any") && strcmp(on, call)) || !strstr(path, part)) continue;
         if (!strcmp(action, "kill") && calls >= number) {
             note("killed", path, calls);
             raise(SIGKILL);
@@ -83,17 +90,15 @@ static int decide(const char *call, const char *path, size_t *count, int sums) {
         } else if (!strcmp(action, "short")) {
             if (count && *count > 1) *count = *count / 2;
         } else if (!strcmp(action, "delay")) {
-            struct timespec time = {number / 1000, number % 1000 * 1000000};
             pthread_mutex_unlock(&lock);
-            nanosleep(&time, NULL);
+            rest(number);
             pthread_mutex_lock(&lock);
-        } else if (!strcmp(action, "space") && sums) {
-            long left = number > used ? number - used : 0;
-            if (left == 0) result = ENOSPC;
-            else if (count && *count > (size_t)left) *count = left;
+        } else if (!strcmp(action, "wait")) {
+            pthread_mutex_unlock(&lock);
+            rest(5);
+            goto again;
         }
     }
-    if (sums && !result && count) used += *count;
     pthread_mutex_unlock(&lock);
     return result;
 }
@@ -104,7 +109,7 @@ static int decide(const char *call, const char *path, size_t *count, int sums) {
 ssize_t write(int fd, const void *bytes, size_t count) {
     char buffer[4096];
     if (getenv("TOLLGATE_FAULTS") && is_books(path_of(fd, buffer, sizeof buffer))) {
-        int error = decide("write", buffer, &count, 1);
+        int error = decide("write", buffer, &count);
         if (error) FAIL("write", buffer, error);
         ssize_t result = REAL(write)(fd, bytes, count);
         note("write", buffer, result);
@@ -116,7 +121,7 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 static int on_file(const char *call, int fd, int (*real)(int)) {
     char buffer[4096];
     if (!is_books(path_of(fd, buffer, sizeof buffer))) return real(fd);
-    int error = decide(call, buffer, NULL, 0);
+    int error = decide(call, buffer, NULL);
     if (error) FAIL(call, buffer, error);
     int result = real(fd);
     note(call, buffer, result);
@@ -129,7 +134,7 @@ int fdatasync(int fd) { return on_file("fdatasync", fd, REAL(fdatasync)); }
 static int truncated(int fd, off64_t length) {
     char buffer[4096];
     if (is_books(path_of(fd, buffer, sizeof buffer))) {
-        int error = decide("ftruncate", buffer, NULL, 0);
+        int error = decide("ftruncate", buffer, NULL);
         if (error) FAIL("ftruncate", buffer, error);
         note("ftruncate", buffer, length);
     }
@@ -141,8 +146,7 @@ int ftruncate(int fd, off_t length) { return truncated(fd, length); }
 static int reserved(int fd, int mode, off64_t offset, off64_t length) {
     char buffer[4096];
     if (is_books(path_of(fd, buffer, sizeof buffer))) {
-        size_t count = 0;
-        int error = decide("fallocate", buffer, &count, 1);
+        int error = decide("fallocate", buffer, NULL);
         if (error) FAIL("fallocate", buffer, error);
         note("fallocate", buffer, length);
     }
@@ -158,7 +162,7 @@ int fallocate(int fd, int mode, off_t offset, off_t length) {
 static int opened(const char *path, int flags, mode_t mode) {
     /* Only what changes something: readers are many, and nothing of them is recovered from. */
     if (is_books(path) && (flags & (O_CREAT | O_TRUNC))) {
-        int error = decide("open", path, NULL, 0);
+        int error = decide("open", path, NULL);
         if (error) FAIL("open", path, error);
         int result = REAL(open64)(path, flags, mode);
         note("open", path, result < 0 ? -errno : 0);
@@ -176,7 +180,7 @@ int open64(const char *path, int flags, ...) {
 
 int rename(const char *from, const char *to) {
     if (is_books(to)) {
-        int error = decide("rename", to, NULL, 0);
+        int error = decide("rename", to, NULL);
         if (error) FAIL("rename", to, error);
         int result = REAL(rename)(from, to);
         note("rename", to, result);
@@ -187,7 +191,7 @@ int rename(const char *from, const char *to) {
 
 int unlink(const char *path) {
     if (is_books(path)) {
-        int error = decide("unlink", path, NULL, 0);
+        int error = decide("unlink", path, NULL);
         if (error) FAIL("unlink", path, error);
         int result = REAL(unlink)(path);
         note("unlink", path, result < 0 ? -errno : 0);

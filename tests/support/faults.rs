@@ -28,7 +28,7 @@ impl Faults {
         faults
     }
 
-    /// From the next call on the disk behaves so: lines of `CALL ACTION [N]`.
+    /// From the next call on the disk behaves so: lines of `CALL ACTION [N [PART]]`.
     pub fn say(&self, control: &str) {
         let new = self.dir.path().join("control.new");
         std::fs::write(&new, control).unwrap();
