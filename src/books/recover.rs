@@ -66,7 +66,11 @@ pub fn recover(dir: &Path, until: Option<u64>) -> Result<Recovered, RecoverError
 }
 
 /// A record whose checksum is right and that is none all the same was written so.
-pub(super) fn decode<'a>(dir: &Path, bytes: &'a [u8], position: u64) -> Result<Record<'a>, RecoverError> {
+pub(super) fn decode<'a>(
+    dir: &Path,
+    bytes: &'a [u8],
+    position: u64,
+) -> Result<Record<'a>, RecoverError> {
     Record::decode(bytes).map_err(|error| {
         let place = Segments::list(dir).ok().and_then(|segments| segments.place(position));
         match place {

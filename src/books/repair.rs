@@ -301,7 +301,8 @@ impl Loss {
             ));
         }
         if !self.accounts.is_empty() {
-            lines.push(format!("{} accounts get back what these records took", self.accounts.len()));
+            lines
+                .push(format!("{} accounts get back what these records took", self.accounts.len()));
         }
         lines
     }
@@ -332,11 +333,13 @@ fn read_on(dir: &Path, from: u64) -> Result<Option<Torn>, Box<Stopped>> {
         fold.apply(&record).map_err(|error| RecoverError::Contradiction { position, error })?;
         Ok(true)
     };
-    let read = base.and_then(|()| loop {
-        match step() {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(error) => return Err(error),
+    let read = base.and_then(|()| {
+        loop {
+            match step() {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     });
     let end = read.and_then(|()| cursor.tail().map_err(RecoverError::from));
@@ -369,11 +372,8 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
             None => 0,
         };
     }
-    let mut names: std::collections::HashMap<_, String> = before
-        .accounts
-        .iter()
-        .map(|(key, account)| (*key, account.name.to_string()))
-        .collect();
+    let mut names: std::collections::HashMap<_, String> =
+        before.accounts.iter().map(|(key, account)| (*key, account.name.to_string())).collect();
     let mut salvage = segments.salvage(position);
     while let Some((_, bytes)) = salvage.next_record().map_err(RecoverError::from)? {
         let Ok(record) = Record::decode(&bytes) else { continue };

@@ -14,10 +14,12 @@ use crate::config;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what can be kept of damaged books and what would be lost; with --apply do it
-    #[command(after_help = "Without --apply nothing is changed. With it, copies of all that is cut \
+    #[command(
+        after_help = "Without --apply nothing is changed. With it, copies of all that is cut \
 and a report are kept in books/repair-N of the data dir, and the ledger is verified afterwards. \
 Refused while a gateway runs on the data dir.\n\nExamples:\n  tollgate books repair -c tollgate.toml\n  \
-tollgate books repair -c tollgate.toml --apply")]
+tollgate books repair -c tollgate.toml --apply"
+    )]
     Repair {
         /// The configuration [default: tollgate.toml]
         #[arg(short, long, value_name = "FILE")]
@@ -82,7 +84,11 @@ fn repair(dir: &Path, apply: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let done = repair.apply(Clock::default().now())?;
-    println!("done; copies are in {}, the report is {}", done.kept_in.display(), done.report.display());
+    println!(
+        "done; copies are in {}, the report is {}",
+        done.kept_in.display(),
+        done.report.display()
+    );
     let verifier = super::ledger::verify(dir)?;
     anyhow::ensure!(verifier.findings().is_empty(), "the ledger still does not add up");
     println!("ok: the ledger adds up");

@@ -73,7 +73,8 @@ pub fn verify(dir: &Path) -> anyhow::Result<Verifier> {
     let mut snapshots = snapshot::list(dir)?.into_iter().filter(|(at, _)| *at >= first).peekable();
     let mut begins = first;
     if first > 0 {
-        let missing = || format!("{}: records before {first} and a snapshot of them", dir.display());
+        let missing =
+            || format!("{}: records before {first} and a snapshot of them", dir.display());
         let (at, path) = snapshots.next().with_context(missing)?;
         begin(&mut verifier, &snapshot::read(&path)?);
         begins = at;

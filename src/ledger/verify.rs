@@ -75,7 +75,13 @@ pub struct Totals {
 
 impl Verifier {
     /// Begins with what others say an account has, because the records before it are not kept.
-    pub fn begin_account(&mut self, key: AccountKey, name: &str, balance: Balance, version: Version) {
+    pub fn begin_account(
+        &mut self,
+        key: AccountKey,
+        name: &str,
+        balance: Balance,
+        version: Version,
+    ) {
         let tally = Tally {
             name: name.to_owned(),
             base: balance.base.into(),

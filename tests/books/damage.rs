@@ -168,7 +168,8 @@ fn start(path: &Path) -> u64 {
 
 /// The position of the newest snapshot.
 fn whole_snapshot(dir: &Path) -> u64 {
-    let snapshots = files(dir).into_iter().filter(|p| p.extension().is_some_and(|e| e == "snapshot"));
+    let snapshots =
+        files(dir).into_iter().filter(|p| p.extension().is_some_and(|e| e == "snapshot"));
     snapshots.map(|path| start(&path)).max().unwrap()
 }
 
@@ -260,8 +261,10 @@ fn f45_a_newer_version_anywhere_is_refused_and_every_file_untouched() {
     let newer = |dir: &Path, path: &Path| {
         change(&dir.join(path.file_name().unwrap()), |bytes| bytes[8..10].copy_from_slice(&[9, 0]));
     };
-    let snapshots: Vec<PathBuf> =
-        files(whole.path()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "snapshot")).collect();
+    let snapshots: Vec<PathBuf> = files(whole.path())
+        .into_iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "snapshot"))
+        .collect();
     for path in paths.iter().chain(&snapshots) {
         let dir = temporary();
         copy(whole.path(), dir.path());

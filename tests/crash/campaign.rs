@@ -225,6 +225,7 @@ fn campaign(cycles: usize, setup: Setup) {
 
 #[test]
 fn f02_f03_d36_d37_kills_under_load_leave_exact_books() {
-    let cycles = std::env::var("TOLLGATE_CRASH_CYCLES").map_or(CYCLES, |text| text.parse().unwrap());
+    let cycles =
+        std::env::var("TOLLGATE_CRASH_CYCLES").map_or(CYCLES, |text| text.parse().unwrap());
     campaign(cycles, Setup::default());
 }

@@ -157,10 +157,8 @@ fn f41_an_answer_of_durability_power_waits_for_the_disk() {
         let gateway = world.gateway();
         let mut clients = JoinSet::new();
         clients.spawn(async move { Client::connect(gateway).await.send(&image()).await });
-        until("the hold waits", || {
-            (world.metric("tollgate_holds_open", &[]) == 1.0).then_some(())
-        })
-        .await;
+        until("the hold waits", || (world.metric("tollgate_holds_open", &[]) == 1.0).then_some(()))
+            .await;
         assert_eq!(world.backend.count(), 0, "forwarded before its hold was synced");
         faults.say("");
         clients.join_all().await[0].is(200);

@@ -2,6 +2,7 @@
 //!
 //! - `campaign`: killed under load again and again; `tests/crash-campaign` runs it at length.
 //! - `start`: killed at every step of its start, and of a snapshot.
+//! - `repair`: damage, and what mends it.
 //! - `disk`: full, failing, short and interrupted.
 
 #![expect(
@@ -17,4 +18,5 @@ mod support;
 
 mod campaign;
 mod disk;
+mod repair;
 mod start;

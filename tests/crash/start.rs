@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use tollgate::books::embedded::Engine;
 use tollgate::core::account::Balance;
 
-use crate::support::world::{NOON, tollgate};
 use crate::support::faults::{Faults, Made};
+use crate::support::world::{NOON, tollgate};
 use crate::support::{Access, Call, Client, Org, Script, Setup, World, run, until};
 
 /// More than a start and a snapshot have.
@@ -161,4 +161,48 @@ fn f43_the_directory_is_synced_after_every_new_name() {
         assert!(synced, "{made:#?}");
         world.start();
     });
+}
+
+/// A power failure takes what was not synced of the journal, and may leave the archive of it.
+#[test]
+fn f38_an_archive_that_knows_of_more_than_the_journal_is_built_again() {
+    run(async {
+        let mut world = World::new(&Org::new().user("alice", "1000", Access::None));
+        let mut charges = Vec::new();
+        for _ in 0..6 {
+            let answer = world.send(&Call::post("/v1/images", "{}").user("alice")).await;
+            charges.push(answer.is(200).told("charge"));
+        }
+        for charge in &charges {
+            assert_eq!(world.charge(charge)["state"], "captured");
+        }
+        world.kill();
+        // The last three charges with all their records, and a byte more.
+        let newest = newest(&world.data().join("books"));
+        let bytes = std::fs::read(&newest).unwrap();
+        let mut ends = vec![24];
+        while let Some(length) = bytes.get(ends[ends.len() - 1]..).and_then(<[u8]>::first_chunk) {
+            ends.push(ends[ends.len() - 1] + 8 + u32::from_le_bytes(*length) as usize);
+        }
+        let fourth = tollgate::core::ids::ChargeId(uuid(&charges[3]));
+        let first_of_it = ends.windows(2).find(|frame| {
+            let record = tollgate::core::record::Record::decode(&bytes[frame[0] + 8..frame[1]]);
+            record.unwrap().charge() == Some(fourth)
+        });
+        std::fs::write(&newest, &bytes[..first_of_it.unwrap()[0] + 1]).unwrap();
+        world.start();
+        assert_eq!(world.metric("tollgate_journal_torn_bytes", &[]), 1.0);
+        world.seat("alice", "3", "997", "0");
+        let answer = world.send(&Call::post("/v1/images", "{}").user("alice")).await;
+        assert_eq!(world.charge(&answer.is(200).told("charge"))["state"], "captured");
+        for (index, charge) in charges.iter().enumerate() {
+            let known = world.try_charge(charge).map(|charge| charge["state"].clone());
+            assert_eq!(known, (index < 3).then(|| "captured".into()), "charge {index}");
+        }
+    });
+}
+
+fn uuid(text: &str) -> [u8; 16] {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    u128::from_str_radix(&digits, 16).unwrap().to_be_bytes()
 }

@@ -73,6 +73,8 @@ pub struct Recovery {
     pub captured: usize,
     /// Bytes that a torn write had left at the journal's end, and that were cut (f38).
     pub torn_bytes: u64,
+    /// The journal's position behind the last record of the previous process.
+    pub position: u64,
 }
 
 /// What the sessions of an engine share.
@@ -182,6 +184,7 @@ impl Engine {
             records: recovered.records,
             accounts: shared.table.len(),
             torn_bytes: recovered.torn.map_or(0, |torn| torn.bytes),
+            position: recovered.position,
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);

@@ -79,7 +79,10 @@ const REPAIR: &str = "nothing was changed; `tollgate books repair` shows what ca
 fn behind(valid: Option<&Place>) -> String {
     let Some(valid) = valid else { return String::new() };
     let file = valid.path.file_name().unwrap_or_default().display();
-    format!("; a whole record follows at byte {} of {file}, position {}", valid.offset, valid.position)
+    format!(
+        "; a whole record follows at byte {} of {file}, position {}",
+        valid.offset, valid.position
+    )
 }
 
 /// A segment file.

@@ -116,7 +116,8 @@ pub(super) fn bytes_behind(segments: &[Segment], place: &Place) -> io::Result<u6
     let mut bytes = 0;
     for segment in segments.iter().filter(|segment| segment.path >= place.path) {
         let length = std::fs::metadata(&segment.path)?.len();
-        bytes += if segment.path == place.path { length.saturating_sub(place.offset) } else { length };
+        bytes +=
+            if segment.path == place.path { length.saturating_sub(place.offset) } else { length };
     }
     Ok(bytes)
 }
