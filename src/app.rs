@@ -90,7 +90,9 @@ impl App {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (directory, archive) = runtime.block_on(async {
             let directory = Directory::open(data_dir, 0).await?;
-            let archive = Archive::open(data_dir, engine.dir(), engine.records_written()).await?;
+            let recovered = engine.recovery().position;
+            let written = engine.records_written();
+            let archive = Archive::open(data_dir, engine.dir(), recovered, written).await?;
             anyhow::Ok((Arc::new(directory), archive))
         })?;
         let (token, token_file) =

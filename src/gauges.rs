@@ -34,7 +34,7 @@ pub struct Watched {
 /// Registers every gauge.
 pub fn watch(telemetry: &Telemetry, watched: &Watched) {
     type Read = fn(&Watched) -> Vec<Sample>;
-    let gauges: [(&'static str, &'static str, Read); 11] = [
+    let gauges: [(&'static str, &'static str, Read); 12] = [
         ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
         ("tollgate_holds_open", "Charges that are held and not settled", |w| {
             one(w.engine.open_holds().0 as f64)
@@ -72,6 +72,11 @@ pub fn watch(telemetry: &Telemetry, watched: &Watched) {
             pools(w, |_, overage| overage.captured)
         }),
         ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
+        (
+            "tollgate_journal_torn_bytes",
+            "Bytes of a torn write that this start cut off the journal's end",
+            |w| one(w.engine.recovery().torn_bytes as f64),
+        ),
         (
             "tollgate_in_doubt_total",
             "Holds of the previous process, by how they were resolved",

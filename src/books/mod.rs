@@ -8,6 +8,7 @@ pub mod embedded;
 pub mod fold;
 pub mod journal;
 pub mod recover;
+pub mod repair;
 pub mod snapshot;
 
 use std::future::Future;

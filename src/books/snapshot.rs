@@ -88,6 +88,17 @@ pub fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// The version of a snapshot, where it is newer than this one's.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn newer(path: &Path) -> io::Result<Option<u16>> {
+    let mut head = Vec::new();
+    File::open(path)?.take(10).read_to_end(&mut head)?;
+    let version = head.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk());
+    Ok(version.map(|version| u16::from_le_bytes(*version)).filter(|version| *version > VERSION))
+}
+
 /// Reads a snapshot.
 ///
 /// # Errors

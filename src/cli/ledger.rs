@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 
 use super::output::{Format, Output, plain, print};
 use super::{FAILED, USAGE, fail};
+use crate::books::fold::Fold;
 use crate::books::journal::{Cursor, Next, Segments};
 use crate::books::{recover, snapshot};
 use crate::config;
@@ -71,34 +73,59 @@ fn report(verifier: &Verifier, format: Format) -> ExitCode {
     }
 }
 
-/// Adds up a journal from its beginning, and compares with every snapshot on the way and with
-/// what recovery would start from at its end.
+/// Adds up a journal, and compares with every snapshot on the way and with what recovery would
+/// start from at its end. It begins with the first record, or where the first are not kept any
+/// more with the oldest snapshot.
 ///
 /// # Errors
 /// When the journal is damaged or not there.
 pub fn verify(dir: &Path) -> anyhow::Result<Verifier> {
     anyhow::ensure!(dir.is_dir(), "{}: no books here; check data.dir", dir.display());
-    let first = Segments::list(dir)?.as_slice().first().map_or(0, |segment| segment.start);
-    anyhow::ensure!(first == 0, "the journal's first segment is missing in {}", dir.display());
-    let mut snapshots = snapshot::list(dir)?.into_iter().peekable();
     let mut verifier = Verifier::default();
-    let mut cursor = Cursor::new(dir, 0);
+    let first = Segments::list(dir)?.as_slice().first().map_or(0, |segment| segment.start);
+    let mut snapshots = snapshot::list(dir)?.into_iter().filter(|(at, _)| *at >= first).peekable();
+    let mut begins = first;
+    if first > 0 {
+        let missing =
+            || format!("{}: records before {first} and a snapshot of them", dir.display());
+        let (at, path) = snapshots.next().with_context(missing)?;
+        begin(&mut verifier, &snapshot::read(&path)?);
+        begins = at;
+    }
+    let mut cursor = Cursor::new(dir, begins);
     loop {
         while let Some((_, path)) = snapshots.next_if(|(at, _)| *at == cursor.position()) {
-            let fold = snapshot::read(&path)?;
-            verifier.compare(&format!("snapshot {}", path.display()), &stated(fold));
+            let who = format!("snapshot {}", path.display());
+            match snapshot::read(&path) {
+                Ok(fold) => verifier.compare(&who, &stated(fold)),
+                // A running gateway has a newer one and has removed it meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => verifier.find(who, &format!("cannot be read: {error}")),
+            }
         }
-        if cursor.next()? == Next::End {
+        if cursor.next()? == Next::Record {
+            verifier.see(&Record::decode(&cursor.record)?);
+        } else {
+            // Damage, or the end: what is being written now is after it.
+            cursor.tail()?;
             break;
         }
-        verifier.see(&Record::decode(&cursor.record)?);
     }
     let recovered = recover::recover(dir, Some(cursor.position()))?;
     verifier.compare("the books", &stated(recovered.fold));
     Ok(verifier)
 }
 
-fn stated(fold: crate::books::fold::Fold) -> HashMap<AccountKey, (String, Balance)> {
+fn begin(verifier: &mut Verifier, fold: &Fold) {
+    for (key, account) in &fold.accounts {
+        verifier.begin_account(*key, &account.name, account.balance, account.version);
+    }
+    for (charge, hold) in &fold.holds {
+        verifier.begin_hold(*charge, &hold.legs);
+    }
+}
+
+fn stated(fold: Fold) -> HashMap<AccountKey, (String, Balance)> {
     let accounts = fold.accounts.into_iter();
     accounts.map(|(key, account)| (key, (account.name.into_string(), account.balance))).collect()
 }

@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod balance;
+pub mod books;
 pub mod charge;
 pub mod check;
 pub mod client;
@@ -69,6 +70,9 @@ enum Command {
     /// Look into the ledger
     #[command(subcommand)]
     Ledger(ledger::Command),
+    /// Mend the books' files
+    #[command(subcommand)]
+    Books(books::Command),
     /// Run the sample backend alone
     SampleBackend(sample_backend::Options),
     /// Print what a shell needs to complete commands
@@ -91,6 +95,7 @@ pub fn run() -> ExitCode {
         Command::Holds(command) => holds::run(&command),
         Command::Token(command) => token::run(&command),
         Command::Ledger(command) => ledger::run(&command),
+        Command::Books(command) => books::run(&command),
         Command::SampleBackend(options) => sample_backend::run(&options),
         Command::Completions(options) => shell::completions(&options),
         Command::Man(options) => shell::man(&options),

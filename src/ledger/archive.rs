@@ -19,7 +19,7 @@ use sqlx::sqlite::{
 use sqlx::{QueryBuilder, Sqlite};
 use tokio_util::sync::CancellationToken;
 
-use crate::books::journal::{Cursor, Damage, Next};
+use crate::books::journal::{Cursor, Damage, Next, Segments};
 use crate::core::account::{AccountKey, LegKind};
 use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, State, leg_documents};
 use crate::core::ids::ChargeId;
@@ -80,12 +80,17 @@ struct Progress {
 }
 
 impl Archive {
-    /// Opens the archive in `data_dir`, which follows the journal in `journal`. The process has
-    /// written so many records before.
+    /// Opens the archive in `data_dir`, which follows the journal in `journal`. Of the previous
+    /// process the journal was recovered up to `recovered`; this one has written so many records.
     ///
     /// # Errors
     /// When the database cannot be opened or migrated.
-    pub async fn open(data_dir: &Path, journal: &Path, written: u64) -> Result<Self, ArchiveError> {
+    pub async fn open(
+        data_dir: &Path,
+        journal: &Path,
+        recovered: u64,
+        written: u64,
+    ) -> Result<Self, ArchiveError> {
         let options = SqliteConnectOptions::new()
             .filename(data_dir.join("archive.db"))
             .create_if_missing(true)
@@ -99,7 +104,10 @@ impl Archive {
         let position: i64 = sqlx::query_scalar("SELECT position FROM progress WHERE id = 1")
             .fetch_one(&pool)
             .await?;
-        let position = position as u64;
+        let mut position = position as u64;
+        if position > recovered {
+            position = rewind(&pool, journal).await?;
+        }
         let progress = Progress {
             position: AtomicU64::new(position),
             backlog: count(journal, position)?.saturating_sub(written),
@@ -220,6 +228,45 @@ impl Archive {
     }
 }
 
+/// Begins again: a power failure or a repair has taken records from the journal that are archived
+/// already. Returns the position to archive from.
+async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> {
+    let io = |error| Damage::Io { path: journal.to_owned(), error };
+    let segments = Segments::list(journal).map_err(io)?;
+    let first = segments.as_slice().first().map_or(0, |segment| segment.start);
+    tracing::warn!(from = first, "the archive knows of more than the journal: it is built again");
+    let mut transaction = pool.begin().await?;
+    if first == 0 {
+        sqlx::query("DELETE FROM charges").execute(&mut *transaction).await?;
+        sqlx::query("DELETE FROM accounts").execute(&mut *transaction).await?;
+    } else {
+        // What was before is kept nowhere else. Ids grow with time: what is newer than the newest
+        // hold is not in the journal.
+        let newest = newest_hold(journal, first)?;
+        sqlx::query("DELETE FROM charges WHERE id > ?")
+            .bind(&newest[..])
+            .execute(&mut *transaction)
+            .await?;
+    }
+    sqlx::query("UPDATE progress SET position = ? WHERE id = 1")
+        .bind(first as i64)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(first)
+}
+
+fn newest_hold(journal: &Path, from: u64) -> Result<[u8; 16], Damage> {
+    let mut cursor = Cursor::new(journal, from);
+    let mut newest = [0; 16];
+    while cursor.next()? == Next::Record {
+        if let Ok(Record::Hold(hold)) = Record::decode(&cursor.record) {
+            newest = newest.max(hold.charge);
+        }
+    }
+    Ok(newest)
+}
+
 /// How many records there are from a position on.
 fn count(journal: &Path, position: u64) -> Result<u64, Damage> {
     let mut cursor = Cursor::new(journal, position);
@@ -317,6 +364,11 @@ impl Batch {
                     .push_bind(&row.hold)
                     .push_bind(&row.resolution);
             });
+            // What is archived again is as the journal has it.
+            insert.push(
+                " ON CONFLICT (id) DO UPDATE SET hold = excluded.hold, \
+                 resolution = excluded.resolution",
+            );
             insert.build().execute(&mut *transaction).await?;
         }
         for (id, bytes) in &self.resolutions {

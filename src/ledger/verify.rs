@@ -3,7 +3,7 @@
 //! `granted = Σ grant and adjustment records`, and no account spends beyond what it was granted,
 //! except as recorded overdraft.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 
 use crate::core::account::{AccountKey, Balance, LegKind, Version};
@@ -36,25 +36,28 @@ struct Tally {
     /// Taken without regard to what was there (D31).
     forced: i128,
     /// The most it was ever granted: what was taken under a grant stays taken when the grant is
-    /// lowered later.
+    /// lowered later. No record can be judged by the grant of its own moment: a debit takes effect
+    /// before its record is written, so the record of a lower grant may come before it.
     peak: i128,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Open,
-    Resolved,
-}
+/// How many resolved charges are remembered, to find what is held or resolved twice: bounded,
+/// because a journal has more charges than a memory. What is farther apart than that is found all
+/// the same where it is resolved: as not held.
+const REMEMBERED: usize = 1 << 20;
 
 /// Adds up records.
 #[derive(Debug, Default)]
 pub struct Verifier {
     accounts: HashMap<AccountKey, Tally>,
-    /// Legs of open charges, and which charges are over.
+    /// Legs of open charges.
     open: HashMap<[u8; 16], Vec<Leg>>,
-    seen: HashMap<[u8; 16], Status>,
+    /// The last charges that are over, also in their order.
+    over: HashSet<[u8; 16]>,
+    order: VecDeque<[u8; 16]>,
     findings: Vec<Finding>,
     records: u64,
+    charges: u64,
 }
 
 /// Numbers for the report.
@@ -63,7 +66,7 @@ pub struct Totals {
     /// Records read.
     pub records: u64,
     /// Charges seen.
-    pub charges: usize,
+    pub charges: u64,
     /// Charges not resolved yet.
     pub open: usize,
     /// Accounts seen.
@@ -71,6 +74,35 @@ pub struct Totals {
 }
 
 impl Verifier {
+    /// Begins with what others say an account has, because the records before it are not kept.
+    pub fn begin_account(
+        &mut self,
+        key: AccountKey,
+        name: &str,
+        balance: Balance,
+        version: Version,
+    ) {
+        let tally = Tally {
+            name: name.to_owned(),
+            base: balance.base.into(),
+            version,
+            adjusted: balance.adjusted.into(),
+            held: balance.held.into(),
+            captured: balance.captured.into(),
+            ..Tally::default()
+        };
+        let (granted, spent) = (tally.base + tally.adjusted, tally.held + tally.captured);
+        // What it owes was taken without regard to what was there, or under a higher grant.
+        let forced = (spent - granted).max(0);
+        self.accounts.insert(key, Tally { forced, peak: granted, ..tally });
+    }
+
+    /// Begins with a charge that is open, because the record of its hold is not kept.
+    pub fn begin_hold(&mut self, charge: [u8; 16], legs: &[Leg]) {
+        self.charges += 1;
+        self.open.insert(charge, legs.to_vec());
+    }
+
     /// Adds one record, in the journal's order.
     pub fn see(&mut self, record: &Record<'_>) {
         self.records += 1;
@@ -87,21 +119,25 @@ impl Verifier {
         }
         match record {
             Record::Hold(hold) => {
-                if self.seen.insert(hold.charge, Status::Open).is_some() {
-                    self.find_charge(hold.charge, "is held twice");
-                }
+                self.charges += 1;
+                let is_over = self.over.contains(&hold.charge);
                 for leg in &hold.legs {
                     self.debit(leg, |tally, amount| tally.held += amount);
                 }
-                self.open.insert(hold.charge, hold.legs.to_vec());
+                let before = self.open.insert(hold.charge, hold.legs.to_vec());
+                if is_over || before.is_some() {
+                    self.find_charge(hold.charge, "is held twice");
+                }
             }
             Record::Resolve(resolve) => {
-                match self.seen.insert(resolve.charge, Status::Resolved) {
-                    Some(Status::Open) => {}
-                    Some(Status::Resolved) => self.find_charge(resolve.charge, "is resolved twice"),
-                    None => self.find_charge(resolve.charge, "is resolved but was never held"),
+                let open = self.open.remove(&resolve.charge);
+                if open.is_none() {
+                    let again = self.over.contains(&resolve.charge);
+                    let what = if again { "is resolved twice" } else { "is resolved but not open" };
+                    self.find_charge(resolve.charge, what);
                 }
-                let legs = self.open.remove(&resolve.charge).unwrap_or_default();
+                self.remember(resolve.charge);
+                let legs = open.unwrap_or_default();
                 for (index, leg) in legs.iter().enumerate() {
                     let kept = resolve.keep.get(index).copied().unwrap_or(0);
                     if kept > leg.amount {
@@ -127,6 +163,17 @@ impl Verifier {
                 None => self.find(format!("{:?}", adjust.key), "is adjusted but was never opened"),
             },
             Record::Synced(_) => {}
+        }
+    }
+
+    fn remember(&mut self, charge: [u8; 16]) {
+        if self.over.insert(charge) {
+            self.order.push_back(charge);
+        }
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.over.remove(&oldest);
         }
     }
 
@@ -191,7 +238,7 @@ impl Verifier {
     pub fn totals(&self) -> Totals {
         Totals {
             records: self.records,
-            charges: self.seen.len(),
+            charges: self.charges,
             open: self.open.len(),
             accounts: self.accounts.len(),
         }
@@ -201,7 +248,8 @@ impl Verifier {
         self.find(format!("charge {}", crate::core::ids::ChargeId(charge)), what);
     }
 
-    fn find(&mut self, subject: String, what: &str) {
+    /// Adds something that does not add up.
+    pub fn find(&mut self, subject: String, what: &str) {
         self.findings.push(Finding { subject, what: what.to_owned() });
     }
 }
@@ -288,7 +336,7 @@ mod tests {
             (vec![hold(1, 6), hold(1, 1)], None, "held twice"),
             (vec![hold(1, 6), resolve(1, 7, None)], None, "captures more"),
             (vec![hold(1, 6), resolve(1, 6, None), resolve(1, 6, None)], None, "resolved twice"),
-            (vec![resolve(1, 6, None)], None, "never held"),
+            (vec![resolve(1, 6, None)], None, "not open"),
             (vec![hold(1, 6)], stated(5, 0), "by the records"),
             (vec![hold(1, 6), resolve(1, 6, None)], stated(0, 5), "by the records"),
             (vec![hold(1, 6), adjust], stated(6, 0), "by the records"),

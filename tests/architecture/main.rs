@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod documents;
+mod failures;
 mod layers;
 mod planted;
 mod rules;

@@ -3,6 +3,8 @@
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
+//! - `damage`: torn tails, damage, newer versions, and repairs.
+//! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
 //! `tests/planted-bugs` shows that the model test finds bugs.
@@ -11,8 +13,10 @@
 
 mod contract;
 mod crash_points;
+mod damage;
 mod engine;
 mod model;
+mod recorded;
 mod threads;
 
 /// The suite of the contract, once for each engine.

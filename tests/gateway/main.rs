@@ -2,7 +2,7 @@
 //! clients do.
 //!
 //! - `burst`: 2,000 requests at once against credit for K of them.
-//! - `crash`: killed under load, and started again on the same data.
+//! - `crash`: killed with charges open, and started again on the same data.
 //! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `service`: metrics, health, the drain, the demo.
@@ -15,6 +15,7 @@
 )]
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "what the other suites use")]
 mod support;
 
 mod burst;

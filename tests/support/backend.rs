@@ -167,6 +167,11 @@ impl Backend {
         self.shared.seen.lock().unwrap().clone()
     }
 
+    /// What it was sent after so many requests.
+    pub fn seen_from(&self, at: usize) -> Vec<Seen> {
+        self.shared.seen.lock().unwrap()[at..].to_vec()
+    }
+
     /// How many requests it was sent so far.
     pub fn count(&self) -> usize {
         self.shared.seen.lock().unwrap().len()

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod faults;
 pub mod org;
 pub mod world;
 

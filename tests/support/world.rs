@@ -30,12 +30,15 @@ pub struct Setup {
     pub drain: String,
     /// Where the clock stands; `None` for the system's.
     pub clock: Option<String>,
+    /// More of the process's environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let (gateway, limits, drain) = (String::new(), String::new(), "0s".to_owned());
-        Self { gateway, limits, drain, clock: Some(NOON.to_owned()) }
+        let (clock, environment) = (Some(NOON.to_owned()), Vec::new());
+        Self { gateway, limits, drain, clock, environment }
     }
 }
 
@@ -85,6 +88,11 @@ impl World {
         self.dir.path().join("tollgate.toml")
     }
 
+    /// Its data dir.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// Starts the gateway on its data, on new ports.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "it runs");
@@ -92,7 +100,7 @@ impl World {
             .replace("@gateway@", &self.setup.gateway)
             .replace("@drain@", &self.setup.drain)
             .replace("@limits@", &self.setup.limits)
-            .replace("@data@", &self.dir.path().join("data").display().to_string())
+            .replace("@data@", &self.data().display().to_string())
             .replace("@backend@", &self.backend.address.to_string())
             // A port below every range that is given to others, with no service of its own.
             .replace("@dead@", "127.0.0.1:2");
@@ -102,6 +110,7 @@ impl World {
         if let Some(clock) = &self.setup.clock {
             command.args(["--test-clock", clock]);
         }
+        command.envs(self.setup.environment.clone());
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -185,6 +194,11 @@ impl World {
     pub async fn stopped(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("the gateway does not run");
         until("the gateway stops", || process.child.try_wait().unwrap()).await
+    }
+
+    /// From the next start on its environment has nothing more.
+    pub fn plain_environment(&mut self) {
+        self.setup.environment.clear();
     }
 
     /// Stops and starts it, with the clock somewhere else.

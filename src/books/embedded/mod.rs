@@ -71,6 +71,10 @@ pub struct Recovery {
     pub voided: usize,
     /// Holds of the previous process that were captured, as their routes said.
     pub captured: usize,
+    /// Bytes that a torn write had left at the journal's end, and that were cut (f38).
+    pub torn_bytes: u64,
+    /// The journal's position behind the last record of the previous process.
+    pub position: u64,
 }
 
 /// What the sessions of an engine share.
@@ -154,6 +158,16 @@ impl Engine {
             TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
         })?;
         let recovered = recover(dir, None)?;
+        if let Some(torn) = &recovered.torn {
+            tracing::warn!(
+                file = %torn.place.path.display(),
+                byte = torn.place.offset,
+                position = torn.place.position,
+                bytes = torn.bytes,
+                why = torn.what,
+                "the journal's torn tail is cut: nothing in it was acknowledged to survive"
+            );
+        }
         let Options { segment_size, durability } = options;
         let journal = Journal::open(dir, recovered.position, segment_size, durability);
         let journal = journal.map_err(io(dir))?;
@@ -169,6 +183,8 @@ impl Engine {
         let recovery = Recovery {
             records: recovered.records,
             accounts: shared.table.len(),
+            torn_bytes: recovered.torn.map_or(0, |torn| torn.bytes),
+            position: recovered.position,
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);

@@ -363,7 +363,7 @@ impl<B: Books + 'static> Bench<B> {
         let org = "acme".parse().unwrap();
         directory.apply(&org, &document, false, "tests", clock.now()).await.unwrap();
         let archive =
-            Archive::open(dir.path(), engine.dir(), engine.records_written()).await.unwrap();
+            Archive::open(dir.path(), engine.dir(), 0, engine.records_written()).await.unwrap();
         let follower = archive.clone();
         tasks.spawn(async move { follower.follow(CancellationToken::new()).await.unwrap() });
 

@@ -1,0 +1,99 @@
+//! `tollgate books`: the books' files themselves, while no gateway runs on them.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::{FAILED, USAGE, fail};
+use crate::books::repair::Repair;
+use crate::clock::Clock;
+use crate::config;
+
+/// What to do with the books.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what can be kept of damaged books and what would be lost; with --apply do it
+    #[command(
+        after_help = "Without --apply nothing is changed. With it, copies of all that is cut \
+and a report are kept in books/repair-N of the data dir, and the ledger is verified afterwards. \
+Refused while a gateway runs on the data dir.\n\nExamples:\n  tollgate books repair -c tollgate.toml\n  \
+tollgate books repair -c tollgate.toml --apply"
+    )]
+    Repair {
+        /// The configuration [default: tollgate.toml]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Do what is shown
+        #[arg(long)]
+        apply: bool,
+    },
+}
+
+/// Runs the command.
+pub fn run(command: &Command) -> ExitCode {
+    let Command::Repair { config, apply } = command;
+    let loaded = match config::load(config.as_deref(), config::environment()) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(USAGE, error),
+    };
+    match repair(&loaded.config.data.dir.join("books"), *apply) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(FAILED, format!("{error:#}")),
+    }
+}
+
+fn repair(dir: &Path, apply: bool) -> anyhow::Result<()> {
+    anyhow::ensure!(dir.is_dir(), "{}: no books here; check data.dir", dir.display());
+    let repair = Repair::plan(dir)?;
+    for finding in &repair.findings {
+        println!("found: {finding}");
+    }
+    if let Some(torn) = &repair.torn {
+        println!(
+            "a torn tail of {} bytes at byte {} of {}: no damage, the next start cuts it",
+            torn.bytes,
+            torn.place.offset,
+            torn.place.path.display()
+        );
+    }
+    if repair.is_needless() {
+        println!("nothing to repair");
+        return Ok(());
+    }
+    for path in &repair.aside {
+        println!("to be put aside: {}", path.display());
+    }
+    if let Some(cut) = &repair.cut {
+        println!("to be cut: {} at byte {}", cut.path.display(), cut.offset);
+    }
+    if let Some(begins) = repair.begins {
+        println!("balances lose nothing; the ledger is verified from position {begins} on");
+    }
+    for line in repair.loss.lines() {
+        println!("{line}");
+    }
+    for account in repair.loss.accounts.iter().take(SHOWN) {
+        println!("  {account}");
+    }
+    if repair.loss.accounts.len() > SHOWN {
+        println!("  … all of them are in the report");
+    }
+    if !apply {
+        println!("nothing was changed; --apply does it");
+        return Ok(());
+    }
+    let done = repair.apply(Clock::default().now())?;
+    println!(
+        "done; copies are in {}, the report is {}",
+        done.kept_in.display(),
+        done.report.display()
+    );
+    let verifier = super::ledger::verify(dir)?;
+    anyhow::ensure!(verifier.findings().is_empty(), "the ledger still does not add up");
+    println!("ok: the ledger adds up");
+    Ok(())
+}
+
+/// How many accounts are named on the screen.
+const SHOWN: usize = 20;
