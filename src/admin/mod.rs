@@ -2,6 +2,7 @@
 
 mod api;
 mod problem;
+mod test_clock;
 mod token;
 
 pub use token::{Token, TokenError};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 
 use crate::books::Session;
 use crate::clock::Clock;
@@ -36,7 +37,11 @@ const MAX_DOCUMENT: usize = 256 << 20;
 
 /// The routes of the admin listener. Nothing is answered without a token.
 pub fn router(admin: Arc<Admin>) -> Router {
-    Router::new()
+    let mut router = Router::new();
+    if admin.clock.is_manual() {
+        router = router.route("/v1/test/clock", put(test_clock::put));
+    }
+    router
         .route("/v1/orgs/{org}/apply", post(api::apply))
         .route("/v1/orgs/{org}/users", get(api::users))
         .route("/v1/orgs/{org}/users/{user}/balance", get(api::balance))

@@ -4,8 +4,10 @@
 //! `bytes → identify → Caller → admit → Permit → route + quote → Quoted → hold → Held → forward →
 //! MeteredBody → settle`
 
+mod access;
 pub mod admit;
 mod carry;
+pub mod current;
 mod dress;
 mod forward;
 mod hold;
@@ -24,6 +26,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,6 +43,7 @@ use crate::books::Books;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{OrgMeters, Outcome};
 use admit::Permit;
+use current::{Current, Served};
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use meter_body::{Content, Reply};
@@ -65,12 +69,16 @@ async fn serve<B: Books + 'static>(
     let shown = identify::authenticate(worker, connection, &parts.headers, now)?;
     trace.meters = Some(Arc::clone(shown.meters()));
     let caller = shown.identify()?;
+    if worker.access_log {
+        trace.who = Some(access::Who::of(&caller));
+    }
     let permit = Some(worker.limits.admit(&caller)?);
     dress::strip(&mut parts.headers);
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
     trace.route = Some(route.index);
     let upstream = &worker.upstreams[route.upstream];
+    still_serving(worker)?;
     let Some(metered) = &route.metered else {
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
@@ -114,9 +122,16 @@ struct Trace {
     route: Option<usize>,
     request_id: Option<HeaderValue>,
     exhausted_status: Option<u16>,
+    /// Who asked, where requests are logged.
+    who: Option<access::Who>,
 }
 
 impl Trace {
+    /// The route's name, for logs.
+    fn name<'w, B>(&self, worker: &'w Worker<B>) -> &'w str {
+        self.route.and_then(|at| worker.routes.name(at)).unwrap_or("-")
+    }
+
     /// The request's id; made where the caller sent none.
     fn id<B>(&mut self, worker: &Worker<B>, now: jiff::Timestamp) -> HeaderValue {
         self.request_id.get_or_insert_with(|| id_header(worker.ids.next(now))).clone()
@@ -146,6 +161,16 @@ fn screen(parts: &Parts) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Refuses whatever comes after the worker stopped accepting connections: its task tracker is
+/// closed then.
+fn still_serving<B>(worker: &Worker<B>) -> Result<(), Refused> {
+    if worker.tasks.is_closed() {
+        let detail = "this gateway is shutting down; another one, or its successor, serves";
+        return Err(Refusal::new(Code::Draining, detail).into());
+    }
+    Ok(())
+}
+
 fn no_card() -> Refused {
     Refusal::new(Code::Unpriced, "no rate card of the org is in force").into()
 }
@@ -158,16 +183,21 @@ async fn answer<B: Books + 'static>(
 ) -> Response<Reply<B>> {
     let began = Instant::now();
     let mut trace = Trace::default();
+    let line = worker.access_log.then(|| access::Line::new(connection, &request));
     let (mut response, waited) = match serve(worker, connection, request, &mut trace).await {
         Ok((Forwarded { response, waited }, permit)) => {
             (response.map(|content| Reply::new(content, permit)), waited)
         }
         Err(refused) => refuse(worker, &mut trace, &refused),
     };
+    let took = began.elapsed();
+    if let Some(line) = line {
+        line.write(&trace, response.status().as_u16(), took, waited);
+    }
     if let Some(id) = trace.request_id {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
-    worker.meters.overhead(trace.route, began.elapsed().saturating_sub(waited));
+    worker.meters.overhead(trace.route, took.saturating_sub(waited));
     response
 }
 
@@ -180,6 +210,10 @@ fn refuse<B: Books + 'static>(
     let request_id = id.to_str().unwrap_or_default();
     let (response, body) = problem::respond(refused, request_id, trace.exhausted_status);
     let code = refused.refusal.code;
+    if code >= Code::BooksUnavailable && code != Code::Draining {
+        let (route, detail) = (trace.name(worker), &refused.refusal.detail);
+        tracing::warn!(request_id, code = code.as_str(), route, %detail, "a request failed");
+    }
     let meters = trace.meters.as_ref().unwrap_or(worker.meters.nobody());
     meters.refusal(code);
     if !refused.counted {
@@ -198,20 +232,25 @@ const MAX_HEADERS: usize = 128;
 /// The largest header block, and the most that is buffered of a connection at once.
 const MAX_HEADER_BLOCK: usize = 64 << 10;
 
+/// How long a connection that has not sent anything yet is waited for when the worker drains.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// Serves a connection until the client closes it, or the worker drains: then what is being
 /// served is finished, and the connection is closed.
 pub async fn serve_connection<B: Books + 'static>(
-    worker: Arc<Worker<B>>,
+    current: Arc<Current<B>>,
     stream: TcpStream,
     peer: SocketAddr,
 ) {
     // A response is one write, and waiting for more would only add latency.
     let _ = stream.set_nodelay(true);
-    let connection = Arc::new(Connection::new(&worker, peer));
-    let drain = worker.drain.clone();
+    let drain = current.load().drain.clone();
+    let served = Served::new(current, peer);
+    let was_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&was_asked);
     let service = service_fn(move |request| {
-        let worker = Arc::clone(&worker);
-        let connection = Arc::clone(&connection);
+        asked.store(true, Relaxed);
+        let (worker, connection) = served.next();
         async move { Ok::<_, Infallible>(answer(&worker, &connection, request).await) }
     });
     let served = http1::Builder::new()
@@ -227,6 +266,14 @@ pub async fn serve_connection<B: Books + 'static>(
         _ = served.as_mut() => {}
         () = drain.cancelled() => {
             served.as_mut().graceful_shutdown();
+            if !was_asked.load(Relaxed) {
+                // hyper waits for a connection's first request; a client that keeps spare ones
+                // must not hold up the end.
+                let first = tokio::time::timeout(LAST_CALL, served.as_mut()).await;
+                if first.is_ok() || !was_asked.load(Relaxed) {
+                    return;
+                }
+            }
             let _ = served.await;
         }
     }

@@ -47,6 +47,8 @@ pub struct Worker<B> {
     pub ids: ChargeIds,
     /// Whose `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Whether each request is logged.
+    pub access_log: bool,
     /// Ends keep-alive: connections finish what they serve, and close.
     pub drain: CancellationToken,
 }

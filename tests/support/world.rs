@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{Answer, Backend, Call, Client, Org, PATIENCE, until};
 
-const TOKEN: &str = "test-operator-token-000000000001";
+pub const TOKEN: &str = "test-operator-token-000000000001";
 /// What the backend is shown instead of a caller's key.
 pub const MEDIA_TOKEN: &str = "the-backends-own-secret";
 /// What time it is, unless a test says otherwise: no test depends on the real time of day.
@@ -29,12 +29,14 @@ pub struct Setup {
     pub drain: String,
     /// Where the clock stands; `None` for the system's.
     pub clock: Option<String>,
+    /// More variables.
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let (gateway, limits, drain) = (String::new(), String::new(), "0s".to_owned());
-        Self { gateway, limits, drain, clock: Some(NOON.to_owned()) }
+        Self { gateway, limits, drain, clock: Some(NOON.to_owned()), env: Vec::new() }
     }
 }
 
@@ -79,7 +81,7 @@ impl World {
         world
     }
 
-    fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PathBuf {
         self.dir.path().join("tollgate.toml")
     }
 
@@ -100,6 +102,7 @@ impl World {
         if let Some(clock) = &self.setup.clock {
             command.args(["--test-clock", clock]);
         }
+        command.envs(self.setup.env.iter().map(|(name, value)| (name, value)));
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -138,6 +141,11 @@ impl World {
         self.process().log.lock().unwrap().clone()
     }
 
+    /// Its log, also after it has stopped.
+    pub fn log_lines(&self) -> Arc<Mutex<Vec<String>>> {
+        Arc::clone(&self.process().log)
+    }
+
     /// Makes the org be this.
     pub fn apply(&self, org: &Org) {
         let output = self.try_apply(&org.toml());
@@ -149,6 +157,48 @@ impl World {
         std::fs::write(&path, toml).unwrap();
         let admin = format!("http://{}", self.process().admin);
         tollgate().arg("apply").arg(path).args(["--admin", &admin]).output().unwrap()
+    }
+
+    /// Changes the configuration's file, as an editor does: another file in its place.
+    pub fn edit(&self, change: impl FnOnce(String) -> String) {
+        let next = self.dir.path().join("tollgate.toml.next");
+        std::fs::write(&next, change(std::fs::read_to_string(self.config()).unwrap())).unwrap();
+        std::fs::rename(next, self.config()).unwrap();
+    }
+
+    /// Waits until the configuration was read again, with success or not.
+    pub async fn reloaded(&self, successful: bool) {
+        let expected = f64::from(u8::from(successful));
+        let name = "tollgate_config_last_reload_successful";
+        let as_expected = || (self.metric(name, &[]) == expected).then_some(());
+        until("the configuration was read again", as_expected).await;
+    }
+
+    /// Moves the test clock: `{"now": …}`, `{"jump": …}` or `{"pass": …}`.
+    pub fn clock(&self, to: &Value) -> (u16, Value) {
+        let mut answer = ureq::put(format!("http://{}/v1/test/clock", self.process().admin))
+            .config()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .header("Authorization", format!("Bearer {TOKEN}"))
+            .send(to.to_string())
+            .unwrap();
+        let body = answer.body_mut().read_to_string().unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&body).unwrap())
+    }
+
+    /// Lets time pass until then.
+    #[track_caller]
+    pub fn pass_until(&self, now: &str) {
+        let (status, answer) = self.clock(&serde_json::json!({ "now": now }));
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    /// Waits until a line of the log contains all of these.
+    pub async fn logged(&self, parts: &[&str]) -> String {
+        let has = |line: &&String| parts.iter().all(|part| line.contains(part));
+        until("it is logged", || self.log().iter().find(has).cloned()).await
     }
 
     /// Tries to start another gateway on the same data.
@@ -165,8 +215,13 @@ impl World {
 
     /// Asks the gateway to stop.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    pub fn signal(&self, name: &str) {
         let pid = self.process().child.id().to_string();
-        let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status().unwrap();
+        let script = format!("kill -{name} \"$0\"");
+        let sent = Command::new("sh").args(["-c", &script, &pid]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -211,6 +266,21 @@ impl World {
         }
         let mut answer = request.call().unwrap();
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Asks the admin listener, with this token.
+    pub fn admin_as(&self, path: &str, token: Option<&str>) -> (u16, String) {
+        self.get(self.process().admin, path, token)
+    }
+
+    /// What `--admin` has to say.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.process().admin)
     }
 
     /// Asks the ops listener.
