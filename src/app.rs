@@ -4,7 +4,7 @@ mod generation;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -76,26 +76,11 @@ impl App {
     /// # Errors
     /// When a part cannot be had: the data dir, a listener, a secret.
     pub fn start(config: &Config, options: Options) -> anyhow::Result<Self> {
-        let data_dir = &config.data.dir;
-        // Directory and archive hold names, addresses and hashes of keys.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)
-            .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
-        let engine = Arc::new(Engine::open(&data_dir.join("books"), options.clock.now())?);
-        report_recovery(&engine);
-
         // One small event loop for everything that is not generation traffic.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (directory, archive) = runtime.block_on(async {
-            let directory = Directory::open(data_dir, 0).await?;
-            let archive = Archive::open(data_dir, engine.dir(), engine.records_written()).await?;
-            if let Some(newest) = archive.newest_charge().await? {
-                options.clock.not_before(newest);
-            }
-            anyhow::Ok((Arc::new(directory), archive))
-        })?;
+        let data_dir = &config.data.dir;
+        let Stores { engine, directory, archive } =
+            Stores::open(data_dir, &options.clock, &runtime)?;
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
@@ -107,13 +92,16 @@ impl App {
         let faces = Faces::bind(config, &runtime)?;
         let (gateway, admin, ops) = faces.addresses()?;
 
+        let (tracer, spans) = generation::tracer(config)?;
         let parts = Parts {
             engine: &engine,
             live: directory.live(),
             charges: &charges,
             clock: &options.clock,
+            tracer,
         };
         let currents = generation::first(config, faces.gateway.count(), &telemetry, &parts)?;
+        drop(parts);
         let reloads = Arc::new(gauges::Reloads::new());
         let mismatched = Arc::default();
         gauges::watch(
@@ -143,11 +131,13 @@ impl App {
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
-        let background = vec![
+        let mut background = vec![
             control(runtime, served, upkeep, &end)?,
             follow(archive, &end)?,
             fold(Arc::clone(&engine), SelfCheck::new(mismatched), &end)?,
         ];
+        // The last: it ends when nobody traces any more.
+        background.extend(spans);
         health.started.store(true, Ordering::Release);
         Ok(Self {
             gateway,
@@ -183,7 +173,7 @@ impl App {
     }
 
     /// The file that holds the operator's token, if a file does.
-    pub fn token_file(&self) -> Option<&std::path::Path> {
+    pub fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
     }
 
@@ -241,6 +231,7 @@ impl App {
         self.workers.join();
         let closed = self.engine.close();
         self.end.cancel();
+        drop(self.currents);
         for thread in self.background {
             if thread.join().is_err() {
                 tracing::error!("a background thread panicked");
@@ -255,6 +246,38 @@ impl App {
 impl Charges for ChargeBook {
     fn find(&self, charge: ChargeId) -> FoundCharge<'_> {
         Box::pin(ChargeBook::find(self, charge))
+    }
+}
+
+/// The three stores of a data dir.
+struct Stores {
+    engine: Arc<Engine>,
+    directory: Arc<Directory>,
+    archive: Archive,
+}
+
+impl Stores {
+    fn open(
+        data_dir: &Path,
+        clock: &Clock,
+        runtime: &tokio::runtime::Runtime,
+    ) -> anyhow::Result<Self> {
+        // Directory and archive hold names, addresses and hashes of keys.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
+            .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
+        let engine = Arc::new(Engine::open(&data_dir.join("books"), clock.now())?);
+        report_recovery(&engine);
+        runtime.block_on(async {
+            let directory = Arc::new(Directory::open(data_dir, 0).await?);
+            let archive = Archive::open(data_dir, engine.dir(), engine.records_written()).await?;
+            if let Some(newest) = archive.newest_charge().await? {
+                clock.not_before(newest);
+            }
+            Ok(Self { engine, directory, archive })
+        })
     }
 }
 

@@ -6,6 +6,8 @@
 //! that the format and its readers have: exact below 2^33 units, and the nearest double above.
 
 mod expose;
+#[cfg(feature = "otel")]
+pub mod spans;
 
 use std::collections::HashMap;
 use std::fmt;

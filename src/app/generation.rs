@@ -3,6 +3,7 @@
 //! requests in flight), and the backends that did not change.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use anyhow::Context;
 use http::header::{HeaderName, HeaderValue};
@@ -17,6 +18,7 @@ use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
 use crate::gateway::current::Current;
 use crate::gateway::route::Routes;
+use crate::gateway::span::Tracer;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Charges, Worker};
 use crate::telemetry::{Labels, RouteLabels, Telemetry};
@@ -27,6 +29,7 @@ pub(super) struct Parts<'a> {
     pub(super) live: Arc<Live>,
     pub(super) charges: &'a Arc<dyn Charges>,
     pub(super) clock: &'a Clock,
+    pub(super) tracer: Tracer,
 }
 
 /// So many workers.
@@ -58,6 +61,7 @@ pub(super) fn first(
             tasks: TaskTracker::new(),
             ids: ids()?,
             trusted_proxies: Vec::new(),
+            tracer: parts.tracer.clone(),
             access_log: config.log.access,
             drain: CancellationToken::new(),
         };
@@ -106,6 +110,7 @@ pub(super) fn reload(
             tasks: old.tasks.clone(),
             ids: ids()?,
             trusted_proxies: old.trusted_proxies.clone(),
+            tracer: old.tracer.clone(),
             access_log: new.log.access,
             drain: old.drain.clone(),
         }));
@@ -135,6 +140,26 @@ fn labels(config: &Config) -> Labels {
     });
     let upstreams = config.upstream.iter().map(|upstream| upstream.name.to_string());
     Labels { routes: routes.collect(), upstreams: upstreams.collect() }
+}
+
+/// Where traces go, and the thread that takes them there.
+#[cfg(feature = "otel")]
+pub(super) fn tracer(config: &Config) -> anyhow::Result<(Tracer, Option<JoinHandle<()>>)> {
+    let variable = |name: &str| std::env::var_os(name);
+    let credential = config.traces.credential.as_ref();
+    let credential = credential
+        .map(|credential| config::secret::credential(credential, variable))
+        .transpose()
+        .context("traces")?;
+    let exporter = crate::telemetry::spans::Exporter::start(&config.traces, credential)?;
+    let (exporter, thread) = exporter.unzip();
+    Ok((Tracer::new(exporter), thread))
+}
+
+/// Nowhere.
+#[cfg(not(feature = "otel"))]
+pub(super) fn tracer(_config: &Config) -> anyhow::Result<(Tracer, Option<JoinHandle<()>>)> {
+    Ok((Tracer, None))
 }
 
 /// What each upstream is shown, read anew from its variable or file.

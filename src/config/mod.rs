@@ -49,6 +49,8 @@ pub struct Config {
     pub ops: Ops,
     /// `[log]`
     pub log: Log,
+    /// `[traces]`
+    pub traces: Traces,
     /// `[data]`
     pub data: Data,
     /// `[books]`
@@ -149,6 +151,18 @@ pub struct Log {
     pub level: LogLevel,
     /// A line for each request of the data plane.
     pub access: bool,
+}
+
+/// Where traces go (the feature `otel`).
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traces {
+    /// A collector that takes OTLP over HTTP, like `http://127.0.0.1:4318`; absent: no traces.
+    pub endpoint: Option<String>,
+    /// Of the requests that come without a trace, every so many are traced.
+    pub one_in: std::num::NonZeroU32,
+    /// What the collector is shown.
+    pub credential: Option<Credential>,
 }
 
 /// How a line is written.
@@ -381,6 +395,12 @@ impl Default for Books {
             rejoin_timeout: Duration::from_secs(10),
             settle_timeout: Duration::from_secs(5),
         }
+    }
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: None, one_in: std::num::NonZeroU32::MIN, credential: None }
     }
 }
 

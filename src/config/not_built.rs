@@ -33,6 +33,8 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.idempotency", Asks::Always),
     ("auth.jwt", Asks::Always),
     ("envoy.listen", Asks::Always),
+    #[cfg(not(feature = "otel"))]
+    ("traces.endpoint", Asks::Feature("otel")),
 ];
 
 /// Which values of a key ask for the part that is not there.
@@ -44,6 +46,9 @@ enum Asks {
     True,
     Word(&'static str),
     Prefix(&'static str),
+    /// Always, in a program that was built without this feature.
+    #[cfg_attr(feature = "otel", expect(dead_code, reason = "the program has every feature"))]
+    Feature(&'static str),
 }
 
 /// The keys that ask for a part that is not built.
@@ -68,7 +73,7 @@ impl Asks {
             _ => false,
         };
         match self {
-            Self::Always => true,
+            Self::Always | Self::Feature(_) => true,
             Self::NotEmpty => !empty(),
             Self::Several => value.as_array().is_some_and(|array| array.len() > 1),
             Self::True => value.as_bool() == Some(true),
@@ -80,6 +85,9 @@ impl Asks {
     fn expected(self) -> String {
         match self {
             Self::Always => "not built yet, expected the key to be absent".to_owned(),
+            Self::Feature(name) => {
+                format!("this program was built without `{name}`, expected the key to be absent")
+            }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
             Self::Several => "more than one is not built yet, expected one".to_owned(),
             Self::True => "not built yet, expected false".to_owned(),

@@ -19,6 +19,7 @@ mod quote;
 mod reserved;
 pub mod route;
 mod settle;
+pub mod span;
 pub mod upstream;
 pub mod worker;
 
@@ -84,6 +85,9 @@ async fn serve<B: Books + 'static>(
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
         let body = Outgoing::Streamed(body, Upload::default());
         let request = dress::dress(parts, body, &route, upstream, dressing);
+        let span = trace.span.context().child("upstream");
+        let mut request = request;
+        span.propagate(request.headers_mut());
         return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
@@ -105,7 +109,11 @@ async fn serve<B: Books + 'static>(
     drop(matched);
     let route = Arc::clone(&route);
     let request_id = trace.request_id.as_ref();
+    let spans = trace.span.context();
+    let span = spans.child("hold");
     let mut held = hold::hold(worker, caller, route, quoted, now, request_id).await?;
+    drop(span);
+    held.spans = spans;
     held.upload = upload;
     let charge = id_header(held.charge);
     let request_id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
@@ -122,6 +130,7 @@ struct Trace {
     route: Option<usize>,
     request_id: Option<HeaderValue>,
     exhausted_status: Option<u16>,
+    span: span::Span,
     /// Who asked, where requests are logged.
     who: Option<access::Who>,
 }
@@ -182,7 +191,8 @@ async fn answer<B: Books + 'static>(
     request: Request<Incoming>,
 ) -> Response<Reply<B>> {
     let began = Instant::now();
-    let mut trace = Trace::default();
+    let span = worker.tracer.begin(request.headers());
+    let mut trace = Trace { span, ..Trace::default() };
     let line = worker.access_log.then(|| access::Line::new(connection, &request));
     let (mut response, waited) = match serve(worker, connection, request, &mut trace).await {
         Ok((Forwarded { response, waited }, permit)) => {
@@ -194,6 +204,14 @@ async fn answer<B: Books + 'static>(
     if let Some(line) = line {
         line.write(&trace, response.status().as_u16(), took, waited);
     }
+    std::mem::take(&mut trace.span).end(|| {
+        let request_id = trace.request_id.as_ref().and_then(|id| id.to_str().ok());
+        vec![
+            ("http.route", trace.name(worker).to_owned()),
+            ("http.response.status_code", response.status().as_u16().to_string()),
+            ("tollgate.request_id", request_id.unwrap_or_default().to_owned()),
+        ]
+    });
     if let Some(id) = trace.request_id {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
@@ -210,9 +228,12 @@ fn refuse<B: Books + 'static>(
     let request_id = id.to_str().unwrap_or_default();
     let (response, body) = problem::respond(refused, request_id, trace.exhausted_status);
     let code = refused.refusal.code;
-    if code >= Code::BooksUnavailable && code != Code::Draining {
-        let (route, detail) = (trace.name(worker), &refused.refusal.detail);
-        tracing::warn!(request_id, code = code.as_str(), route, %detail, "a request failed");
+    if code >= Code::BooksUnavailable
+        && code != Code::Draining
+        && let Some(untold) = access::may_tell()
+    {
+        let (code, route, detail) = (code.as_str(), trace.name(worker), &refused.refusal.detail);
+        tracing::warn!(request_id, code, route, %detail, untold, "a request failed");
     }
     let meters = trace.meters.as_ref().unwrap_or(worker.meters.nobody());
     meters.refusal(code);

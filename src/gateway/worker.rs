@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::admit::Limits;
 use super::identify::Known;
 use super::route::Routes;
+use super::span::Tracer;
 use super::upstream::Upstream;
 use crate::books::{Books, BooksError};
 use crate::clock::Clock;
@@ -47,6 +48,8 @@ pub struct Worker<B> {
     pub ids: ChargeIds,
     /// Whose `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Where requests are traced.
+    pub tracer: Tracer,
     /// Whether each request is logged.
     pub access_log: bool,
     /// Ends keep-alive: connections finish what they serve, and close.

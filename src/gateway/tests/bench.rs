@@ -392,6 +392,7 @@ impl<B: Books + 'static> Bench<B> {
             tasks: TaskTracker::new(),
             ids: ChargeIds::new().unwrap(),
             trusted_proxies: Vec::new(),
+            tracer: Default::default(),
             access_log: false,
             drain: CancellationToken::new(),
         });
