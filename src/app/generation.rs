@@ -159,7 +159,7 @@ pub(super) fn tracer(config: &Config) -> anyhow::Result<(Tracer, Option<JoinHand
 /// Nowhere.
 #[cfg(not(feature = "otel"))]
 pub(super) fn tracer(_config: &Config) -> anyhow::Result<(Tracer, Option<JoinHandle<()>>)> {
-    Ok((Tracer, None))
+    Ok((Tracer::default(), None))
 }
 
 /// What each upstream is shown, read anew from its variable or file.

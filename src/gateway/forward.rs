@@ -94,7 +94,7 @@ async fn exchange<B: Books + 'static>(
     span.propagate(request.headers_mut());
     let sent = Instant::now();
     let answer = upstream.send(request).await;
-    drop(span);
+    span.end(Vec::new);
     let waited = sent.elapsed();
     held.worker.meters.upstream(upstream.index, Phase::Headers, waited);
     let (response, lease) = match answer {

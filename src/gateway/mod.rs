@@ -112,7 +112,7 @@ async fn serve<B: Books + 'static>(
     let spans = trace.span.context();
     let span = spans.child("hold");
     let mut held = hold::hold(worker, caller, route, quoted, now, request_id).await?;
-    drop(span);
+    span.end(Vec::new);
     held.spans = spans;
     held.upload = upload;
     let charge = id_header(held.charge);

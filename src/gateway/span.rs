@@ -10,21 +10,21 @@ mod imp {
 
     /// Traces nothing.
     #[derive(Clone, Default)]
-    pub struct Tracer;
+    pub struct Tracer(());
 
     /// A span that is none.
     #[derive(Default)]
-    pub struct Span;
+    pub struct Span(());
 
     /// The context of none.
     #[derive(Clone, Copy, Default)]
-    pub struct Context;
+    pub struct Context(());
 
     impl Tracer {
         /// Begins nothing.
         #[inline]
         pub fn begin(&self, _headers: &HeaderMap) -> Span {
-            Span
+            Span(())
         }
     }
 
@@ -32,7 +32,7 @@ mod imp {
         /// Nothing to hand on.
         #[inline]
         pub fn context(&self) -> Context {
-            Context
+            Context(())
         }
 
         /// Nothing to tell the backend.
@@ -48,7 +48,7 @@ mod imp {
         /// Begins nothing.
         #[inline]
         pub fn child(&self, _name: &'static str) -> Span {
-            Span
+            Span(())
         }
     }
 }
