@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use smallvec::smallvec;
 use tollgate::books::embedded::{Engine, Session};
 use tollgate::books::journal::{Frames, Journal, SEGMENT_SIZE};
-use tollgate::books::{Ask, Books, InDoubt, Posted, Resolution, Resolved};
+use tollgate::books::{Ask, Books, Durability, InDoubt, Posted, Resolution, Resolved};
 use tollgate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, LegKind, Payer, Post, Source, Stem,
     Version,
@@ -184,7 +184,7 @@ fn books(c: &mut Criterion) {
 
 fn journal(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
-    let journal = Journal::open(dir.path(), 0, SEGMENT_SIZE).expect("opened");
+    let journal = Journal::open(dir.path(), 0, SEGMENT_SIZE, Durability::Process).expect("opened");
     let mut group = c.benchmark_group("journal");
     for batch in [1_u64, 16, 64] {
         group.throughput(Throughput::Elements(batch));

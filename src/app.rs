@@ -19,10 +19,10 @@ use tokio_util::task::TaskTracker;
 
 use self::generation::Parts;
 use crate::admin::{self, Admin, Token};
-use crate::books::Session;
-use crate::books::embedded::Engine;
+use crate::books::embedded::{self, Engine};
+use crate::books::{Durability, Session};
 use crate::clock::{CHECK_INTERVAL, Clock};
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::TIDY_INTERVAL;
@@ -80,7 +80,7 @@ impl App {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let data_dir = &config.data.dir;
         let Stores { engine, directory, archive } =
-            Stores::open(data_dir, &options.clock, &runtime)?;
+            Stores::open(config, &options.clock, &runtime)?;
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
@@ -258,17 +258,25 @@ struct Stores {
 
 impl Stores {
     fn open(
-        data_dir: &Path,
+        config: &Config,
         clock: &Clock,
         runtime: &tokio::runtime::Runtime,
     ) -> anyhow::Result<Self> {
+        let data_dir = &config.data.dir;
         // Directory and archive hold names, addresses and hashes of keys.
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(data_dir)
             .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
-        let engine = Arc::new(Engine::open(&data_dir.join("books"), clock.now())?);
+        let durability = match config.books.durability {
+            // Configuration without Redis has no `replica`: checking it refuses that.
+            config::Durability::Process | config::Durability::Replica => Durability::Process,
+            config::Durability::Power => Durability::Power,
+        };
+        let options = embedded::Options { durability, ..embedded::Options::default() };
+        let engine = Engine::open_with(&data_dir.join("books"), clock.now(), options)?;
+        let engine = Arc::new(engine);
         report_recovery(&engine);
         runtime.block_on(async {
             let directory = Arc::new(Directory::open(data_dir, 0).await?);

@@ -72,6 +72,7 @@ impl Fold {
             Record::Hold(hold) => self.hold(hold),
             Record::Resolve(resolve) => self.resolve(resolve),
             Record::Adjust(adjust) => self.adjust(adjust),
+            Record::Synced(_) => Ok(()),
         }
     }
 

@@ -19,6 +19,16 @@ pub use crate::core::charge::InDoubt;
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 
+/// What an acknowledged change survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// `kill -9`.
+    #[default]
+    Process,
+    /// A power failure: nothing is acknowledged before the disk has it (group commit).
+    Power,
+}
+
 /// What a hold asks for.
 #[derive(Clone, Debug)]
 pub struct Ask<'a> {

@@ -10,7 +10,6 @@ use super::error::Problem;
 const NOT_BUILT: &[(&str, Asks)] = &[
     ("gateway.trusted_proxies", Asks::NotEmpty),
     ("books.engine", Asks::Word("redis")),
-    ("books.durability", Asks::Word("power")),
     ("books.durability", Asks::Word("replica")),
     ("books.url", Asks::Always),
     ("books.url_env", Asks::Always),

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
@@ -51,8 +51,26 @@ impl AccountKind {
 /// The part of an account's identity that does not change from cycle to cycle: a digest of its
 /// org and ids, computed once when the directory's snapshot is built, so that the hot path never
 /// hashes or copies a name. 128 bits of SHA-256: two names never meet.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stem([u64; 2]);
+
+impl Serialize for Stem {
+    /// As 16 bytes: of digits without a pattern, numbers of varying length are longer.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.0[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&self.0[1].to_le_bytes());
+        serde_bytes::serialize(&bytes, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes: [u8; 16] = serde_bytes::deserialize(deserializer)?;
+        let (words, _) = bytes.as_chunks();
+        Ok(Self([0, 1].map(|word| u64::from_le_bytes(words[word]))))
+    }
+}
 
 impl Stem {
     /// The digest of the ids that name an account, outermost first. Ids hold no `/`, so joining

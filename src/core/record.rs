@@ -29,6 +29,8 @@ pub enum Record<'a> {
     /// An admin changed what an account is granted.
     #[serde(borrow)]
     Adjust(Adjust<'a>),
+    /// All before this position was on the disk when this was written. It changes no account.
+    Synced(u64),
 }
 
 /// An account as a record first names it, or with a grant that no earlier record is sure to
@@ -140,7 +142,7 @@ impl<'a> Record<'a> {
         match self {
             Record::Hold(hold) => Some(ChargeId(hold.charge)),
             Record::Resolve(resolve) => Some(ChargeId(resolve.charge)),
-            Record::Adjust(_) => None,
+            Record::Adjust(_) | Record::Synced(_) => None,
         }
     }
 
@@ -150,6 +152,7 @@ impl<'a> Record<'a> {
             Record::Hold(hold) => &hold.openings,
             Record::Resolve(resolve) => &resolve.openings,
             Record::Adjust(adjust) => &adjust.openings,
+            Record::Synced(_) => &[],
         }
     }
 }

@@ -300,6 +300,7 @@ impl Batch {
                 }
             }
             Record::Adjust(adjust) => self.newest = adjust.at,
+            Record::Synced(_) => {}
         }
         Ok(())
     }

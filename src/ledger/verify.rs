@@ -126,6 +126,7 @@ impl Verifier {
                 }
                 None => self.find(format!("{:?}", adjust.key), "is adjusted but was never opened"),
             },
+            Record::Synced(_) => {}
         }
     }
 

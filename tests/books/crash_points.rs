@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use tollgate::books::embedded::Engine as Opened;
+use tollgate::books::embedded::{Engine as Opened, Options};
 use tollgate::books::recover::recover;
 use tollgate::books::{Adjustment, Ask, Books, InDoubt, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, Source};
@@ -170,7 +170,12 @@ fn check_all_points(dir: &Path, sampled: usize) {
 fn f38_f05_every_prefix_of_the_journal_is_a_state_without_overspend() {
     let dir = temporary();
     {
-        let engine = Opened::open_with(dir.path(), NOW, 4096).unwrap();
+        let engine = Opened::open_with(
+            dir.path(),
+            NOW,
+            Options { segment_size: 4096, ..Options::default() },
+        )
+        .unwrap();
         run(write_history(&engine, 0..30));
         assert!(engine.snapshot().unwrap());
         run(write_history(&engine, 30..60));

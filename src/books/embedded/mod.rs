@@ -20,7 +20,7 @@ use self::table::{Entry, Place, Places, State, Table};
 use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::recover::{RecoverError, recover};
-use super::{BooksError, OpenCharge, Resolution, snapshot};
+use super::{BooksError, Durability, OpenCharge, Resolution, snapshot};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
@@ -94,15 +94,36 @@ impl Shared {
         Ok(())
     }
 
-    /// Finds an open hold: mostly it is the asking session's own.
-    fn find_open(&self, asking: &Session, charge: ChargeId) -> Option<(Session, Arc<OpenHold>)> {
-        if let Some(hold) = asking.inner().find(&charge.0) {
-            return Some((asking.clone(), hold));
+    /// Refuses what would take more while there is no space for it (f40). What is open settles.
+    fn check_space(&self) -> Result<(), BooksError> {
+        self.check()?;
+        if self.journal.is_full() {
+            return Err(BooksError::Unavailable("no space left for the journal".into()));
         }
-        let sessions = self.sessions.read();
-        sessions.iter().find_map(|session| {
-            session.find(&charge.0).map(|hold| (Session::of(Arc::clone(session)), hold))
-        })
+        Ok(())
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        self.sessions.read().iter().cloned().map(Session::of).collect()
+    }
+
+    fn find_open(&self, charge: ChargeId) -> Option<Arc<OpenHold>> {
+        self.sessions.read().iter().find_map(|session| session.find(&charge.0))
+    }
+}
+
+/// How the books are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes after which the journal goes on in another file.
+    pub segment_size: u64,
+    /// What an acknowledged change survives.
+    pub durability: Durability,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_size: SEGMENT_SIZE, durability: Durability::Process }
     }
 }
 
@@ -113,14 +134,14 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] says what to do about it; the journal is untouched then.
     pub fn open(dir: &Path, now: Timestamp) -> Result<Self, OpenError> {
-        Self::open_with(dir, now, SEGMENT_SIZE)
+        Self::open_with(dir, now, Options::default())
     }
 
-    /// As [`Engine::open`], with another segment size.
+    /// As [`Engine::open`], with other options.
     ///
     /// # Errors
     /// As [`Engine::open`].
-    pub fn open_with(dir: &Path, now: Timestamp, segment_size: u64) -> Result<Self, OpenError> {
+    pub fn open_with(dir: &Path, now: Timestamp, options: Options) -> Result<Self, OpenError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| OpenError::Io { path, error }
@@ -133,7 +154,9 @@ impl Engine {
             TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
         })?;
         let recovered = recover(dir, None)?;
-        let journal = Journal::open(dir, recovered.position, segment_size).map_err(io(dir))?;
+        let Options { segment_size, durability } = options;
+        let journal = Journal::open(dir, recovered.position, segment_size, durability);
+        let journal = journal.map_err(io(dir))?;
         let table = Table::default();
         let Fold { accounts, holds } = recovered.fold;
         for (key, account) in accounts {
@@ -188,9 +211,8 @@ impl Engine {
             // Its accounts have the grant that their records say.
             places.push(Place { entry: self.shared.table.get(&leg.key), grant: Grant::default() });
         }
-        let resolved = Mutex::new(None);
         let unopened = Vec::new();
-        OpenHold { charge, at: hold.at, places, unopened, legs, memo: hold.memo, resolved }
+        OpenHold { charge, at: hold.at, places, unopened, legs, memo: hold.memo }
     }
 
     /// A new session. Each worker has one.
@@ -278,9 +300,7 @@ impl Engine {
     /// # Errors
     /// When it cannot be written.
     pub fn close(&self) -> Result<(), BooksError> {
-        let sessions: Vec<Session> =
-            self.shared.sessions.read().iter().cloned().map(Session::of).collect();
-        for session in sessions {
+        for session in self.shared.sessions() {
             session.flush()?;
         }
         let synced = self.shared.journal.sync();

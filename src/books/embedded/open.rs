@@ -1,6 +1,5 @@
 //! A hold that is not resolved yet, as the embedded books keep it.
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::table::{Places, Table};
@@ -21,9 +20,6 @@ pub(super) struct OpenHold {
     pub(super) unopened: Vec<(Slot, AccountKey)>,
     pub(super) legs: Legs,
     pub(super) memo: Box<[u8]>,
-    /// `None` while open; the state it was resolved to as soon as that is decided. Whoever sets
-    /// it resolves the hold; it is set once.
-    pub(super) resolved: Mutex<Option<State>>,
 }
 
 impl OpenHold {

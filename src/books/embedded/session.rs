@@ -32,24 +32,36 @@ pub struct Session(Arc<Inner>);
 #[derive(Debug)]
 pub(super) struct Inner {
     shared: Arc<Shared>,
-    /// Records that wait, and what follows from their being written. Held during the write, so
-    /// that batches of a session keep their order.
+    /// Open holds, records that wait, and what follows from their being written. Held during the
+    /// write, so that batches of a session keep their order.
     queue: Mutex<Queue>,
-    /// The number of the last batch that was written. Stored under `queue`'s lock.
+    /// The number of the last batch that was written, and where it ends in the journal. Both are
+    /// stored under `queue`'s lock.
     written: AtomicU64,
-    /// Open holds made through this session.
-    open: Mutex<OpenHolds>,
+    position: AtomicU64,
 }
 
-type OpenHolds = HashMap<[u8; 16], Arc<OpenHold>, BuildHasherDefault<ChargeHasher>>;
+type OpenHolds = HashMap<[u8; 16], Open, BuildHasherDefault<ChargeHasher>>;
+
+/// A hold made through this session, until the record of its resolution is written.
+#[derive(Debug)]
+struct Open {
+    hold: Arc<OpenHold>,
+    /// Set once, by whoever resolves it.
+    resolved: Option<State>,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
+    open: OpenHolds,
     frames: Frames,
     after: Vec<After>,
     /// The batch that records are collected for.
     batch: u64,
 }
+
+/// How much of each leg is captured.
+type Keep = SmallVec<[u64; 6]>;
 
 /// What takes effect once its record is written.
 #[derive(Debug)]
@@ -57,7 +69,7 @@ enum After {
     /// A grant need not be repeated any more, if it is still this one.
     GrantWritten(Arc<Entry>, Version),
     /// Legs leave `held`; what is kept goes to `captured`, the rest is available again.
-    Settle(Arc<OpenHold>, SmallVec<[u64; 6]>),
+    Settle([u8; 16], Keep),
     /// An upward adjustment.
     Raise(Arc<Entry>, i64),
 }
@@ -65,7 +77,8 @@ enum After {
 impl Session {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let queue = Mutex::new(Queue { batch: 1, ..Queue::default() });
-        Self(Arc::new(Inner { shared, queue, written: AtomicU64::new(0), open: Mutex::default() }))
+        let (written, position) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Inner { shared, queue, written, position }))
     }
 
     pub(super) fn of(inner: Arc<Inner>) -> Self {
@@ -83,22 +96,21 @@ impl Session {
         if queue.frames.is_empty() {
             return inner.shared.check();
         }
-        inner.shared.journal.append(&mut queue.frames).map_err(|error| {
+        let position = inner.shared.journal.append(&mut queue.frames).map_err(|error| {
             tracing::error!(%error, "the journal cannot be written; the books are closed");
             BooksError::Unavailable(error.to_string())
         })?;
-        let Queue { after, .. } = &mut *queue;
-        let mut open = inner.open.lock();
+        let Queue { after, open, .. } = &mut *queue;
         for effect in after.drain(..) {
-            take_effect(effect, &mut open);
+            take_effect(effect, open);
         }
-        drop(open);
+        inner.position.store(position, Ordering::Release);
         inner.written.store(queue.batch, Ordering::Release);
         queue.batch += 1;
         Ok(())
     }
 
-    /// Open holds made through this session.
+    /// What the session's clones share.
     pub(super) fn inner(&self) -> &Arc<Inner> {
         &self.0
     }
@@ -118,12 +130,12 @@ impl Session {
 
     /// Puts a hold in that recovery found open.
     pub(super) fn adopt(&self, hold: OpenHold) {
-        self.0.open.lock().insert(hold.charge, Arc::new(hold));
+        self.0.queue.lock().adopt(Arc::new(hold));
     }
 
     fn hold_now(&self, ask: &Ask<'_>) -> Result<(Posted, Option<Written>), BooksError> {
         let inner = &*self.0;
-        inner.shared.check()?;
+        inner.shared.check_space()?;
         bounded(ask.memo)?;
         let applied = match table::apply(&inner.shared.table, ask.accounts, ask.post, Into::Held)? {
             Ok(applied) => applied,
@@ -143,7 +155,6 @@ impl Session {
             unopened,
             legs: legs.clone(),
             memo: ask.memo.into(),
-            resolved: Mutex::new(None),
         });
         let record = Record::Hold(record::Hold {
             charge: hold.charge,
@@ -155,12 +166,12 @@ impl Session {
         });
         let batch = {
             let mut queue = inner.queue.lock();
-            queue.push(&record)?;
-            queue.note_grants(&openings, &hold.places);
+            push(&mut queue.frames, &record)?;
+            note_grants(&mut queue.after, &openings, &hold.places);
+            drop(record);
+            queue.adopt(hold);
             queue.batch
         };
-        drop(record);
-        inner.open.lock().insert(hold.charge, hold);
         let wait = Written { session: self.clone(), batch };
         Ok((Posted::Done(legs, view), Some(wait)))
     }
@@ -172,21 +183,38 @@ impl Session {
     ) -> Result<Step, BooksError> {
         let shared = &self.0.shared;
         shared.check()?;
-        let Some((home, hold)) = shared.find_open(self, charge) else {
-            return Ok(Step::Ready(Resolved::Unknown));
-        };
-        let mut resolved = hold.resolved.lock();
+        // Mostly it is this session's own.
+        if let Some(step) = self.resolve_here(charge, resolution)? {
+            return Ok(step);
+        }
+        for session in shared.sessions() {
+            if let Some(step) = session.resolve_here(charge, resolution)? {
+                return Ok(step);
+            }
+        }
+        Ok(Step::Ready(Resolved::Unknown))
+    }
+
+    /// Resolves a hold of this session; `None` when it has none of this id.
+    fn resolve_here(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> Result<Option<Step>, BooksError> {
+        let mut queue = self.0.queue.lock();
+        let Queue { open, frames, after, batch } = &mut *queue;
+        let written = |batch| Written { session: self.clone(), batch };
+        let Some(Open { hold, resolved }) = open.get_mut(&charge.0) else { return Ok(None) };
         if let Some(state) = *resolved {
             // Its record may still wait in the queue, and the answer must not outrun it.
-            let batch = home.0.queue.lock().batch;
-            return Ok(Step::Already(Written { session: home, batch }, state));
+            return Ok(Some(Step::Already(written(*batch), state)));
         }
         let (accounts, applied) = match resolution.extra {
             None => (&[][..], None),
             Some((accounts, post)) => {
-                match table::apply(&shared.table, accounts, post, Into::Captured)? {
+                match table::apply(&self.0.shared.table, accounts, post, Into::Captured)? {
                     Ok(applied) => (accounts, Some(applied)),
-                    Err(view) => return Ok(Step::Ready(Resolved::Short(view))),
+                    Err(view) => return Ok(Some(Step::Ready(Resolved::Short(view)))),
                 }
             }
         };
@@ -196,7 +224,7 @@ impl Session {
             }
             None => (SmallVec::new(), SmallVec::new()),
         };
-        let keep: SmallVec<[u64; 6]> = hold
+        let keep: Keep = hold
             .legs
             .iter()
             .enumerate()
@@ -211,21 +239,16 @@ impl Session {
             extra,
             memo: resolution.memo.clone(),
         });
-        let batch = {
-            let mut queue = home.0.queue.lock();
-            queue.push(&record)?;
-            if let Some(applied) = &applied {
-                queue.note_grants(&applied.openings, &applied.places);
-            }
-            queue.after.push(After::Settle(Arc::clone(&hold), keep));
-            queue.batch
-        };
-        *resolved = Some(resolution.state);
-        drop(resolved);
+        push(frames, &record)?;
         drop(record);
-        let extra_legs = applied.map(|applied| applied.legs).unwrap_or_default();
-        let wait = Written { session: home, batch };
-        Ok(Step::Written { wait, hold, extra: extra_legs })
+        if let Some(applied) = &applied {
+            note_grants(after, &applied.openings, &applied.places);
+        }
+        after.push(After::Settle(charge.0, keep));
+        *resolved = Some(resolution.state);
+        let extra = applied.map(|applied| applied.legs).unwrap_or_default();
+        let hold = Arc::clone(hold);
+        Ok(Some(Step::Written { wait: written(*batch), hold, extra }))
     }
 }
 
@@ -292,7 +315,7 @@ impl Books for Session {
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
         let shared = &self.0.shared;
-        shared.check()?;
+        shared.check_space()?;
         bounded(adjustment.memo)?;
         let account = adjustment.account;
         let entry = shared.table.get_or_open(account);
@@ -321,7 +344,7 @@ impl Books for Session {
         });
         let batch = {
             let mut queue = self.0.queue.lock();
-            queue.push(&record)?;
+            push(&mut queue.frames, &record)?;
             queue.after.push(After::GrantWritten(Arc::clone(&entry), grant.version));
             if adjustment.delta > 0 {
                 queue.after.push(After::Raise(Arc::clone(&entry), adjustment.delta));
@@ -343,37 +366,40 @@ impl Books for Session {
     }
 
     async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
-        Ok(self.0.shared.find_open(self, charge).map(|(_, hold)| hold.describe()))
+        Ok(self.0.shared.find_open(charge).map(|hold| hold.describe()))
     }
 }
 
 impl Inner {
     pub(super) fn find(&self, charge: &[u8; 16]) -> Option<Arc<OpenHold>> {
-        self.open.lock().get(charge).cloned()
+        self.queue.lock().open.get(charge).map(|open| Arc::clone(&open.hold))
     }
 
     /// How many holds are open, and since when the oldest is.
     pub(super) fn open_holds(&self) -> (usize, Option<i64>) {
-        let open = self.open.lock();
-        (open.len(), open.values().map(|hold| hold.at).min())
+        let open = &self.queue.lock().open;
+        (open.len(), open.values().map(|open| open.hold.at).min())
     }
 
     pub(super) fn list_open(&self) -> Vec<Arc<OpenHold>> {
-        self.open.lock().values().cloned().collect()
+        self.queue.lock().open.values().map(|open| Arc::clone(&open.hold)).collect()
     }
 }
 
 impl Queue {
-    fn push(&mut self, record: &Record<'_>) -> Result<(), BooksError> {
-        let pushed = self.frames.push(record);
-        pushed.map_err(|error| BooksError::Unavailable(error.to_string()))
+    fn adopt(&mut self, hold: Arc<OpenHold>) {
+        self.open.insert(hold.charge, Open { hold, resolved: None });
     }
+}
 
-    fn note_grants(&mut self, openings: &[(Slot, Grant)], places: &Places) {
-        for (slot, grant) in openings {
-            if let Some(entry) = &places[usize::from(*slot)].entry {
-                self.after.push(After::GrantWritten(Arc::clone(entry), grant.version));
-            }
+fn push(frames: &mut Frames, record: &Record<'_>) -> Result<(), BooksError> {
+    frames.push(record).map_err(|error| BooksError::Unavailable(error.to_string()))
+}
+
+fn note_grants(after: &mut Vec<After>, openings: &[(Slot, Grant)], places: &Places) {
+    for (slot, grant) in openings {
+        if let Some(entry) = &places[usize::from(*slot)].entry {
+            after.push(After::GrantWritten(Arc::clone(entry), grant.version));
         }
     }
 }
@@ -389,7 +415,10 @@ impl Written {
     async fn wait(&self) -> Result<(), BooksError> {
         // One turn of the event loop: whatever else is ready adds its records first.
         tokio::task::yield_now().await;
-        self.finish()
+        self.finish()?;
+        let Inner { shared, position, .. } = &*self.session.0;
+        let survives = shared.journal.survives(position.load(Ordering::Acquire)).await;
+        survives.map_err(|error| BooksError::Unavailable(error.to_string()))
     }
 
     fn is_done(&self) -> bool {
@@ -417,7 +446,8 @@ fn take_effect(effect: After, open: &mut OpenHolds) {
                 state.unwritten = false;
             }
         }
-        After::Settle(hold, keep) => {
+        After::Settle(charge, keep) => {
+            let Some(Open { hold, .. }) = open.remove(&charge) else { return };
             for (leg, keep) in hold.legs.iter().zip(keep) {
                 if let Some(entry) = &hold.places[usize::from(leg.slot)].entry {
                     let balance = &mut entry.state.lock().balance;
@@ -426,7 +456,6 @@ fn take_effect(effect: After, open: &mut OpenHolds) {
                     balance.captured += keep;
                 }
             }
-            open.remove(&hold.charge);
         }
         After::Raise(entry, delta) => {
             let balance = &mut entry.state.lock().balance;

@@ -289,7 +289,12 @@ fn recovery_starts_from_a_snapshot_and_ends_in_the_same_state() {
     let accounts = [account("a", 1_000_000, 1), account("b", 1_000_000, 1)];
     let memo = OutcomeMemo::default();
     let before = {
-        let engine = Engine::open_with(dir.path(), NOW, 1024).unwrap();
+        let engine = Engine::open_with(
+            dir.path(),
+            NOW,
+            Options { segment_size: 1024, ..Options::default() },
+        )
+        .unwrap();
         let session = engine.session();
         for n in 0..400 {
             held(run(session.hold(&ask(n, &accounts, &take(n, &[0, 1]))))).unwrap();
@@ -364,7 +369,9 @@ fn d36_all_that_was_left_open_is_written_at_once() {
         }
     }
     // Segments are sealed between writes: one write for all leaves one sealed segment.
-    let engine = Engine::open_with(dir.path(), NOW, 1).unwrap();
+    let engine =
+        Engine::open_with(dir.path(), NOW, Options { segment_size: 1, ..Options::default() })
+            .unwrap();
     assert_eq!(engine.recovery().voided, 300);
     let segments = crate::books::journal::Segments::list(dir.path()).unwrap();
     assert!(segments.as_slice().len() <= 4, "{} segments", segments.as_slice().len());

@@ -10,22 +10,27 @@
 //! unknown, so the process has to stop and recover from the file (f41).
 
 mod read;
+mod sync;
 
 pub use read::{Cursor, Damage, Next, Segments};
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use self::sync::Syncer;
+use super::Durability;
 use crate::core::record::{self, Record, RecordError};
 
 /// A segment's first bytes: what it is, the version of its records, where it starts.
 const MAGIC: &[u8; 8] = b"TOLLJRNL";
-/// Magic, version (u16), two zero bytes, start (u64), CRC-32 of all that.
+/// Magic, version (u16), durability (u8: 1 is `power`), a zero byte, start (u64), CRC-32 of all
+/// that.
 const HEADER: usize = 24;
 /// Length and checksum before each record.
 const FRAME: usize = 8;
@@ -119,21 +124,21 @@ fn bound_crc(crc: u32, position: u64) -> u32 {
 /// The journal, open for writing.
 #[derive(Debug)]
 pub struct Journal {
-    dir: PathBuf,
     segment_size: u64,
+    durability: Durability,
     writer: Mutex<Writer>,
-    /// The position up to which the file is written. Stored by the writer, read by followers.
-    written: AtomicU64,
     /// How many records were appended. Stored by the writer, read by followers.
     records: AtomicU64,
-    failed: AtomicBool,
+    syncer: Syncer,
 }
 
 #[derive(Debug)]
 struct Writer {
-    file: File,
+    file: Arc<File>,
     start: u64,
     position: u64,
+    /// The synced position that the newest mark in the file tells.
+    marked: u64,
 }
 
 impl Journal {
@@ -142,7 +147,12 @@ impl Journal {
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn open(dir: &Path, position: u64, segment_size: u64) -> io::Result<Self> {
+    pub fn open(
+        dir: &Path,
+        position: u64,
+        segment_size: u64,
+        durability: Durability,
+    ) -> io::Result<Self> {
         let segments = Segments::list(dir)?;
         if let Some(last) = segments.last_before(position) {
             let file = OpenOptions::new().write(true).open(&last.path)?;
@@ -154,62 +164,96 @@ impl Journal {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
             file.set_len(length)?;
-            file.sync_data()?;
+        }
+        // At most two segments of the process before can be on their way to the disk still.
+        let before = segments.as_slice().iter().rev().filter(|s| s.start < position);
+        for segment in before.take(2) {
+            File::open(&segment.path)?.sync_data()?;
         }
         for torn in segments.from(position) {
             std::fs::remove_file(&torn.path)?;
         }
-        let file = begin_segment(dir, position)?;
+        let path = dir.join(segment_name(position));
+        let file = sync::create(&path, segment_size)?;
+        write_header(&file, position, durability)?;
+        file.sync_data()?;
+        File::open(dir)?.sync_all()?;
+        let file = Arc::new(file);
+        let syncer = Syncer::start(dir, segment_size, position, Arc::clone(&file))?;
         Ok(Self {
-            dir: dir.to_owned(),
             segment_size,
-            writer: Mutex::new(Writer { file, start: position, position }),
-            written: AtomicU64::new(position),
+            durability,
+            writer: Mutex::new(Writer { file, start: position, position, marked: 0 }),
             records: AtomicU64::new(0),
-            failed: AtomicBool::new(false),
+            syncer,
         })
     }
 
-    /// Writes frames, and forgets them. When it returns, a killed process has still written them.
+    /// Writes frames, and forgets them. When it returns, a killed process has still written them;
+    /// what a power failure leaves is [`Journal::survives`]' answer.
     ///
     /// # Errors
     /// After the first error the journal is closed to all writers for good.
     pub fn append(&self, frames: &mut Frames) -> io::Result<u64> {
+        let progress = &self.syncer.progress;
         let mut writer = self.writer.lock();
-        if self.failed.load(Ordering::Acquire) {
+        if self.has_failed() {
             return Err(io::Error::other("the journal failed before; restart to recover"));
         }
-        frames.bind(writer.position);
-        match self.write(&mut writer, &frames.bytes) {
-            Ok(()) => {
-                self.records.fetch_add(frames.len() as u64, Ordering::Relaxed);
-                frames.clear();
-                self.written.store(writer.position, Ordering::Release);
-                Ok(writer.position)
-            }
-            Err(error) => {
-                self.failed.store(true, Ordering::Release);
-                Err(error)
-            }
+        let synced = progress.synced();
+        if synced > writer.marked {
+            // Recovery takes what is wrong before a mark for damage, not for a torn tail.
+            frames.push(&Record::Synced(synced)).map_err(io::Error::other)?;
+            writer.marked = synced;
         }
+        frames.bind(writer.position);
+        if let Err(error) = self.write(&mut writer, &frames.bytes) {
+            progress.fail();
+            return Err(error);
+        }
+        self.records.fetch_add(frames.len() as u64, Ordering::Relaxed);
+        frames.clear();
+        progress.written.store(writer.position, Ordering::Release);
+        if self.durability == Durability::Power {
+            progress.want(writer.position);
+        }
+        Ok(writer.position)
     }
 
     fn write(&self, writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
         // Finishes short writes and goes on after interruptions (f42).
-        writer.file.write_all(bytes)?;
+        (&*writer.file).write_all(bytes)?;
         writer.position += bytes.len() as u64;
-        if writer.position - writer.start >= self.segment_size {
-            // A sealed segment is whole on the disk: only the last one can have a torn tail.
-            writer.file.sync_data()?;
-            writer.file = begin_segment(&self.dir, writer.position)?;
-            writer.start = writer.position;
+        let length = writer.position - writer.start;
+        if length >= self.segment_size {
+            // The next one is nearly always ready; if not, this one grows before anybody waits.
+            let can_wait = length < 2 * self.segment_size;
+            let start = writer.position;
+            let name = self.dir().join(segment_name(start));
+            let begin = |file: &File| write_header(file, start, self.durability);
+            if let Some(file) = self.syncer.progress.roll(&name, can_wait, begin)? {
+                writer.file = file;
+                writer.start = start;
+            }
         }
         Ok(())
     }
 
+    /// Waits until everything up to `position` survives what the durability says.
+    ///
+    /// # Errors
+    /// When it never will (f41): the journal is closed then.
+    pub async fn survives(&self, position: u64) -> io::Result<()> {
+        let survives = match self.durability {
+            Durability::Process => self.written() >= position,
+            Durability::Power => self.syncer.progress.wait(position).await,
+        };
+        if survives { Ok(()) } else { Err(io::Error::other("the journal failed")) }
+    }
+
     /// The position up to which records are written.
     pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+        self.syncer.progress.written.load(Ordering::Acquire)
     }
 
     /// How many records were appended since the journal was opened.
@@ -224,46 +268,42 @@ impl Journal {
 
     /// True after a write error.
     pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.syncer.progress.has_failed()
     }
 
-    /// Makes all that is written survive a power failure.
+    /// True while there is no space for another segment: what is left is for settling (f40).
+    pub fn is_full(&self) -> bool {
+        self.syncer.progress.is_full()
+    }
+
+    /// Makes all that is written survive a power failure; waits for the disk.
     ///
     /// # Errors
-    /// Whatever the file system says; the journal is then closed, and never synced again (f41).
+    /// When the file system could not; the journal is then closed, and never synced again (f41).
     pub fn sync(&self) -> io::Result<()> {
-        let writer = self.writer.lock();
-        let result = writer.file.sync_data();
-        if result.is_err() {
-            self.failed.store(true, Ordering::Release);
-        }
-        result
+        let is_synced = self.syncer.progress.wait_blocking(self.written());
+        if is_synced { Ok(()) } else { Err(io::Error::other("the journal failed")) }
     }
 
     /// Where the segments are.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.syncer.progress.dir
     }
-}
-
-/// Creates a segment, with its name safe in the directory (f43).
-fn begin_segment(dir: &Path, start: u64) -> io::Result<File> {
-    let path = dir.join(segment_name(start));
-    let mut file = OpenOptions::new().append(true).create_new(true).open(&path)?;
-    file.write_all(&header(start))?;
-    file.sync_data()?;
-    File::open(dir)?.sync_all()?;
-    Ok(file)
 }
 
 fn segment_name(start: u64) -> String {
     format!("{start:020}.journal")
 }
 
-fn header(start: u64) -> [u8; HEADER] {
+fn write_header(mut file: &File, start: u64, durability: Durability) -> io::Result<()> {
+    file.write_all(&header(start, durability))
+}
+
+fn header(start: u64, durability: Durability) -> [u8; HEADER] {
     let mut bytes = [0; HEADER];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..10].copy_from_slice(&record::VERSION.to_le_bytes());
+    bytes[10] = u8::from(durability == Durability::Power);
     bytes[12..20].copy_from_slice(&start.to_le_bytes());
     let crc = crc32fast::hash(&bytes[..20]);
     bytes[20..].copy_from_slice(&crc.to_le_bytes());

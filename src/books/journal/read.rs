@@ -6,6 +6,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{FRAME, HEADER, MAGIC, MAX_RECORD, bound_crc};
+use crate::books::Durability;
 use crate::core::record;
 
 /// What is wrong with the journal, and where.
@@ -261,7 +262,8 @@ fn check_header(header: &[u8; HEADER], segment: &Segment) -> Result<(), Damage> 
     if version > record::VERSION {
         return Err(Damage::Newer { path: segment.path.clone(), version });
     }
-    if *header != super::header(segment.start) {
+    let durability = if header[10] == 1 { Durability::Power } else { Durability::Process };
+    if *header != super::header(segment.start, durability) {
         return damaged("its checksum or start does not match its name");
     }
     Ok(())

@@ -284,7 +284,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
             format!("gateway.trusted_proxies: {empty}"),
         ),
         ("BOOKS__ENGINE", "redis", format!("books.engine: \"redis\" {word}")),
-        ("BOOKS__DURABILITY", "power", format!("books.durability: \"power\" {word}")),
         ("BOOKS__DURABILITY", "replica", format!("books.durability: \"replica\" {word}")),
         ("BOOKS__URL", "redis://127.0.0.1:6379", format!("books.url: {absent}")),
         ("BOOKS__URL_ENV", "A", format!("books.url_env: {absent}")),

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tollgate::core::record::Record;
+
 use crate::engine::files;
 
 const HEADER: u64 = 24;
@@ -20,8 +22,8 @@ fn segments(dir: &Path) -> Vec<(u64, u64, PathBuf)> {
     segments
 }
 
-/// Cuts the journal at position `cut`. Returns how many whole records are left behind
-/// `acknowledged`, and the position behind them.
+/// Cuts the journal at position `cut`. Returns how many whole records of the books are left
+/// behind `acknowledged`, and the position behind all that is left.
 pub fn cut(dir: &Path, acknowledged: u64, cut: u64, torn_header: Option<u64>) -> (usize, u64) {
     let (mut survived, mut position) = (0, acknowledged);
     for (start, end, path) in segments(dir) {
@@ -32,8 +34,10 @@ pub fn cut(dir: &Path, acknowledged: u64, cut: u64, torn_header: Option<u64>) ->
             if position + 8 + u64::from(length) > cut {
                 break;
             }
+            let record = &bytes[at + 8..at + 8 + length as usize];
+            // A mark of what is synced is nobody's answer.
+            survived += usize::from(!matches!(Record::decode(record), Ok(Record::Synced(_))));
             position += 8 + u64::from(length);
-            survived += 1;
         }
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         if start > cut {

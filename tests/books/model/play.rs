@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use tempfile::TempDir;
-use tollgate::books::embedded::{Engine, Session};
+use tollgate::books::embedded::{Engine, Options, Session};
 use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, Legs, Slot, View};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -92,7 +92,9 @@ impl Play {
         let mut random = Random(seed);
         let dir = temporary();
         let segment_size = [1 << 10, 1 << 13, 1 << 16, 1 << 20][random.below(4)];
-        let engine = Engine::open_with(dir.path(), NOW, segment_size).unwrap();
+        let engine =
+            Engine::open_with(dir.path(), NOW, Options { segment_size, ..Options::default() })
+                .unwrap();
         // Half of the worlds have one session, half have two.
         let sessions = (0..1 + seed % 2).map(|_| engine.session()).collect();
         let world = World::new(&mut random);
@@ -473,7 +475,12 @@ impl Play {
         let (voided, captured) = self.model.crash(&order, survived);
         let mut is_first = true;
         loop {
-            let engine = Engine::open_with(self.dir.path(), NOW, self.segment_size).unwrap();
+            let engine = Engine::open_with(
+                self.dir.path(),
+                NOW,
+                Options { segment_size: self.segment_size, ..Options::default() },
+            )
+            .unwrap();
             if is_first {
                 let recovery = engine.recovery();
                 assert_eq!((recovery.voided, recovery.captured), (voided, captured));

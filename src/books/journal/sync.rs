@@ -1,0 +1,282 @@
+//! The thread that makes what is written survive a power failure, and that has the next segment
+//! ready before the writer needs it. No writer ever waits for a disk, except when a whole
+//! segment was filled while the one before it was being synced.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use tokio::sync::watch;
+
+/// The next segment's file before it has its name.
+const NEXT: &str = "next.segment";
+/// How long until a full disk is asked for space again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the journal and its thread share.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) dir: PathBuf,
+    segment_size: u64,
+    /// The position up to which the file is written. Stored by the writer, read by followers.
+    pub(super) written: AtomicU64,
+    /// The position up to which records survive a power failure. Stored by the thread.
+    synced: AtomicU64,
+    /// Wakes those who wait for it.
+    told: watch::Sender<()>,
+    /// Nothing is written or synced any more (f41).
+    failed: AtomicBool,
+    /// There is no space for another segment: what is there is for settling (f40).
+    full: AtomicBool,
+    jobs: Mutex<Jobs>,
+    wake: Condvar,
+    done: Condvar,
+}
+
+#[derive(Debug)]
+struct Jobs {
+    /// Segments that are full and not synced yet.
+    sealed: Vec<Arc<File>>,
+    current: Arc<File>,
+    /// The directory has a name that a power failure would take (f43).
+    is_dir_dirty: bool,
+    /// The position that somebody waits for.
+    wanted: u64,
+    /// The next segment, with its space.
+    next: Option<File>,
+    stop: bool,
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(super) struct Syncer {
+    pub(super) progress: Arc<Progress>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Syncer {
+    /// Begins to sync a journal whose newest segment is `current`; nothing is waited for.
+    pub(super) fn start(
+        dir: &Path,
+        segment_size: u64,
+        position: u64,
+        current: Arc<File>,
+    ) -> io::Result<Self> {
+        let jobs = Jobs {
+            sealed: Vec::new(),
+            current,
+            is_dir_dirty: false,
+            wanted: 0,
+            next: None,
+            stop: false,
+        };
+        let progress = Arc::new(Progress {
+            dir: dir.to_owned(),
+            segment_size,
+            written: AtomicU64::new(position),
+            synced: AtomicU64::new(position),
+            told: watch::Sender::new(()),
+            failed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            jobs: Mutex::new(jobs),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+        });
+        // A killed process leaves it.
+        match std::fs::remove_file(dir.join(NEXT)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let theirs = Arc::clone(&progress);
+        let builder = std::thread::Builder::new().name("journal-sync".into());
+        let thread = builder.spawn(move || theirs.run())?;
+        Ok(Self { progress, thread: Some(thread) })
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        self.progress.jobs.lock().stop = true;
+        self.progress.wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It ends by its loop; a panic in it was reported by the hook.
+            let _ended = thread.join();
+        }
+        let _unused = std::fs::remove_file(self.progress.dir.join(NEXT));
+    }
+}
+
+impl Progress {
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Closes the journal for good, and tells whoever waits.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+        self.told.send_replace(());
+        self.wake.notify_all();
+        self.done.notify_all();
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn synced(&self) -> u64 {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// Asks for everything up to `position` to be synced.
+    pub(super) fn want(&self, position: u64) {
+        let mut jobs = self.jobs.lock();
+        if position > jobs.wanted {
+            jobs.wanted = position;
+            self.wake.notify_all();
+        }
+    }
+
+    /// Waits until everything up to `position` is synced; false when it never will be.
+    pub(super) async fn wait(&self, position: u64) -> bool {
+        let mut told = self.told.subscribe();
+        // Subscribed first: what is synced from here on wakes this.
+        while self.synced() < position && !self.has_failed() {
+            if told.changed().await.is_err() {
+                break;
+            }
+        }
+        self.synced() >= position
+    }
+
+    /// As [`Progress::wait`], on a thread that may wait.
+    pub(super) fn wait_blocking(&self, position: u64) -> bool {
+        self.want(position);
+        let mut jobs = self.jobs.lock();
+        while self.synced() < position && !self.has_failed() {
+            self.done.wait(&mut jobs);
+        }
+        self.synced() >= position
+    }
+
+    /// The next segment's file in exchange for the one that is full, named `name`. `None` when
+    /// it is not ready and the full one can still grow.
+    pub(super) fn roll(
+        &self,
+        name: &Path,
+        can_wait: bool,
+        begin: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<Option<Arc<File>>> {
+        let mut jobs = self.jobs.lock();
+        while !can_wait && jobs.next.is_none() && !self.is_full() && !self.has_failed() {
+            self.done.wait(&mut jobs);
+        }
+        let Some(next) = jobs.next.take() else { return Ok(None) };
+        begin(&next)?;
+        std::fs::rename(self.dir.join(NEXT), name)?;
+        let file = Arc::new(next);
+        let full = std::mem::replace(&mut jobs.current, Arc::clone(&file));
+        jobs.sealed.push(full);
+        jobs.is_dir_dirty = true;
+        self.wake.notify_all();
+        Ok(Some(file))
+    }
+
+    fn run(&self) {
+        if let Err(error) = self.serve() {
+            // Never tried again: the kernel may have dropped what it could not write (f41).
+            tracing::error!(%error, "the journal cannot be synced; the books are closed");
+            self.fail();
+        }
+    }
+
+    fn serve(&self) -> io::Result<()> {
+        loop {
+            let mut jobs = self.jobs.lock();
+            loop {
+                if jobs.stop || self.has_failed() {
+                    return Ok(());
+                }
+                let has_work = !jobs.sealed.is_empty() || jobs.wanted > self.synced();
+                if has_work || (jobs.next.is_none() && !self.is_full()) {
+                    break;
+                }
+                if !self.is_full() {
+                    self.wake.wait(&mut jobs);
+                } else if self.wake.wait_for(&mut jobs, ASK_AGAIN).timed_out() {
+                    break;
+                }
+            }
+            // Read under the lock: whatever is written up to here is in these files.
+            let position = self.written.load(Ordering::Acquire);
+            let is_wanted = jobs.wanted > self.synced() || !jobs.sealed.is_empty();
+            let is_next_missing = jobs.next.is_none();
+            if is_wanted {
+                let sealed = std::mem::take(&mut jobs.sealed);
+                let is_dir_dirty = std::mem::take(&mut jobs.is_dir_dirty);
+                let current = Arc::clone(&jobs.current);
+                drop(jobs);
+                for file in sealed {
+                    file.sync_data()?;
+                }
+                current.sync_data()?;
+                if is_dir_dirty {
+                    File::open(&self.dir)?.sync_all()?;
+                }
+                self.synced.store(position, Ordering::Release);
+                self.told.send_replace(());
+            } else {
+                drop(jobs);
+            }
+            if is_next_missing {
+                self.prepare_next()?;
+            }
+            // Under the lock, so that nobody is between looking and waiting.
+            let _jobs = self.jobs.lock();
+            self.done.notify_all();
+        }
+    }
+
+    /// Makes the next segment's file and gives it its space, or notes that there is none.
+    fn prepare_next(&self) -> io::Result<()> {
+        let path = self.dir.join(NEXT);
+        match create(&path, self.segment_size) {
+            Ok(file) => {
+                if self.full.swap(false, Ordering::Relaxed) {
+                    tracing::warn!("there is space for the journal again; charges are admitted");
+                }
+                self.jobs.lock().next = Some(file);
+            }
+            Err(error) if is_no_space(&error) => {
+                let _partial = std::fs::remove_file(&path);
+                if !self.full.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "no space for the journal: only open charges settle");
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// Creates a segment's file and reserves its space without changing its length: a record that
+/// fits into its segment is never refused for want of space.
+pub(super) fn create(path: &Path, segment_size: u64) -> io::Result<File> {
+    let file = OpenOptions::new().append(true).create_new(true).open(path)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, segment_size) {
+        // Not every file system can.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(file),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// True when a disk or a quota is full.
+fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
