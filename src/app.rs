@@ -79,8 +79,7 @@ impl App {
         // One small event loop for everything that is not generation traffic.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let data_dir = &config.data.dir;
-        let Stores { engine, directory, archive } =
-            Stores::open(config, &options.clock, &runtime)?;
+        let Stores { engine, directory, archive } = Stores::open(config, &options.clock, &runtime)?;
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
