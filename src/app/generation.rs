@@ -50,6 +50,7 @@ pub(super) fn first(
             })
             .collect::<anyhow::Result<_>>()?;
         let worker = Worker {
+            generation: 0,
             routes: Routes::new(&config.route, &config.upstream)?,
             upstreams,
             live: Arc::clone(&parts.live),
@@ -99,6 +100,7 @@ pub(super) fn reload(
         }
         let limits = limits.get_or_insert_with(|| Arc::new(old.limits.reloaded(&new.limits)));
         next.push(Arc::new(Worker {
+            generation: old.generation + 1,
             routes: Routes::new(&new.route, &new.upstream)?,
             upstreams,
             live: Arc::clone(&old.live),

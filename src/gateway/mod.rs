@@ -44,7 +44,7 @@ use crate::books::Books;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{OrgMeters, Outcome};
 use admit::Permit;
-use current::{Current, Served};
+use current::Current;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use meter_body::{Content, Reply};
@@ -265,13 +265,17 @@ pub async fn serve_connection<B: Books + 'static>(
 ) {
     // A response is one write, and waiting for more would only add latency.
     let _ = stream.set_nodelay(true);
-    let drain = current.load().drain.clone();
-    let served = Served::new(current, peer);
+    let worker = current.load();
+    let drain = worker.drain.clone();
+    let connection = Arc::new(Connection::new(&worker, peer));
+    // An idle connection does not keep an old configuration in memory.
+    drop(worker);
     let was_asked = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&was_asked);
     let service = service_fn(move |request| {
         asked.store(true, Relaxed);
-        let (worker, connection) = served.next();
+        let worker = current.load();
+        let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&worker, &connection, request).await) }
     });
     let served = http1::Builder::new()

@@ -379,6 +379,7 @@ impl<B: Books + 'static> Bench<B> {
         let labels = Labels { routes: labels.collect(), upstreams: vec!["media".into()] };
         let upstreams = config.upstream.iter().enumerate();
         let worker = Arc::new(Worker {
+            generation: 0,
             routes: Routes::new(&config.route, &config.upstream).unwrap(),
             upstreams: upstreams
                 .map(|(index, entry)| Arc::new(Upstream::new(index, entry, None).unwrap()))
