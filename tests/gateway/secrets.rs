@@ -205,6 +205,9 @@ fn f81_no_command_shows_a_secret_however_wrong_its_files_are() {
         credential(&format!("credential = {{ file = [\"{BACKEND_FILE}\"] }}")),
         credential(&format!("credential = \"{BACKEND_FILE}\"")),
         credential(&format!("credential = {{ secret = \"{BACKEND_FILE}\"")),
+        format!("{data}[traces]\nendpoint = \"http://u:{URL}@127.0.0.1:4318\"\n"),
+        format!("{data}[traces]\ncredential = \"{BACKEND_FILE}\"\n"),
+        format!("{data}[traces]\ncredential = {{ scheme = \"Bearer\", value = \"{URL}\" }}\n"),
         format!("{data}[[upstream]]\nname = \"m\"\nurls = [\"http://u:{URL}@127.0.0.1:1\"]\n"),
     ] {
         let file = config(&text);
