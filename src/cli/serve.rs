@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use clap::Args;
 use jiff::Timestamp;
@@ -57,11 +57,11 @@ pub fn run(options: &Options) -> ExitCode {
     if let Some(path) = app.token_file() {
         tracing::info!(path = %path.display(), "the operator's token is in this file");
     }
-    for event in &events {
-        match event {
-            Event::Stop => break,
-            Event::Look if !watch.has_changed() => {}
-            Event::Look | Event::Reload => {
+    loop {
+        match events.recv_timeout(config::WATCH_INTERVAL) {
+            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if !watch.has_changed() => {}
+            Ok(Event::Reload) | Err(RecvTimeoutError::Timeout) => {
                 let read = config::load(path, config::environment());
                 if app.reload(read.as_ref())
                     && let Ok(loaded) = read
@@ -82,7 +82,6 @@ pub fn run(options: &Options) -> ExitCode {
                     now.cancel();
                 }
                 Event::Reload => tracing::warn!("no reload while the process stops"),
-                Event::Look => {}
             }
         }
     });
@@ -96,8 +95,6 @@ pub fn run(options: &Options) -> ExitCode {
 enum Event {
     Stop,
     Reload,
-    /// It is time to look whether the file has changed.
-    Look,
 }
 
 /// Receives signals on a thread of its own, from now on.
@@ -111,18 +108,15 @@ fn events() -> std::io::Result<mpsc::Receiver<Event>> {
             signal(SignalKind::hangup())?,
         )
     };
-    // A look that the last one is still busy with need not wait.
-    let (sender, events) = mpsc::sync_channel(16);
+    let (sender, events) = mpsc::channel();
     let receive = async move {
-        let mut look = tokio::time::interval(config::WATCH_INTERVAL);
         loop {
             let event = tokio::select! {
                 _ = terminate.recv() => Event::Stop,
                 _ = interrupt.recv() => Event::Stop,
                 _ = hang_up.recv() => Event::Reload,
-                _ = look.tick() => Event::Look,
             };
-            if let Err(mpsc::TrySendError::Disconnected(_)) = sender.try_send(event) {
+            if sender.send(event).is_err() {
                 return;
             }
         }
