@@ -62,6 +62,7 @@ pub fn run(options: &Options) -> ExitCode {
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) if !watch.has_changed() => {}
             Ok(Event::Reload) | Err(RecvTimeoutError::Timeout) => {
+                watch.reads();
                 let read = config::load(path, config::environment());
                 if app.reload(read.as_ref())
                     && let Ok(loaded) = read
