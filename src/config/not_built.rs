@@ -32,8 +32,7 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.idempotency", Asks::Always),
     ("auth.jwt", Asks::Always),
     ("envoy.listen", Asks::Always),
-    #[cfg(not(feature = "otel"))]
-    ("traces.endpoint", Asks::Feature("otel")),
+    ("traces.endpoint", Asks::Feature("otel", cfg!(feature = "otel"))),
 ];
 
 /// Which values of a key ask for the part that is not there.
@@ -45,9 +44,8 @@ enum Asks {
     True,
     Word(&'static str),
     Prefix(&'static str),
-    /// Always, in a program that was built without this feature.
-    #[cfg_attr(feature = "otel", expect(dead_code, reason = "the program has every feature"))]
-    Feature(&'static str),
+    /// Always, unless the program was built with this feature.
+    Feature(&'static str, bool),
 }
 
 /// The keys that ask for a part that is not built.
@@ -72,7 +70,8 @@ impl Asks {
             _ => false,
         };
         match self {
-            Self::Always | Self::Feature(_) => true,
+            Self::Always => true,
+            Self::Feature(_, built) => !built,
             Self::NotEmpty => !empty(),
             Self::Several => value.as_array().is_some_and(|array| array.len() > 1),
             Self::True => value.as_bool() == Some(true),
@@ -84,7 +83,7 @@ impl Asks {
     fn expected(self) -> String {
         match self {
             Self::Always => "not built yet, expected the key to be absent".to_owned(),
-            Self::Feature(name) => {
+            Self::Feature(name, _) => {
                 format!("this program was built without `{name}`, expected the key to be absent")
             }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
