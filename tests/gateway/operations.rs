@@ -66,6 +66,10 @@ fn f83_a_second_signal_cuts_off_what_is_in_flight_and_leaves_exact_books() {
     for signal in ["TERM", "INT"] {
         run(async {
             let mut world = World::new(&alice());
+            // Longer than a test waits for anything.
+            world.edit(|text| text.replace("drain_timeout = \"10s\"", "drain_timeout = \"10m\""));
+            world.signal("HUP");
+            world.logged(&["read again", "gateway.drain_timeout"]).await;
             let gateway = world.gateway();
             let gated = image("alice").script(&Script::gate("never"));
             let half = Script { half: Some("never".into()), pad: 300_000, ..Script::default() };
