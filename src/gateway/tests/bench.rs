@@ -378,6 +378,13 @@ impl<B: Books + 'static> Bench<B> {
         let telemetry = Telemetry::new(config.ops.org_label);
         let labels = Labels { routes: labels.collect(), upstreams: vec!["media".into()] };
         let upstreams = config.upstream.iter().enumerate();
+        #[cfg(not(feature = "otel"))]
+        let tracer = crate::gateway::span::Tracer::default();
+        #[cfg(feature = "otel")]
+        let tracer = {
+            let exporter = crate::telemetry::spans::Exporter::start(&config.traces, None).unwrap();
+            crate::gateway::span::Tracer::new(exporter.map(|(exporter, _)| exporter))
+        };
         let worker = Arc::new(Worker {
             generation: 0,
             routes: Routes::new(&config.route, &config.upstream).unwrap(),
@@ -393,7 +400,7 @@ impl<B: Books + 'static> Bench<B> {
             tasks: TaskTracker::new(),
             ids: ChargeIds::new().unwrap(),
             trusted_proxies: Vec::new(),
-            tracer: Default::default(),
+            tracer,
             access_log: false,
             drain: CancellationToken::new(),
         });
