@@ -67,6 +67,7 @@ async fn a_request_is_traced_from_its_callers_trace_to_the_backend_s() {
     assert!(attributes.contains("/v1/images") && attributes.contains("\"200\""), "{attributes}");
     assert!(!attributes.contains("alice"));
     // A free route has no hold and no settlement.
-    let free = bench.send(get("/v1/models").body(Full::default()).unwrap());
+    let free = get("/v1/models").header("tollgate-user", "alice");
+    let free = bench.send(free.body(Full::default()).unwrap());
     assert_eq!(free.await.status, 200);
 }
