@@ -1,36 +1,40 @@
 //! The composition root: configuration → parts → threads → drain.
 
+mod generation;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::generation::Parts;
 use crate::admin::{self, Admin, Token};
 use crate::books::embedded::{self, Engine};
 use crate::books::{Durability, Session};
-use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::clock::{CHECK_INTERVAL, Clock};
+use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
-use crate::gateway::admit::Limits;
-use crate::gateway::route::Routes;
-use crate::gateway::upstream::Upstream;
-use crate::gateway::{ChargeIds, Charges, FoundCharge, Worker};
+use crate::gateway::admit::TIDY_INTERVAL;
+use crate::gateway::current::Current;
+use crate::gateway::{Charges, FoundCharge};
 use crate::gauges::{self, Watched};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
-use crate::ops::{self, Health};
+use crate::ops::{self, Health, Shown};
+use crate::self_check::SelfCheck;
 use crate::serve::{Listeners, Stop, Workers};
-use crate::telemetry::{RouteLabels, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// How often sealed segments are looked for, to fold them into a snapshot.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
@@ -52,7 +56,11 @@ pub struct App {
     admin: SocketAddr,
     ops: SocketAddr,
     token_file: Option<PathBuf>,
-    drain_delay: Duration,
+    /// The configuration in force: what needs a restart is as it was at the start.
+    config: Mutex<Config>,
+    reloads: Arc<gauges::Reloads>,
+    telemetry: Arc<Telemetry>,
+    currents: Vec<Arc<Current<Session>>>,
     health: Arc<Health>,
     stop: Stop,
     /// Cancelled last: admin and ops listeners, archive, snapshots.
@@ -68,99 +76,79 @@ impl App {
     /// # Errors
     /// When a part cannot be had: the data dir, a listener, a secret.
     pub fn start(config: &Config, options: Options) -> anyhow::Result<Self> {
-        let now = options.clock.now();
-        let data_dir = &config.data.dir;
-        // Directory and archive hold names, addresses and hashes of keys.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)
-            .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
-        let durability = match config.books.durability {
-            // Configuration without Redis has no `replica`: checking it refuses that.
-            config::Durability::Process | config::Durability::Replica => Durability::Process,
-            config::Durability::Power => Durability::Power,
-        };
-        let options_of_books = embedded::Options { durability, ..embedded::Options::default() };
-        let engine = Engine::open_with(&data_dir.join("books"), now, options_of_books)?;
-        let engine = Arc::new(engine);
-        report_recovery(&engine);
-
         // One small event loop for everything that is not generation traffic.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (directory, archive) = runtime.block_on(async {
-            let directory = Directory::open(data_dir, 0).await?;
-            let recovered = engine.recovery().position;
-            let written = engine.records_written();
-            let archive = Archive::open(data_dir, engine.dir(), recovered, written).await?;
-            anyhow::Ok((Arc::new(directory), archive))
-        })?;
+        let data_dir = &config.data.dir;
+        let Stores { engine, directory, archive } = Stores::open(config, &options.clock, &runtime)?;
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
         let for_admin = archive.clone();
         let charges: Arc<dyn Charges> =
             Arc::new(ChargeBook::new(Arc::clone(&engine), archive.clone()));
-        let telemetry = Arc::new(telemetry(config));
-        let limits = Arc::new(Limits::new(&config.limits));
-        let health = Arc::new(Health::default());
-        let stop = Stop {
-            accepting: CancellationToken::new(),
-            drain_timeout: config.gateway.drain_timeout,
-        };
+        let telemetry = Arc::new(Telemetry::new(config.ops.org_label.clone()));
+        let stop = Stop::new(config.gateway.drain_timeout);
         let end = CancellationToken::new();
+        let faces = Faces::bind(config, &runtime)?;
+        let (gateway, admin, ops) = faces.addresses()?;
 
-        let count = match config.gateway.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            count => count,
+        let (tracer, spans) = generation::tracer(config)?;
+        let parts = Parts {
+            engine: &engine,
+            live: directory.live(),
+            charges: &charges,
+            clock: &options.clock,
+            tracer,
         };
-        let listeners = Listeners::bind(config.gateway.listen, count)
-            .with_context(|| format!("gateway.listen {}", config.gateway.listen))?;
-        let admin_listener = bind(&runtime, "admin.listen", config.admin.listen)?;
-        let ops_listener = bind(&runtime, "ops.listen", config.ops.listen)?;
-        let (gateway, admin, ops) =
-            (listeners.address(), admin_listener.local_addr()?, ops_listener.local_addr()?);
-
-        let shared =
-            Parts { engine: &engine, directory: &directory, charges: &charges, limits: &limits };
+        let currents = generation::first(config, faces.gateway.count(), &telemetry, &parts)?;
+        drop(parts);
+        let reloads = Arc::new(gauges::Reloads::new());
+        let mismatched = Arc::default();
         gauges::watch(
             &telemetry,
             &Watched {
                 engine: Arc::clone(&engine),
                 live: directory.live(),
-                limits: Arc::clone(&limits),
+                limits: Arc::clone(&currents[0].load().limits),
                 archive: archive.clone(),
                 clock: options.clock.clone(),
                 label: config.ops.org_label.clone(),
+                reloads: Arc::clone(&reloads),
+                mismatched: Arc::clone(&mismatched),
+                data_dir: data_dir.clone(),
             },
         );
-        let workers = (0..count)
-            .map(|_| worker(config, &shared, &telemetry, &options.clock))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let workers = Workers::start(listeners, workers, &stop)?;
+        let health = Arc::new(health(&engine, &reloads));
+        let workers = Workers::start(faces.gateway, currents.clone(), &stop)?;
 
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
             charges: ChargeBook::new(Arc::clone(&engine), for_admin),
-            clock: options.clock,
+            clock: options.clock.clone(),
             token,
             adjusting: tokio::sync::Mutex::default(),
         }));
-        let ops_router = ops::router(Arc::clone(&health), telemetry);
-        let background = vec![
-            control(runtime, [(admin_listener, admin_router), (ops_listener, ops_router)], &end)?,
+        let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
+        let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
+        let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
+        let mut background = vec![
+            control(runtime, served, upkeep, &end)?,
             follow(archive, &end)?,
-            fold(Arc::clone(&engine), &end)?,
+            fold(Arc::clone(&engine), SelfCheck::new(mismatched), &end)?,
         ];
+        // The last: it ends when nobody traces any more.
+        background.extend(spans);
         health.started.store(true, Ordering::Release);
-        let drain_delay = config.gateway.drain_delay;
         Ok(Self {
             gateway,
             admin,
             ops,
             token_file,
-            drain_delay,
+            config: Mutex::new(config.clone()),
+            reloads,
+            telemetry,
+            currents,
             health,
             stop,
             end,
@@ -186,8 +174,42 @@ impl App {
     }
 
     /// The file that holds the operator's token, if a file does.
-    pub fn token_file(&self) -> Option<&std::path::Path> {
+    pub fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
+    }
+
+    /// Puts in force what of a configuration can change while the process runs, from each
+    /// worker's next request on, and logs what it did. What is wrong changes nothing (f54): then
+    /// this is false.
+    pub fn reload(&self, read: Result<&Loaded, &ConfigError>) -> bool {
+        let done = read.map_err(ToString::to_string).and_then(|loaded| {
+            let mut running = self.config.lock();
+            generation::reload(&mut running, &loaded.config, &self.telemetry, &self.currents)
+                .inspect(|_| self.stop.set_drain_timeout(running.gateway.drain_timeout))
+                .map_err(|error| format!("{error:#}"))
+        });
+        self.reloads.note(done.is_ok());
+        match done {
+            Ok(changes) => {
+                for key in &changes.restart {
+                    tracing::warn!(%key, "this key differs, and needs a restart to change");
+                }
+                let keys = changes.live.join(" ");
+                tracing::info!(changed = %keys, "the configuration was read again");
+                true
+            }
+            Err(errors) => {
+                for error in errors.lines() {
+                    tracing::error!(%error, "the configuration stays as it was");
+                }
+                false
+            }
+        }
+    }
+
+    /// Cancelled by whoever cannot wait: a shutdown that has begun cuts off what is in flight.
+    pub fn now(&self) -> CancellationToken {
+        self.stop.now.clone()
     }
 
     /// Stops: not ready at once, serving for the drain delay, finishing what is in flight within
@@ -197,18 +219,20 @@ impl App {
     /// When the books cannot be written to the end; what is open is then in doubt.
     pub fn shut_down(self) -> anyhow::Result<()> {
         self.health.draining.store(true, Ordering::Release);
-        if !self.drain_delay.is_zero() {
-            tracing::info!(delay = ?self.drain_delay, "draining: not ready, still serving");
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the main thread has nothing else to do"
-            )]
-            std::thread::sleep(self.drain_delay);
+        let delay = self.config.lock().gateway.drain_delay;
+        if !delay.is_zero() {
+            tracing::info!(?delay, "draining: not ready, still serving");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+            let now = self.stop.now.clone();
+            // Whichever comes first.
+            let _ = runtime.block_on(async { tokio::time::timeout(delay, now.cancelled()).await });
         }
+        tracing::info!("draining: no longer accepting");
         self.stop.accepting.cancel();
         self.workers.join();
         let closed = self.engine.close();
         self.end.cancel();
+        drop(self.currents);
         for thread in self.background {
             if thread.join().is_err() {
                 tracing::error!("a background thread panicked");
@@ -226,51 +250,91 @@ impl Charges for ChargeBook {
     }
 }
 
-/// What workers share.
-struct Parts<'a> {
-    engine: &'a Arc<Engine>,
-    directory: &'a Arc<Directory>,
-    charges: &'a Arc<dyn Charges>,
-    limits: &'a Arc<Limits>,
+/// The three stores of a data dir.
+struct Stores {
+    engine: Arc<Engine>,
+    directory: Arc<Directory>,
+    archive: Archive,
 }
 
-fn worker(
-    config: &Config,
-    parts: &Parts<'_>,
-    telemetry: &Telemetry,
-    clock: &Clock,
-) -> anyhow::Result<Worker<Session>> {
-    let upstreams = config.upstream.iter().enumerate().map(|(index, upstream)| {
-        let variable = |name: &str| std::env::var_os(name);
-        let credential = (upstream.credential.as_ref())
-            .map(|credential| crate::config::secret::credential(credential, variable))
-            .transpose()
-            .with_context(|| format!("upstream {}", upstream.name))?;
-        Ok(Arc::new(Upstream::new(index, upstream, credential)?))
-    });
-    Ok(Worker {
-        routes: Routes::new(&config.route, &config.upstream)?,
-        upstreams: upstreams.collect::<anyhow::Result<_>>()?,
-        live: parts.directory.live(),
-        books: parts.engine.session(),
-        charges: Arc::clone(parts.charges),
-        limits: Arc::clone(parts.limits),
-        clock: clock.clone(),
-        meters: telemetry.worker(),
-        tasks: TaskTracker::new(),
-        ids: ChargeIds::new().context("no randomness for charge ids")?,
-        trusted_proxies: Vec::new(),
-        drain: CancellationToken::new(),
-    })
+impl Stores {
+    fn open(
+        config: &Config,
+        clock: &Clock,
+        runtime: &tokio::runtime::Runtime,
+    ) -> anyhow::Result<Self> {
+        let data_dir = &config.data.dir;
+        // Directory and archive hold names, addresses and hashes of keys.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
+            .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
+        let durability = match config.books.durability {
+            // Configuration without Redis has no `replica`: checking it refuses that.
+            config::Durability::Process | config::Durability::Replica => Durability::Process,
+            config::Durability::Power => Durability::Power,
+        };
+        let options = embedded::Options { durability, ..embedded::Options::default() };
+        let engine = Engine::open_with(&data_dir.join("books"), clock.now(), options)?;
+        let engine = Arc::new(engine);
+        report_recovery(&engine);
+        runtime.block_on(async {
+            let directory = Arc::new(Directory::open(data_dir, 0).await?);
+            let (recovered, written) = (engine.recovery().position, engine.records_written());
+            let archive = Archive::open(data_dir, engine.dir(), recovered, written).await?;
+            if let Some(newest) = archive.newest_charge().await? {
+                clock.not_before(newest);
+            }
+            Ok(Self { engine, directory, archive })
+        })
+    }
 }
 
-fn telemetry(config: &Config) -> Telemetry {
-    let routes = config.route.iter().map(|route| RouteLabels {
-        route: route.path.clone(),
-        feature: route.feature.as_ref().filter(|_| !route.free).map(ToString::to_string),
-    });
-    let upstreams = config.upstream.iter().map(|upstream| upstream.name.to_string());
-    Telemetry::new(config.ops.org_label.clone(), routes.collect(), upstreams.collect())
+/// The three listeners.
+struct Faces {
+    gateway: Listeners,
+    admin: TcpListener,
+    ops: TcpListener,
+}
+
+impl Faces {
+    fn bind(config: &Config, runtime: &tokio::runtime::Runtime) -> anyhow::Result<Self> {
+        let count = match config.gateway.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        let gateway = Listeners::bind(config.gateway.listen, count)
+            .with_context(|| format!("gateway.listen {}", config.gateway.listen))?;
+        let admin = bind(runtime, "admin.listen", config.admin.listen)?;
+        let ops = bind(runtime, "ops.listen", config.ops.listen)?;
+        Ok(Self { gateway, admin, ops })
+    }
+
+    fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr, SocketAddr)> {
+        Ok((self.gateway.address(), self.admin.local_addr()?, self.ops.local_addr()?))
+    }
+}
+
+fn health(engine: &Arc<Engine>, reloads: &Arc<gauges::Reloads>) -> Health {
+    let (engine, reloads) = (Arc::clone(engine), Arc::clone(reloads));
+    let books = Shown { name: "books", passes: Box::new(move || !engine.has_failed()) };
+    let reload = Shown { name: "last-reload", passes: Box::new(move || reloads.last().0) };
+    Health { shown: vec![books, reload], ..Health::default() }
+}
+
+/// What has to be done now and then for the whole process, in one place.
+async fn upkeep(current: Arc<Current<Session>>, clock: Clock) {
+    let mut check = tokio::time::interval(CHECK_INTERVAL);
+    let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+    loop {
+        tokio::select! {
+            // A clock that is moved by hand is checked by whoever moves it.
+            _ = check.tick() => if !clock.is_manual() { clock.watch() },
+            // All workers share them.
+            _ = tidy.tick() => current.load().limits.tidy(),
+        }
+    }
 }
 
 fn report_recovery(engine: &Engine) {
@@ -296,6 +360,7 @@ fn bind(
 fn control(
     runtime: tokio::runtime::Runtime,
     faces: [(TcpListener, axum::Router); 2],
+    upkeep: impl Future<Output = ()> + Send + 'static,
     end: &CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
     let end = end.clone();
@@ -311,7 +376,10 @@ fn control(
             });
         }
         tasks.close();
-        end.cancelled().await;
+        tokio::select! {
+            () = upkeep => {}
+            () = end.cancelled() => {}
+        }
         // Idle keep-alive connections would wait for ever.
         let _left = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
     };
@@ -339,8 +407,13 @@ fn follow(archive: Archive, end: &CancellationToken) -> anyhow::Result<JoinHandl
     Ok(thread.spawn(move || runtime.block_on(work))?)
 }
 
-/// The thread that folds sealed segments into snapshots.
-fn fold(engine: Arc<Engine>, end: &CancellationToken) -> anyhow::Result<JoinHandle<()>> {
+/// The thread that folds sealed segments into snapshots, and compares what is in memory with what
+/// is recorded.
+fn fold(
+    engine: Arc<Engine>,
+    mut self_check: SelfCheck,
+    end: &CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let end = end.clone();
     let work = async move {
@@ -351,6 +424,9 @@ fn fold(engine: Arc<Engine>, end: &CancellationToken) -> anyhow::Result<JoinHand
             }
             if let Err(error) = engine.snapshot() {
                 tracing::error!(%error, "no snapshot was written; the next start takes longer");
+            }
+            if let Err(error) = self_check.tick(&engine) {
+                tracing::error!(%error, "balances cannot be compared with their records");
             }
         }
     };

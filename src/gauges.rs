@@ -1,8 +1,12 @@
 //! Gauges: what the operators' listener reads from the books, the directory and the archive when
 //! it is scraped. None of it costs a request anything.
 
+mod process;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
@@ -29,71 +33,147 @@ pub struct Watched {
     pub clock: Clock,
     /// Which orgs have their own label.
     pub label: OrgLabel,
+    /// Whether the configuration could be read again.
+    pub reloads: Arc<Reloads>,
+    /// What the self-check found.
+    pub mismatched: Arc<AtomicUsize>,
+    /// Whose file system must not be full.
+    pub data_dir: PathBuf,
+}
+
+/// How the last reload went; the start counts as one.
+#[derive(Debug)]
+pub struct Reloads {
+    successful: AtomicBool,
+    /// When one last succeeded, in seconds since the epoch.
+    succeeded: AtomicI64,
+}
+
+impl Reloads {
+    /// The start has succeeded.
+    #[expect(clippy::new_without_default, reason = "it reads the clock")]
+    pub fn new() -> Self {
+        let new = Self { successful: AtomicBool::new(true), succeeded: AtomicI64::new(0) };
+        new.note(true);
+        new
+    }
+
+    /// A reload succeeded, or not.
+    pub fn note(&self, successful: bool) {
+        self.successful.store(successful, Relaxed);
+        if successful {
+            self.succeeded.store(jiff::Timestamp::now().as_second(), Relaxed);
+        }
+    }
+
+    /// Whether the last one succeeded, and when one last did.
+    pub fn last(&self) -> (bool, i64) {
+        (self.successful.load(Relaxed), self.succeeded.load(Relaxed))
+    }
 }
 
 /// Registers every gauge.
 pub fn watch(telemetry: &Telemetry, watched: &Watched) {
-    type Read = fn(&Watched) -> Vec<Sample>;
-    let gauges: [(&'static str, &'static str, Read); 12] = [
-        ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
-        ("tollgate_holds_open", "Charges that are held and not settled", |w| {
-            one(w.engine.open_holds().0 as f64)
-        }),
-        ("tollgate_hold_oldest_age_seconds", "Seconds since the oldest open hold was made", |w| {
-            let now = w.clock.now();
-            one(w.engine.open_holds().1.map_or(0.0, |at| now.duration_since(at).as_secs_f64()))
-        }),
-        ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
-            one(w.archive.lag(w.engine.records_written()) as f64)
-        }),
-        (
-            "tollgate_ledger_lag_seconds",
-            "Seconds since the last archived record, while there are others",
-            |w| {
-                let behind = w.archive.position() < w.engine.written();
-                let age = |at| w.clock.now().duration_since(at).as_secs_f64().max(0.0);
-                one(if behind { w.archive.newest().map_or(0.0, age) } else { 0.0 })
-            },
-        ),
-        (
-            "tollgate_pool_granted_operations",
-            "Operations granted to the pool of the current term",
-            |w| pools(w, |pool, _| pool.granted()),
-        ),
-        (
-            "tollgate_pool_available_operations",
-            "Operations left in the pool of the current term",
-            |w| pools(w, |pool, _| pool.available()),
-        ),
-        ("tollgate_pool_held_operations", "Operations of the pool in open charges", |w| {
-            pools(w, |pool, _| pool.held)
-        }),
-        ("tollgate_overage_operations", "Operations used past the pool in the current term", |w| {
-            pools(w, |_, overage| overage.captured)
-        }),
-        ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
-        (
-            "tollgate_journal_torn_bytes",
-            "Bytes of a torn write that this start cut off the journal's end",
-            |w| one(w.engine.recovery().torn_bytes as f64),
-        ),
-        (
-            "tollgate_in_doubt_total",
-            "Holds of the previous process, by how they were resolved",
-            |w| {
-                let found = w.engine.recovery();
-                let sample = |word: &str, count: usize| {
-                    (vec![("resolution", word.to_owned())], count as f64)
-                };
-                vec![sample("captured", found.captured), sample("voided", found.voided)]
-            },
-        ),
-    ];
-    for (name, help, read) in gauges {
+    let all = GAUGES.iter().chain(ABOUT_THE_PROCESS);
+    for &(name, help, read) in all {
         let watched = watched.clone();
         telemetry.watch(name, help, move || read(&watched));
     }
+    process::watch(telemetry);
 }
+
+type Gauge = (&'static str, &'static str, fn(&Watched) -> Vec<Sample>);
+
+const GAUGES: &[Gauge] = &[
+    (
+        "tollgate_journal_torn_bytes",
+        "Bytes of a torn write that this start cut off the journal's end",
+        |w| one(w.engine.recovery().torn_bytes as f64),
+    ),
+    ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
+    ("tollgate_holds_open", "Charges that are held and not settled", |w| {
+        one(w.engine.open_holds().0 as f64)
+    }),
+    ("tollgate_hold_oldest_age_seconds", "Seconds since the oldest open hold was made", |w| {
+        let now = w.clock.now();
+        one(w.engine.open_holds().1.map_or(0.0, |at| now.duration_since(at).as_secs_f64()))
+    }),
+    ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
+        one(w.archive.lag(w.engine.records_written()) as f64)
+    }),
+    (
+        "tollgate_ledger_lag_seconds",
+        "Seconds since the last archived record, while there are others",
+        |w| {
+            let behind = w.archive.position() < w.engine.written();
+            let age = |at| w.clock.now().duration_since(at).as_secs_f64().max(0.0);
+            one(if behind { w.archive.newest().map_or(0.0, age) } else { 0.0 })
+        },
+    ),
+    (
+        "tollgate_pool_granted_operations",
+        "Operations granted to the pool of the current term",
+        |w| pools(w, |pool, _| pool.granted()),
+    ),
+    (
+        "tollgate_pool_available_operations",
+        "Operations left in the pool of the current term",
+        |w| pools(w, |pool, _| pool.available()),
+    ),
+    ("tollgate_pool_held_operations", "Operations of the pool in open charges", |w| {
+        pools(w, |pool, _| pool.held)
+    }),
+    ("tollgate_overage_operations", "Operations used past the pool in the current term", |w| {
+        pools(w, |_, overage| overage.captured)
+    }),
+    ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
+    ("tollgate_in_doubt_total", "Holds of the previous process, by how they were resolved", |w| {
+        let found = w.engine.recovery();
+        let sample =
+            |word: &str, count: usize| (vec![("resolution", word.to_owned())], count as f64);
+        vec![sample("captured", found.captured), sample("voided", found.voided)]
+    }),
+    (
+        "tollgate_uncovered_operations_total",
+        "Operations that nobody paid in observe mode",
+        // Nothing is observed yet.
+        |_| Vec::new(),
+    ),
+];
+
+const ABOUT_THE_PROCESS: &[Gauge] = &[
+    (
+        "tollgate_books_mismatched_accounts",
+        "Accounts whose balance differs from what their records add up to",
+        |w| one(w.mismatched.load(Relaxed) as f64),
+    ),
+    (
+        "tollgate_directory_age_seconds",
+        "Seconds since the directory in memory was last known to be the newest",
+        // The process is the only one that writes its SQLite database.
+        |_| one(0.0),
+    ),
+    (
+        "tollgate_config_last_reload_successful",
+        "1 when the configuration in force is the file's, 0 when the file was refused",
+        |w| one(f64::from(u8::from(w.reloads.last().0))),
+    ),
+    (
+        "tollgate_config_last_reload_success_timestamp_seconds",
+        "When the configuration was last read with success",
+        |w| one(w.reloads.last().1 as f64),
+    ),
+    ("tollgate_data_free_bytes", "What is free for the data dir", |w| {
+        // A file system that cannot say has no sample.
+        let free = rustix::fs::statvfs(&w.data_dir).ok();
+        free.map_or(Vec::new(), |free| one((free.f_bavail * free.f_frsize) as f64))
+    }),
+    (
+        "tollgate_clock_offset_seconds",
+        "How far the system's clock is ahead of the gateway's time",
+        |w| one(w.clock.offset() as f64 / 1e6),
+    ),
+];
 
 fn one(value: f64) -> Vec<Sample> {
     vec![(Vec::new(), value)]

@@ -11,21 +11,39 @@ use axum::routing::get;
 
 use crate::telemetry::Telemetry;
 
-/// What health checks look at. Each flag is set by the composition root.
-#[derive(Debug, Default)]
+/// What health checks look at; made and set by the composition root.
+#[derive(Default)]
 pub struct Health {
     /// Configuration and directory are loaded, the data dir is locked, listeners are bound.
     pub started: AtomicBool,
     /// Shutdown has begun.
     pub draining: AtomicBool,
+    /// What an operator wants to see beside it. Traffic must not depend on it: where the books
+    /// fail, they fail for every replica.
+    pub shown: Vec<Shown>,
 }
 
+/// A check that decides nothing.
+pub struct Shown {
+    /// Its name.
+    pub name: &'static str,
+    /// Asked when somebody looks.
+    pub passes: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What must hold for traffic to come: all but the last hold from the start on.
+const STARTED: [&str; 4] = ["configuration", "directory", "data-dir", "listeners"];
+
 impl Health {
-    fn checks(&self) -> [(&'static str, bool); 2] {
-        [
-            ("started", self.started.load(Ordering::Acquire)),
-            ("not-draining", !self.draining.load(Ordering::Acquire)),
-        ]
+    fn startup(&self) -> Vec<(&'static str, bool)> {
+        let started = self.started.load(Ordering::Acquire);
+        STARTED.map(|name| (name, started)).to_vec()
+    }
+
+    fn ready(&self) -> Vec<(&'static str, bool)> {
+        let mut checks = self.startup();
+        checks.push(("not-draining", !self.draining.load(Ordering::Acquire)));
+        checks
     }
 }
 
@@ -40,7 +58,7 @@ pub fn router(health: Arc<Health>, telemetry: Arc<Telemetry>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         // A process that answers is alive; what else is wrong, a restart would not mend.
-        .route("/livez", get(async |RawQuery(query)| answer(query, &[])))
+        .route("/livez", get(async |RawQuery(query)| answer(query, &[], &[])))
         .route("/startupz", get(startup))
         .route("/readyz", get(ready))
         .with_state(Ops { health, telemetry })
@@ -51,14 +69,14 @@ async fn metrics(State(ops): State<Ops>) -> Response {
 }
 
 async fn startup(State(ops): State<Ops>, RawQuery(query): RawQuery) -> Response {
-    answer(query, &ops.health.checks()[..1])
+    answer(query, &ops.health.startup(), &[])
 }
 
 async fn ready(State(ops): State<Ops>, RawQuery(query): RawQuery) -> Response {
-    answer(query, &ops.health.checks())
+    answer(query, &ops.health.ready(), &ops.health.shown)
 }
 
-fn answer(query: Option<String>, checks: &[(&str, bool)]) -> Response {
+fn answer(query: Option<String>, checks: &[(&str, bool)], shown: &[Shown]) -> Response {
     let fine = checks.iter().all(|(_, passed)| *passed);
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let verdict = if fine { "ok" } else { "not ok" };
@@ -66,8 +84,12 @@ fn answer(query: Option<String>, checks: &[(&str, bool)]) -> Response {
         query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose")));
     let mut text = String::new();
     if verbose {
+        let sign = |passed| if passed { "+" } else { "-" };
         for (name, passed) in checks {
-            text += &format!("[{}] {name}\n", if *passed { "+" } else { "-" });
+            text += &format!("[{}] {name}\n", sign(*passed));
+        }
+        for Shown { name, passes } in shown {
+            text += &format!("[{}] {name} (not required)\n", sign(passes()));
         }
     }
     (status, text + verdict + "\n").into_response()

@@ -6,16 +6,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::books::Books;
-use crate::gateway::Worker;
-use crate::gateway::admit::TIDY_INTERVAL;
+use crate::gateway::current::Current;
 
 /// How many connections wait to be accepted, per worker.
 const BACKLOG: i32 = 4096;
@@ -47,6 +47,11 @@ impl Listeners {
         Ok(Self { sockets, address })
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.sockets.len()
+    }
+
     /// Where they listen.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -68,8 +73,33 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
 pub struct Stop {
     /// Cancelled: no more connections are accepted, and those there are finish what they serve.
     pub accepting: CancellationToken,
-    /// How long they may take for that.
-    pub drain_timeout: Duration,
+    /// Cancelled: nothing is waited for any more.
+    pub now: CancellationToken,
+    /// How long they may take to finish, in milliseconds; a reload may change it.
+    drain_timeout: Arc<AtomicU64>,
+}
+
+impl Stop {
+    /// Not stopped.
+    pub fn new(drain_timeout: Duration) -> Self {
+        let stop = Self {
+            accepting: CancellationToken::new(),
+            now: CancellationToken::new(),
+            drain_timeout: Arc::default(),
+        };
+        stop.set_drain_timeout(drain_timeout);
+        stop
+    }
+
+    /// How long requests may take to finish.
+    pub fn set_drain_timeout(&self, timeout: Duration) {
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.drain_timeout.store(millis, Relaxed);
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout.load(Relaxed))
+    }
 }
 
 /// The threads of the workers.
@@ -82,14 +112,14 @@ impl Workers {
     /// When a thread or its event loop cannot be made.
     pub fn start<B: Books + 'static>(
         listeners: Listeners,
-        workers: Vec<Worker<B>>,
+        workers: Vec<Arc<Current<B>>>,
         stop: &Stop,
     ) -> io::Result<Self> {
         let mut threads = Vec::new();
         for (index, (socket, worker)) in listeners.sockets.into_iter().zip(workers).enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let stop = stop.clone();
-            let work = move || runtime.block_on(work(socket, Arc::new(worker), stop));
+            let work = move || runtime.block_on(work(socket, worker, stop));
             threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
         }
         Ok(Self(threads))
@@ -105,7 +135,7 @@ impl Workers {
     }
 }
 
-async fn work<B: Books + 'static>(socket: Socket, worker: Arc<Worker<B>>, stop: Stop) {
+async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop: Stop) {
     let listener = match TcpListener::from_std(socket.into()) {
         Ok(listener) => listener,
         Err(error) => {
@@ -113,28 +143,41 @@ async fn work<B: Books + 'static>(socket: Socket, worker: Arc<Worker<B>>, stop: 
             return;
         }
     };
-    let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+    // Reloads leave these two as they are.
+    let (tasks, drain) = (current.load().tasks.clone(), current.load().drain.clone());
+    let serve = |stream, peer| {
+        let connection = crate::gateway::serve_connection(Arc::clone(&current), stream, peer);
+        tasks.spawn(connection);
+    };
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    let connection = crate::gateway::serve_connection(Arc::clone(&worker), stream, peer);
-                    worker.tasks.spawn(connection);
-                }
+                Ok((stream, peer)) => serve(stream, peer),
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
                     tokio::time::sleep(EXHAUSTED_REST).await;
                 }
             },
-            _ = tidy.tick() => worker.limits.tidy(),
             () = stop.accepting.cancelled() => break,
         }
     }
-    drop(listener);
-    worker.drain.cancel();
-    worker.tasks.close();
-    if tokio::time::timeout(stop.drain_timeout, worker.tasks.wait()).await.is_err() {
-        let left = worker.tasks.len();
-        tracing::warn!(left, "not everything was finished in time; what is held is in doubt");
+    // From here on requests are refused as `draining`.
+    tasks.close();
+    drain.cancel();
+    // The kernel has taken some connections already; closing the socket would reset them.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((stream, peer)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                serve(stream, peer);
+            }
+        }
     }
+    tokio::select! {
+        () = tasks.wait() => return,
+        () = tokio::time::sleep(stop.drain_timeout()) => {}
+        () = stop.now.cancelled() => {}
+    }
+    // What is dropped with the event loop voids, or settles as its route's `in_doubt` says.
+    tracing::warn!(left = tasks.len(), "not everything was finished in time; it is cut off");
 }

@@ -6,6 +6,8 @@
 //! that the format and its readers have: exact below 2^33 units, and the nearest double above.
 
 mod expose;
+#[cfg(feature = "otel")]
+pub mod spans;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,7 +21,7 @@ use prometheus_client::registry::Registry;
 use crate::config::OrgLabel;
 use crate::core::ids::Id;
 use crate::core::refusal::Code;
-use expose::Collected;
+use expose::{Collected, Sums};
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,10 +214,12 @@ impl OrgMeters {
     }
 }
 
-/// What one worker counts.
+/// What one worker counts under one configuration. A reload gives it new ones; what the old ones
+/// counted is kept when nobody counts into them any more.
 #[derive(Debug)]
 pub struct Meters {
     telemetry: Arc<Shared>,
+    labels: Arc<Labels>,
     /// Read on the first request of a connection, written when an org is first seen.
     orgs: RwLock<HashMap<Id, Arc<OrgMeters>>>,
     /// Of all orgs without a label of their own.
@@ -236,7 +240,7 @@ impl Meters {
         if let Some(meters) = self.orgs.read().get(org) {
             return Arc::clone(meters);
         }
-        let new = || Arc::new(OrgMeters::new(org.as_str(), self.telemetry.routes.len()));
+        let new = || Arc::new(OrgMeters::new(org.as_str(), self.labels.routes.len()));
         Arc::clone(self.orgs.write().entry(org.clone()).or_insert_with(new))
     }
 
@@ -282,12 +286,44 @@ pub struct Telemetry {
 
 struct Shared {
     label: OrgLabel,
-    routes: Vec<RouteLabels>,
-    upstreams: Vec<String>,
-    /// Added to at start, read by scrapes.
-    workers: Mutex<Vec<Arc<Meters>>>,
+    /// Added to at start and by reloads, read by scrapes.
+    workers: Mutex<Workers>,
     /// Added to at start, read by scrapes.
     watches: Mutex<Vec<(&'static str, &'static str, Watch)>>,
+}
+
+/// Who counts, and what those counted who no longer do.
+#[derive(Default)]
+struct Workers {
+    live: Vec<Arc<Meters>>,
+    /// By label, so that it grows with the names that configurations had and not with reloads.
+    retired: Sums,
+}
+
+impl Workers {
+    /// All that was ever counted; takes in those that only scrapes still know.
+    fn sums(&mut self) -> Sums {
+        let retired = &mut self.retired;
+        self.live.retain(|meters| {
+            let counts = Arc::strong_count(meters) > 1;
+            if !counts {
+                retired.add(meters);
+            }
+            counts
+        });
+        let mut sums = retired.clone();
+        self.live.iter().for_each(|meters| sums.add(meters));
+        sums
+    }
+}
+
+/// What metrics call what a configuration has, in its order.
+#[derive(Clone, Debug, Default)]
+pub struct Labels {
+    /// Its routes.
+    pub routes: Vec<RouteLabels>,
+    /// Its upstreams.
+    pub upstreams: Vec<String>,
 }
 
 /// What metrics call a route.
@@ -301,46 +337,42 @@ pub struct RouteLabels {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Telemetry").field("routes", &self.routes.len()).finish_non_exhaustive()
+        f.debug_struct("Telemetry").field("label", &self.label).finish_non_exhaustive()
     }
 }
 
 impl Telemetry {
-    /// Metrics for these routes and upstreams, in the order of the configuration.
-    pub fn new(label: OrgLabel, routes: Vec<RouteLabels>, upstreams: Vec<String>) -> Self {
-        let shared = Arc::new(Shared {
-            label,
-            routes,
-            upstreams,
-            workers: Mutex::default(),
-            watches: Mutex::default(),
-        });
+    /// Metrics of a process, with these labels for orgs.
+    pub fn new(label: OrgLabel) -> Self {
+        let shared =
+            Arc::new(Shared { label, workers: Mutex::default(), watches: Mutex::default() });
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Collected(Arc::clone(&shared))));
         Self { shared, registry }
     }
 
-    /// The meters of one more worker.
-    pub fn worker(&self) -> Arc<Meters> {
-        let routes = self.shared.routes.len();
+    /// The meters of one more worker, or of one that takes another configuration.
+    pub fn worker(&self, labels: &Arc<Labels>) -> Arc<Meters> {
+        let routes = labels.routes.len();
         let histograms = |bounds| [(); 3].map(|()| Histogram::new(bounds));
         let meters = Arc::new(Meters {
             telemetry: Arc::clone(&self.shared),
+            labels: Arc::clone(labels),
             orgs: RwLock::default(),
             other: Arc::new(OrgMeters::new(OrgLabel::OTHER, routes)),
             nobody: Arc::new(OrgMeters::new(NONE, routes)),
             overhead: (0..=routes).map(|_| Histogram::new(OVERHEAD_BOUNDS)).collect(),
-            upstreams: (self.shared.upstreams.iter())
+            upstreams: (labels.upstreams.iter())
                 .map(|_| [(); 2].map(|()| Histogram::new(UPSTREAM_BOUNDS)))
                 .collect(),
             books: [histograms(BOOKS_BOUNDS), histograms(BOOKS_BOUNDS)],
         });
-        self.shared.workers.lock().push(Arc::clone(&meters));
+        self.shared.workers.lock().live.push(Arc::clone(&meters));
         meters
     }
 
     /// A metric whose values are asked for at every scrape: a counter where its name ends in
-    /// `_total`, else a gauge. A counter has labels.
+    /// `_total`, else a gauge.
     pub fn watch(
         &self,
         name: &'static str,

@@ -9,6 +9,7 @@ mod openapi;
 mod page;
 mod problem;
 mod table;
+mod test_clock;
 mod token;
 mod who;
 
@@ -20,7 +21,7 @@ use axum::Router;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
 use axum::response::Response;
-use axum::routing::{MethodFilter, on};
+use axum::routing::{MethodFilter, on, put};
 use jiff::Timestamp;
 
 use crate::books::Session;
@@ -52,6 +53,9 @@ pub struct Admin {
 /// The routes of the admin listener. Nothing is answered without a token.
 pub fn router(admin: Arc<Admin>) -> Router {
     let mut router = Router::new();
+    if admin.clock.is_manual() {
+        router = router.route(test_clock::PATH, put(test_clock::put));
+    }
     for endpoint in table::endpoints() {
         let handler = move |State(admin): State<Arc<Admin>>, params: Given, request: Request| {
             answer(endpoint, admin, params, request)

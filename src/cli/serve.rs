@@ -1,18 +1,18 @@
 //! `tollgate serve`: the gateway.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use clap::Args;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::{FAILED, USAGE, fail};
 use crate::app::{App, Options as AppOptions};
 use crate::clock::Clock;
 use crate::config;
+use crate::log::Logs;
 
 /// See `--help`.
 #[derive(Debug, Args)]
@@ -24,18 +24,27 @@ pub struct Options {
     /// The configuration [default: tollgate.toml]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Start at this time and stand still; for tests
+    /// Start at this time and stand still until the admin API moves it; for tests
     #[arg(long, value_name = "TIME")]
     test_clock: Option<Timestamp>,
 }
 
-/// Runs until SIGTERM or SIGINT, then drains.
+/// Runs until SIGTERM or SIGINT, then drains. SIGHUP and a change of the file read the
+/// configuration again; a second SIGTERM or SIGINT ends the drain.
 pub fn run(options: &Options) -> ExitCode {
-    log_to_stderr();
-    let loaded = match config::load(options.config.as_deref(), config::environment()) {
+    // First of all: a SIGHUP that nobody expects would end the process.
+    let events = match events() {
+        Ok(events) => events,
+        Err(error) => return fail(FAILED, format!("signals cannot be received: {error}")),
+    };
+    let path = options.config.as_deref();
+    let mut watch = config::Watch::new(path.unwrap_or(Path::new(config::DEFAULT_FILE)));
+    let loaded = match config::load(path, config::environment()) {
         Ok(loaded) => loaded,
         Err(error) => return fail(USAGE, error),
     };
+    let logs = Logs::start(&loaded.config.log, rust_log());
+    watch.follow(&loaded.config);
     let app_options = AppOptions {
         clock: options.test_clock.map(Clock::manual).unwrap_or_default(),
         admin_token: std::env::var("TOLLGATE_ADMIN_TOKEN").ok().map(Into::into),
@@ -48,25 +57,83 @@ pub fn run(options: &Options) -> ExitCode {
     if let Some(path) = app.token_file() {
         tracing::info!(path = %path.display(), "the operator's token is in this file");
     }
-    if let Err(error) = wait_for_signal() {
-        tracing::error!(%error, "signals cannot be received; stopping");
+    loop {
+        match events.recv_timeout(config::WATCH_INTERVAL) {
+            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if !watch.has_changed() => {}
+            Ok(Event::Reload) | Err(RecvTimeoutError::Timeout) => {
+                watch.reads();
+                let read = config::load(path, config::environment());
+                if app.reload(read.as_ref())
+                    && let Ok(loaded) = read
+                {
+                    logs.set(&loaded.config.log);
+                    watch.follow(&loaded.config);
+                }
+            }
+        }
     }
+    let now = app.now();
+    // It ends with the process.
+    std::thread::spawn(move || {
+        for event in events {
+            match event {
+                Event::Stop => {
+                    tracing::warn!("asked to stop once more: what is in flight is cut off");
+                    now.cancel();
+                }
+                Event::Reload => tracing::warn!("no reload while the process stops"),
+            }
+        }
+    });
     match app.shut_down() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(FAILED, format!("{error:#}")),
     }
 }
 
-/// Logs to standard error; `RUST_LOG` says how much.
+/// What the process is asked for from outside.
+enum Event {
+    Stop,
+    Reload,
+}
+
+/// Receives signals on a thread of its own, from now on.
+fn events() -> std::io::Result<mpsc::Receiver<Event>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt, mut hang_up) = {
+        let _in = runtime.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        )
+    };
+    let (sender, events) = mpsc::channel();
+    let receive = async move {
+        loop {
+            let event = tokio::select! {
+                _ = terminate.recv() => Event::Stop,
+                _ = interrupt.recv() => Event::Stop,
+                _ = hang_up.recv() => Event::Reload,
+            };
+            if sender.send(event).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || runtime.block_on(receive))?;
+    Ok(events)
+}
+
+/// Logs to standard error as it is without a configuration.
 pub fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Colours are for eyes: in a file they would only be noise.
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    // A second subscriber (two demos in one process) changes nothing.
-    let _first_wins = subscriber.try_init();
+    Logs::start(&config::Log::default(), rust_log());
+}
+
+fn rust_log() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
 }
 
 /// Waits for SIGTERM or SIGINT.

@@ -14,11 +14,13 @@ mod environment;
 mod error;
 mod load;
 mod not_built;
+mod reload;
 mod route;
 pub mod secret;
 mod text;
 mod upstream;
 mod validate;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -26,12 +28,14 @@ mod tests;
 pub use environment::environment;
 pub use error::{ConfigError, Place, Problem};
 pub use load::{DEFAULT_FILE, Loaded, from_bytes, load};
+pub use reload::{Changes, changes};
 pub use route::{
     Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
     Route, Usage,
 };
 pub use text::Url;
 pub use upstream::{Credential, Health, Upstream};
+pub use watch::{WATCH_INTERVAL, Watch};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -43,6 +47,10 @@ pub struct Config {
     pub admin: Admin,
     /// `[ops]`
     pub ops: Ops,
+    /// `[log]`
+    pub log: Log,
+    /// `[traces]`
+    pub traces: Traces,
     /// `[data]`
     pub data: Data,
     /// `[books]`
@@ -131,6 +139,58 @@ pub enum OrgLabelWord {
     All,
     /// No org.
     None,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// text or json.
+    pub format: LogFormat,
+    /// error, warn, info, debug or trace.
+    pub level: LogLevel,
+    /// A line for each request of the data plane.
+    pub access: bool,
+}
+
+/// Where traces go (the feature `otel`).
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traces {
+    /// A collector that takes OTLP over HTTP, like `http://127.0.0.1:4318`; absent: no traces.
+    pub endpoint: Option<String>,
+    /// Of the requests that come without a trace, every so many are traced.
+    pub one_in: std::num::NonZeroU32,
+    /// What the collector is shown.
+    pub credential: Option<Credential>,
+}
+
+/// How a line is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `time level target: message key=value`
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// The least that matters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What is broken.
+    Error,
+    /// And what may become so.
+    Warn,
+    /// And what the process does.
+    #[default]
+    Info,
+    /// And how.
+    Debug,
+    /// And everything else.
+    Trace,
 }
 
 /// Where files are.
@@ -335,6 +395,12 @@ impl Default for Books {
             rejoin_timeout: Duration::from_secs(10),
             settle_timeout: Duration::from_secs(5),
         }
+    }
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: None, one_in: std::num::NonZeroU32::MIN, credential: None }
     }
 }
 

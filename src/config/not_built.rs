@@ -32,6 +32,7 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.idempotency", Asks::Always),
     ("auth.jwt", Asks::Always),
     ("envoy.listen", Asks::Always),
+    ("traces.endpoint", Asks::Feature("otel", cfg!(feature = "otel"))),
 ];
 
 /// Which values of a key ask for the part that is not there.
@@ -43,6 +44,8 @@ enum Asks {
     True,
     Word(&'static str),
     Prefix(&'static str),
+    /// Always, unless the program was built with this feature.
+    Feature(&'static str, bool),
 }
 
 /// The keys that ask for a part that is not built.
@@ -68,6 +71,7 @@ impl Asks {
         };
         match self {
             Self::Always => true,
+            Self::Feature(_, built) => !built,
             Self::NotEmpty => !empty(),
             Self::Several => value.as_array().is_some_and(|array| array.len() > 1),
             Self::True => value.as_bool() == Some(true),
@@ -79,6 +83,9 @@ impl Asks {
     fn expected(self) -> String {
         match self {
             Self::Always => "not built yet, expected the key to be absent".to_owned(),
+            Self::Feature(name, _) => {
+                format!("this program was built without `{name}`, expected the key to be absent")
+            }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
             Self::Several => "more than one is not built yet, expected one".to_owned(),
             Self::True => "not built yet, expected false".to_owned(),

@@ -9,7 +9,7 @@ use super::text;
 use crate::core::ids::Id;
 
 /// A generative backend.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
     /// Its name in routes and metrics.
@@ -29,7 +29,7 @@ pub struct Upstream {
 }
 
 /// An active health check.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
     /// What is asked for.
@@ -40,7 +40,7 @@ pub struct Health {
 }
 
 /// A backend's credential: where it is read from, and the header it goes into.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
     /// The header's name.

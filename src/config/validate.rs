@@ -78,6 +78,14 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     check.above_zero(config.books.owner_timeout, &books.name("owner_timeout"));
     check.above_zero(config.books.rejoin_timeout, &books.name("rejoin_timeout"));
     check.above_zero(config.books.settle_timeout, &books.name("settle_timeout"));
+    let traces = root.name("traces");
+    if let Some(endpoint) = &config.traces.endpoint {
+        let expected = "expected http://host:port, with no user, path or query";
+        check.that(is_origin(endpoint), &traces.name("endpoint"), expected);
+    }
+    if let Some(credential) = &config.traces.credential {
+        self::credential(check, &traces.name("credential"), credential);
+    }
     let in_flight = root.name("limits").name("max_in_flight");
     check.that(config.limits.max_in_flight >= 1, &in_flight, "expected at least 1");
 }

@@ -1,5 +1,6 @@
 //! Admission: rates per user and org, and how many requests are in flight.
 
+use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -17,21 +18,24 @@ use crate::core::refusal::{Code, Refusal};
 
 /// The limits of this gateway, over all its workers. Rates only, never credit.
 pub struct Limits {
-    per_user: Option<DefaultKeyedRateLimiter<Stem>>,
-    per_org: Option<DefaultKeyedRateLimiter<Id>>,
+    per_user: Rate<Stem>,
+    per_org: Rate<Id>,
     clock: DefaultClock,
     max_in_flight: usize,
-    /// Added to by `admit`, taken from by the drop of a [`Permit`].
-    in_flight: AtomicUsize,
+    /// Added to by `admit`, taken from by the drop of a [`Permit`]; goes on over reloads.
+    in_flight: Arc<AtomicUsize>,
 }
+
+/// A rate and who asked how often; `None` costs nothing.
+type Rate<K> = Option<(config::RateLimit, Arc<DefaultKeyedRateLimiter<K>>)>;
 
 /// A place among the requests in flight, until it is dropped.
 #[must_use]
-pub struct Permit(Arc<Limits>);
+pub struct Permit(Arc<AtomicUsize>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -42,11 +46,23 @@ impl Limits {
     /// Limits as configured; a rate that is absent costs nothing.
     pub fn new(config: &config::Limits) -> Self {
         Self {
-            per_user: config.per_user.map(quota).map(RateLimiter::keyed),
-            per_org: config.per_org.map(quota).map(RateLimiter::keyed),
+            per_user: rate(config.per_user, None),
+            per_org: rate(config.per_org, None),
             clock: DefaultClock::default(),
             max_in_flight: config.max_in_flight,
-            in_flight: AtomicUsize::new(0),
+            in_flight: Arc::default(),
+        }
+    }
+
+    /// Limits as another configuration has them: what is in flight stays counted, and a rate that
+    /// did not change goes on where it stands.
+    pub fn reloaded(&self, config: &config::Limits) -> Self {
+        Self {
+            per_user: rate(config.per_user, self.per_user.as_ref()),
+            per_org: rate(config.per_org, self.per_org.as_ref()),
+            clock: self.clock.clone(),
+            max_in_flight: config.max_in_flight,
+            in_flight: Arc::clone(&self.in_flight),
         }
     }
 
@@ -59,17 +75,17 @@ impl Limits {
     ///
     /// # Errors
     /// `rate_limited` with the seconds to wait, or `too_many_in_flight`.
-    pub fn admit(self: &Arc<Self>, caller: &Caller) -> Result<Permit, Refused> {
-        if let Some(limiter) = &self.per_user {
+    pub fn admit(&self, caller: &Caller) -> Result<Permit, Refused> {
+        if let Some((_, limiter)) = &self.per_user {
             let stem = caller.user.as_ref().map_or(caller.key.stem, |user| user.stem);
             let free = limiter.check_key(&stem);
             free.map_err(|until| self.limited("the user", until.wait_time_from(self.clock.now())))?;
         }
-        if let Some(limiter) = &self.per_org {
+        if let Some((_, limiter)) = &self.per_org {
             let free = limiter.check_key(&caller.org.id);
             free.map_err(|until| self.limited("the org", until.wait_time_from(self.clock.now())))?;
         }
-        let permit = Permit(Arc::clone(self));
+        let permit = Permit(Arc::clone(&self.in_flight));
         if self.in_flight.fetch_add(1, Relaxed) >= self.max_in_flight {
             let detail = "try again when other requests have finished";
             let mut refused = Refused::from(Refusal::new(Code::TooManyInFlight, detail));
@@ -86,17 +102,26 @@ impl Limits {
         refused
     }
 
-    /// Forgets those who have not asked for a while; to be called every [`TIDY_INTERVAL`].
+    /// Forgets those who have not asked for a while; to be called every [`TIDY_INTERVAL`], in one place.
     pub fn tidy(&self) {
-        if let Some(limiter) = &self.per_user {
+        if let Some((_, limiter)) = &self.per_user {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
-        if let Some(limiter) = &self.per_org {
+        if let Some((_, limiter)) = &self.per_org {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
     }
+}
+
+fn rate<K: Clone + Hash + Eq>(
+    wanted: Option<config::RateLimit>,
+    before: Option<&(config::RateLimit, Arc<DefaultKeyedRateLimiter<K>>)>,
+) -> Rate<K> {
+    let wanted = wanted?;
+    let same = before.filter(|(limit, _)| *limit == wanted).cloned();
+    Some(same.unwrap_or_else(|| (wanted, Arc::new(RateLimiter::keyed(quota(wanted))))))
 }
 
 fn quota(limit: config::RateLimit) -> Quota {

@@ -87,11 +87,14 @@ pub async fn metered<B: Books + 'static>(
 
 async fn exchange<B: Books + 'static>(
     mut held: Box<Held<B>>,
-    request: Request<Outgoing>,
+    mut request: Request<Outgoing>,
 ) -> Result<Forwarded<B>, Refused> {
     let upstream = Arc::clone(&held.worker.upstreams[held.route.upstream]);
+    let span = held.spans.child("upstream");
+    span.propagate(request.headers_mut());
     let sent = Instant::now();
     let answer = upstream.send(request).await;
+    span.end(Vec::new);
     let waited = sent.elapsed();
     held.worker.meters.upstream(upstream.index, Phase::Headers, waited);
     let (response, lease) = match answer {

@@ -11,6 +11,7 @@ use super::Refused;
 use super::identify::Caller;
 use super::quote::Quoted;
 use super::route::{Metered, Route};
+use super::span::Context;
 use super::upstream::Upload;
 use super::worker::Worker;
 use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
@@ -47,6 +48,8 @@ pub struct Held<B: Books + 'static> {
     pub standing: Standing,
     /// Whether the request's body came whole.
     pub upload: Upload,
+    /// Where what is done for it is traced.
+    pub spans: Context,
     /// How far it came.
     pub stage: Stage,
 }
@@ -135,6 +138,7 @@ pub async fn hold<B: Books + 'static>(
         legs: Legs::new(),
         standing: Standing::default(),
         upload: Upload::default(),
+        spans: Context::default(),
         stage: Stage::Held,
     });
     match held.post(request_id.and_then(|id| id.to_str().ok())).await {
@@ -276,7 +280,9 @@ fn header(text: Vec<u8>) -> HeaderValue {
 
 /// The refusal for books that do not answer. Why they do not is for the log, not for callers.
 pub fn unavailable(error: &BooksError) -> Refused {
-    tracing::error!(%error, "the books did not do what was asked");
+    if super::access::may_tell().is_some() {
+        tracing::error!(%error, "the books did not do what was asked");
+    }
     Refusal::new(Code::BooksUnavailable, "nothing was charged that was not recorded").into()
 }
 

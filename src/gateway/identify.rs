@@ -53,6 +53,8 @@ static NOBODY: std::sync::LazyLock<
 /// Whom a connection's last request was from: clients that keep a connection mostly keep their
 /// key, and then it is neither hashed nor looked up again while the same snapshot is in force.
 pub struct Known {
+    /// Meters are of one generation.
+    generation: u64,
     /// Weak, so that an idle connection does not keep an old directory in memory.
     snapshot: Weak<Snapshot>,
     secret: Box<[u8]>,
@@ -91,7 +93,8 @@ pub fn authenticate<'h, B: Books>(
     let snapshot = worker.live.load();
     let mut last = connection.last.lock();
     let known = last.as_ref().filter(|known| {
-        std::ptr::eq(known.snapshot.as_ptr(), Arc::as_ptr(&snapshot))
+        known.generation == worker.generation
+            && std::ptr::eq(known.snapshot.as_ptr(), Arc::as_ptr(&snapshot))
             && bool::from(known.secret.ct_eq(secret))
     });
     let known = known.and_then(|known| {
@@ -103,6 +106,7 @@ pub fn authenticate<'h, B: Books>(
             let (key, org) = find(&snapshot, secret)?;
             let meters = worker.meters.org(&org.id);
             *last = Some(Known {
+                generation: worker.generation,
                 snapshot: Arc::downgrade(&snapshot),
                 secret: secret.into(),
                 key: Arc::clone(&key),

@@ -4,8 +4,10 @@
 //! `bytes → identify → Caller → admit → Permit → route + quote → Quoted → hold → Held → forward →
 //! MeteredBody → settle`
 
+mod access;
 pub mod admit;
 mod carry;
+pub mod current;
 mod dress;
 mod forward;
 mod hold;
@@ -17,6 +19,7 @@ mod quote;
 mod reserved;
 pub mod route;
 mod settle;
+pub mod span;
 pub mod upstream;
 pub mod worker;
 
@@ -24,6 +27,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,6 +44,7 @@ use crate::books::Books;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{OrgMeters, Outcome};
 use admit::Permit;
+use current::Current;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use meter_body::{Content, Reply};
@@ -65,17 +70,24 @@ async fn serve<B: Books + 'static>(
     let shown = identify::authenticate(worker, connection, &parts.headers, now)?;
     trace.meters = Some(Arc::clone(shown.meters()));
     let caller = shown.identify()?;
+    if worker.access_log {
+        trace.who = Some(access::Who::of(&caller));
+    }
     let permit = Some(worker.limits.admit(&caller)?);
     dress::strip(&mut parts.headers);
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
     trace.route = Some(route.index);
     let upstream = &worker.upstreams[route.upstream];
+    still_serving(worker)?;
     let Some(metered) = &route.metered else {
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
         let body = Outgoing::Streamed(body, Upload::default());
         let request = dress::dress(parts, body, &route, upstream, dressing);
+        let span = trace.span.context().child("upstream");
+        let mut request = request;
+        span.propagate(request.headers_mut());
         return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
@@ -97,7 +109,11 @@ async fn serve<B: Books + 'static>(
     drop(matched);
     let route = Arc::clone(&route);
     let request_id = trace.request_id.as_ref();
+    let spans = trace.span.context();
+    let span = spans.child("hold");
     let mut held = hold::hold(worker, caller, route, quoted, now, request_id).await?;
+    span.end(Vec::new);
+    held.spans = spans;
     held.upload = upload;
     let charge = id_header(held.charge);
     let request_id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
@@ -114,9 +130,17 @@ struct Trace {
     route: Option<usize>,
     request_id: Option<HeaderValue>,
     exhausted_status: Option<u16>,
+    span: span::Span,
+    /// Who asked, where requests are logged.
+    who: Option<access::Who>,
 }
 
 impl Trace {
+    /// The route's name, for logs.
+    fn name<'w, B>(&self, worker: &'w Worker<B>) -> &'w str {
+        self.route.and_then(|at| worker.routes.name(at)).unwrap_or("-")
+    }
+
     /// The request's id; made where the caller sent none.
     fn id<B>(&mut self, worker: &Worker<B>, now: jiff::Timestamp) -> HeaderValue {
         self.request_id.get_or_insert_with(|| id_header(worker.ids.next(now))).clone()
@@ -146,6 +170,16 @@ fn screen(parts: &Parts) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Refuses whatever comes after the worker stopped accepting connections: its task tracker is
+/// closed then.
+fn still_serving<B>(worker: &Worker<B>) -> Result<(), Refused> {
+    if worker.tasks.is_closed() {
+        let detail = "this gateway is shutting down; another one, or its successor, serves";
+        return Err(Refusal::new(Code::Draining, detail).into());
+    }
+    Ok(())
+}
+
 fn no_card() -> Refused {
     Refusal::new(Code::Unpriced, "no rate card of the org is in force").into()
 }
@@ -157,17 +191,31 @@ async fn answer<B: Books + 'static>(
     request: Request<Incoming>,
 ) -> Response<Reply<B>> {
     let began = Instant::now();
-    let mut trace = Trace::default();
+    let span = worker.tracer.begin(request.headers());
+    let mut trace = Trace { span, ..Trace::default() };
+    let line = worker.access_log.then(|| access::Line::new(connection, &request));
     let (mut response, waited) = match serve(worker, connection, request, &mut trace).await {
         Ok((Forwarded { response, waited }, permit)) => {
             (response.map(|content| Reply::new(content, permit)), waited)
         }
         Err(refused) => refuse(worker, &mut trace, &refused),
     };
+    let took = began.elapsed();
+    if let Some(line) = line {
+        line.write(&trace, response.status().as_u16(), took, waited);
+    }
+    std::mem::take(&mut trace.span).end(|| {
+        let request_id = trace.request_id.as_ref().and_then(|id| id.to_str().ok());
+        vec![
+            ("http.route", trace.name(worker).to_owned()),
+            ("http.response.status_code", response.status().as_u16().to_string()),
+            ("tollgate.request_id", request_id.unwrap_or_default().to_owned()),
+        ]
+    });
     if let Some(id) = trace.request_id {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
-    worker.meters.overhead(trace.route, began.elapsed().saturating_sub(waited));
+    worker.meters.overhead(trace.route, took.saturating_sub(waited));
     response
 }
 
@@ -180,6 +228,13 @@ fn refuse<B: Books + 'static>(
     let request_id = id.to_str().unwrap_or_default();
     let (response, body) = problem::respond(refused, request_id, trace.exhausted_status);
     let code = refused.refusal.code;
+    if code >= Code::BooksUnavailable
+        && code != Code::Draining
+        && let Some(untold) = access::may_tell()
+    {
+        let (code, route, detail) = (code.as_str(), trace.name(worker), &refused.refusal.detail);
+        tracing::warn!(request_id, code, route, %detail, untold, "a request failed");
+    }
     let meters = trace.meters.as_ref().unwrap_or(worker.meters.nobody());
     meters.refusal(code);
     if !refused.counted {
@@ -198,19 +253,28 @@ const MAX_HEADERS: usize = 128;
 /// The largest header block, and the most that is buffered of a connection at once.
 const MAX_HEADER_BLOCK: usize = 64 << 10;
 
+/// How long a connection that has not sent anything yet is waited for when the worker drains.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// Serves a connection until the client closes it, or the worker drains: then what is being
 /// served is finished, and the connection is closed.
 pub async fn serve_connection<B: Books + 'static>(
-    worker: Arc<Worker<B>>,
+    current: Arc<Current<B>>,
     stream: TcpStream,
     peer: SocketAddr,
 ) {
     // A response is one write, and waiting for more would only add latency.
     let _ = stream.set_nodelay(true);
-    let connection = Arc::new(Connection::new(&worker, peer));
+    let worker = current.load();
     let drain = worker.drain.clone();
+    let connection = Arc::new(Connection::new(&worker, peer));
+    // An idle connection does not keep an old configuration in memory.
+    drop(worker);
+    let was_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&was_asked);
     let service = service_fn(move |request| {
-        let worker = Arc::clone(&worker);
+        asked.store(true, Relaxed);
+        let worker = current.load();
         let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&worker, &connection, request).await) }
     });
@@ -227,6 +291,14 @@ pub async fn serve_connection<B: Books + 'static>(
         _ = served.as_mut() => {}
         () = drain.cancelled() => {
             served.as_mut().graceful_shutdown();
+            if !was_asked.load(Relaxed) {
+                // hyper waits for a connection's first request; a client that keeps spare ones
+                // must not hold up the end.
+                let first = tokio::time::timeout(LAST_CALL, served.as_mut()).await;
+                if first.is_ok() || !was_asked.load(Relaxed) {
+                    return;
+                }
+            }
             let _ = served.await;
         }
     }

@@ -72,6 +72,8 @@ pub struct Routes {
     by_method: Vec<(Method, matchit::Router<Arc<Route>>)>,
     /// For all other methods.
     any: matchit::Router<Arc<Route>>,
+    /// By their places in the configuration.
+    names: Vec<Box<str>>,
 }
 
 /// A request's route, and what its path says.
@@ -133,7 +135,13 @@ impl Routes {
             Ok(router)
         };
         let by_method = methods.iter().map(|&method| Ok((method.clone(), router(Some(method))?)));
-        Ok(Self { by_method: by_method.collect::<Result<_, _>>()?, any: router(None)? })
+        let names = compiled.iter().map(|(_, route)| route.name.clone()).collect();
+        Ok(Self { by_method: by_method.collect::<Result<_, _>>()?, any: router(None)?, names })
+    }
+
+    /// A route's name, by its place in the configuration.
+    pub fn name(&self, index: usize) -> Option<&str> {
+        self.names.get(index).map(|name| &**name)
     }
 
     /// The route of a request.

@@ -46,6 +46,7 @@ pub async fn capture<B: Books + 'static>(
     actual: &Actual,
     status: Option<u16>,
 ) -> Result<Settled, Refused> {
+    let _span = held.spans.child("settle");
     let (price, mut memo) = price(held, actual);
     memo.cost = price.cost;
     let Settlement { keep, excess } = match actual {
@@ -84,6 +85,7 @@ pub async fn void<B: Books + 'static>(
     held: &mut Held<B>,
     status: Option<u16>,
 ) -> Result<Settled, Refused> {
+    let _span = held.spans.child("settle");
     let memo = OutcomeMemo::default();
     let now = held.worker.clock.now();
     let void = Resolution { state: State::Voided, keep: &[], extra: None, now, memo: &memo };

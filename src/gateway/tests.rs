@@ -6,4 +6,6 @@ mod endings;
 mod identity;
 mod payment;
 mod settlement;
+#[cfg(feature = "otel")]
+mod traces;
 mod transport;

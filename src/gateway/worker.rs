@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::admit::Limits;
 use super::identify::Known;
 use super::route::Routes;
+use super::span::Tracer;
 use super::upstream::Upstream;
 use crate::books::{Books, BooksError};
 use crate::clock::Clock;
@@ -25,6 +26,8 @@ use crate::telemetry::Meters;
 /// What one worker serves with. Nothing in it is shared with another worker but the snapshot,
 /// the clock and the limits, so that workers do not wait for each other's cache lines.
 pub struct Worker<B> {
+    /// Which configuration this is of: grows with each reload.
+    pub generation: u64,
     /// The configuration's routes.
     pub routes: Routes,
     /// The configuration's upstreams, in its order.
@@ -47,6 +50,10 @@ pub struct Worker<B> {
     pub ids: ChargeIds,
     /// Whose `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Where requests are traced.
+    pub tracer: Tracer,
+    /// Whether each request is logged.
+    pub access_log: bool,
     /// Ends keep-alive: connections finish what they serve, and close.
     pub drain: CancellationToken,
 }
@@ -65,7 +72,7 @@ pub type FoundCharge<'a> =
 pub struct Connection {
     /// The client's address, as `X-Forwarded-For` has it.
     pub peer: HeaderValue,
-    /// Whether what the client says of where it forwards from is believed.
+    /// Whether what the client says of where it forwards from is believed; decided when it comes.
     pub trusted: bool,
     /// Whom its last request was from. Written and read by the connection's own task only; the
     /// lock is never waited for.

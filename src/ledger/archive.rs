@@ -133,6 +133,18 @@ impl Archive {
         (at != 0).then(|| instant(at))
     }
 
+    /// When the newest archived charge was held, to the millisecond; from its id (RFC 9562).
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn newest_charge(&self) -> Result<Option<Timestamp>, ArchiveError> {
+        let newest: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT max(id) FROM charges").fetch_one(&self.pool).await?;
+        let millis = newest.iter().flat_map(|id| &id[..id.len().min(6)]);
+        let millis = millis.fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte));
+        Ok(newest.and_then(|_| Timestamp::from_millisecond(millis).ok()))
+    }
+
     /// Follows the journal until `stop`, and then to its end.
     ///
     /// # Errors

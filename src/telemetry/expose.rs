@@ -16,40 +16,79 @@ use crate::core::refusal::Code;
 #[derive(Debug)]
 pub(super) struct Collected(pub(super) Arc<Shared>);
 
-/// Cells added up over the workers, by label.
-#[derive(Default)]
-struct Sums {
-    requests: BTreeMap<(String, usize, usize, usize), u64>,
+/// Cells added up over workers and configurations, by label.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    requests: BTreeMap<(String, String, usize, usize), u64>,
     refusals: BTreeMap<(String, usize), u64>,
     credits: BTreeMap<(String, String), u64>,
     operations: BTreeMap<(String, String, &'static str), u64>,
+    overhead: BTreeMap<String, Bars>,
+    upstreams: BTreeMap<(String, &'static str), Bars>,
+    books: BTreeMap<(&'static str, &'static str), Bars>,
+}
+
+/// A histogram added up.
+#[derive(Clone, Debug, Default)]
+struct Bars {
+    bounds: &'static [u64],
+    counts: Vec<u64>,
+    nanoseconds: u64,
+}
+
+impl Bars {
+    fn add(&mut self, part: &Histogram) {
+        if self.counts.is_empty() {
+            self.bounds = part.bounds;
+            self.counts = vec![0; part.counts.len()];
+        }
+        for (sum, cell) in self.counts.iter_mut().zip(&part.counts) {
+            *sum += cell.load(Relaxed);
+        }
+        self.nanoseconds += part.nanoseconds.load(Relaxed);
+    }
 }
 
 impl Sums {
-    fn of(shared: &Shared, workers: &[Arc<Meters>]) -> Self {
-        let mut sums = Self::default();
-        for org in workers.iter().flat_map(|worker| worker.all()) {
+    /// Adds what one worker counted.
+    pub(super) fn add(&mut self, worker: &Meters) {
+        let labels = &*worker.labels;
+        let name = |at: usize| labels.routes.get(at).map_or(NONE, |labels| &labels.route);
+        for org in worker.all() {
             let label = || org.label.to_string();
             for (code, cell) in org.refusals.iter().enumerate() {
-                add(&mut sums.refusals, cell, || (label(), code));
+                add(&mut self.refusals, cell, || (label(), code));
             }
             let made = org.routes.iter().enumerate();
             for (route, meters) in made.filter_map(|(at, meters)| Some((at, meters.get()?))) {
                 for (outcome, classes) in meters.requests.iter().enumerate() {
                     for (class, cell) in classes.iter().enumerate() {
-                        add(&mut sums.requests, cell, || (label(), route, outcome, class));
+                        let key = || (label(), name(route).to_owned(), outcome, class);
+                        add(&mut self.requests, cell, key);
                     }
                 }
                 let feature = || {
-                    let labels = shared.routes.get(route);
+                    let labels = labels.routes.get(route);
                     labels.and_then(|labels| labels.feature.clone()).unwrap_or(NONE.to_owned())
                 };
-                add(&mut sums.credits, &meters.credits, || (label(), feature()));
-                add(&mut sums.operations, &meters.pool, || (label(), feature(), "pool"));
-                add(&mut sums.operations, &meters.overage, || (label(), feature(), "overage"));
+                add(&mut self.credits, &meters.credits, || (label(), feature()));
+                add(&mut self.operations, &meters.pool, || (label(), feature(), "pool"));
+                add(&mut self.operations, &meters.overage, || (label(), feature(), "overage"));
             }
         }
-        sums
+        for (route, part) in worker.overhead.iter().enumerate() {
+            self.overhead.entry(name(route).to_owned()).or_default().add(part);
+        }
+        for (upstream, parts) in labels.upstreams.iter().zip(&worker.upstreams) {
+            for (phase, part) in ["headers", "body"].into_iter().zip(parts) {
+                self.upstreams.entry((upstream.clone(), phase)).or_default().add(part);
+            }
+        }
+        for (operation, parts) in ["hold", "resolve"].into_iter().zip(&worker.books) {
+            for (result, part) in ["done", "short", "failed"].into_iter().zip(parts) {
+                self.books.entry((operation, result)).or_default().add(part);
+            }
+        }
     }
 }
 
@@ -72,9 +111,9 @@ fn seconds(nanoseconds: u64) -> f64 {
 impl Collector for Collected {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let shared = &*self.0;
-        let workers = shared.workers.lock().clone();
-        encode_counters(&mut to, shared, &Sums::of(shared, &workers))?;
-        encode_histograms(&mut to, shared, &workers)?;
+        let sums = shared.workers.lock().sums();
+        encode_counters(&mut to, &sums)?;
+        encode_histograms(&mut to, &sums)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         let help = "The program that runs";
         let mut family =
@@ -88,7 +127,10 @@ impl Collector for Collected {
             for (labels, value) in values() {
                 // An empty set of labels would be written as empty braces.
                 match (labels.is_empty(), counted) {
-                    (true, _) => family.encode_gauge(&value)?,
+                    (true, None) => family.encode_gauge(&value)?,
+                    (true, Some(_)) => {
+                        family.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+                    }
                     (false, None) => family.encode_family(&labels)?.encode_gauge(&value)?,
                     (false, Some(_)) => {
                         family
@@ -102,15 +144,14 @@ impl Collector for Collected {
     }
 }
 
-fn encode_counters(to: &mut DescriptorEncoder<'_>, shared: &Shared, sums: &Sums) -> fmt::Result {
+fn encode_counters(to: &mut DescriptorEncoder<'_>, sums: &Sums) -> fmt::Result {
     const COUNTER: MetricType = MetricType::Counter;
-    let route = |index: usize| shared.routes.get(index).map_or(NONE, |labels| &labels.route);
     let help = "Requests that came to their end";
     let mut family = to.encode_descriptor("tollgate_requests", help, None, COUNTER)?;
-    for ((org, at, outcome, class), value) in &sums.requests {
+    for ((org, route, outcome, class), value) in &sums.requests {
         let labels = [
             ("org", org.as_str()),
-            ("route", route(*at)),
+            ("route", route.as_str()),
             ("outcome", Outcome::WORDS[*outcome]),
             ("status_class", CLASSES[*class]),
         ];
@@ -139,61 +180,39 @@ fn encode_counters(to: &mut DescriptorEncoder<'_>, shared: &Shared, sums: &Sums)
     Ok(())
 }
 
-fn encode_histograms(
-    to: &mut DescriptorEncoder<'_>,
-    shared: &Shared,
-    workers: &[Arc<Meters>],
-) -> fmt::Result {
+fn encode_histograms(to: &mut DescriptorEncoder<'_>, sums: &Sums) -> fmt::Result {
     const HISTOGRAM: MetricType = MetricType::Histogram;
     let name = "tollgate_overhead_duration_seconds";
     let help = "Time in the gateway, less waiting for the backend";
     let mut family = to.encode_descriptor(name, help, None, HISTOGRAM)?;
-    for route in 0..=shared.routes.len() {
-        let label = shared.routes.get(route).map_or(NONE, |labels| &labels.route);
-        let parts = workers.iter().map(|worker| &worker.overhead[route]);
-        encode_histogram(&mut family, &[("route", label)], parts)?;
+    for (route, bars) in &sums.overhead {
+        encode_histogram(&mut family, &[("route", route.as_str())], bars)?;
     }
     let name = "tollgate_upstream_duration_seconds";
     let mut family = to.encode_descriptor(name, "Waiting for the backend", None, HISTOGRAM)?;
-    for (index, upstream) in shared.upstreams.iter().enumerate() {
-        for (phase, word) in ["headers", "body"].into_iter().enumerate() {
-            let parts = workers.iter().map(|worker| &worker.upstreams[index][phase]);
-            let labels = [("upstream", upstream.as_str()), ("phase", word)];
-            encode_histogram(&mut family, &labels, parts)?;
-        }
+    for ((upstream, phase), bars) in &sums.upstreams {
+        let labels = [("upstream", upstream.as_str()), ("phase", *phase)];
+        encode_histogram(&mut family, &labels, bars)?;
     }
     let name = "tollgate_books_duration_seconds";
     let mut family = to.encode_descriptor(name, "Waiting for the books", None, HISTOGRAM)?;
-    for (operation, word) in ["hold", "resolve"].into_iter().enumerate() {
-        for (result, answer) in ["done", "short", "failed"].into_iter().enumerate() {
-            let parts = workers.iter().map(|worker| &worker.books[operation][result]);
-            encode_histogram(&mut family, &[("operation", word), ("result", answer)], parts)?;
-        }
+    for ((operation, result), bars) in &sums.books {
+        encode_histogram(&mut family, &[("operation", *operation), ("result", *result)], bars)?;
     }
     Ok(())
 }
 
-fn encode_histogram<'a>(
+fn encode_histogram(
     family: &mut prometheus_client::encoding::MetricEncoder<'_>,
     labels: &impl EncodeLabelSet,
-    parts: impl Iterator<Item = &'a Histogram>,
+    bars: &Bars,
 ) -> fmt::Result {
-    let (mut sum, mut count, mut buckets) = (0, 0, Vec::new());
-    for part in parts {
-        if buckets.is_empty() {
-            let bounds = part.bounds.iter().map(|bound| seconds(*bound));
-            buckets = bounds.chain([f64::INFINITY]).map(|bound| (bound, 0)).collect();
-        }
-        sum += part.nanoseconds.load(Relaxed);
-        for (bucket, cell) in buckets.iter_mut().zip(&part.counts) {
-            let value = cell.load(Relaxed);
-            bucket.1 += value;
-            count += value;
-        }
-    }
+    let count: u64 = bars.counts.iter().sum();
     if count == 0 {
         return Ok(());
     }
+    let bounds = bars.bounds.iter().map(|bound| seconds(*bound)).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(bars.counts.iter().copied()).collect();
     let mut series = family.encode_family(labels)?;
-    series.encode_histogram::<NoLabelSet>(seconds(sum), count, &buckets, None)
+    series.encode_histogram::<NoLabelSet>(seconds(bars.nanoseconds), count, &buckets, None)
 }

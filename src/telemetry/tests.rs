@@ -1,15 +1,15 @@
 use super::*;
 use crate::config::OrgLabelWord;
 
-fn telemetry(label: OrgLabel) -> Telemetry {
+fn labels() -> Arc<Labels> {
     let route = RouteLabels { route: "/v1/images".into(), feature: Some("image".into()) };
-    Telemetry::new(label, vec![route], vec!["media".into()])
+    Arc::new(Labels { routes: vec![route], upstreams: vec!["media".into()] })
 }
 
 #[test]
 fn counters_of_all_workers_are_added_up_and_amounts_are_decimals() {
-    let telemetry = telemetry(OrgLabel::Word(OrgLabelWord::All));
-    for worker in [telemetry.worker(), telemetry.worker()] {
+    let telemetry = Telemetry::new(OrgLabel::Word(OrgLabelWord::All));
+    for worker in [telemetry.worker(&labels()), telemetry.worker(&labels())] {
         let org = worker.org(&"acme".parse().unwrap());
         org.request(Some(0), Outcome::Captured, Some(200));
         org.captured(0, 1_250_001, 20_000, 0);
@@ -31,8 +31,8 @@ fn counters_of_all_workers_are_added_up_and_amounts_are_decimals() {
 
 #[test]
 fn f75_orgs_without_a_label_of_their_own_share_one() {
-    let telemetry = telemetry(OrgLabel::List(vec!["acme".parse().unwrap()]));
-    let worker = telemetry.worker();
+    let telemetry = Telemetry::new(OrgLabel::List(vec!["acme".parse().unwrap()]));
+    let worker = telemetry.worker(&labels());
     for org in ["acme", "bolt", "crux"] {
         worker.org(&org.parse().unwrap()).request(None, Outcome::Refused, Some(404));
     }
@@ -46,7 +46,45 @@ fn f75_orgs_without_a_label_of_their_own_share_one() {
 
 #[test]
 fn watched_gauges_are_asked_at_every_scrape() {
-    let telemetry = telemetry(OrgLabel::Word(OrgLabelWord::None));
+    let telemetry = Telemetry::new(OrgLabel::Word(OrgLabelWord::None));
     telemetry.watch("tollgate_in_flight_requests", "Requests in flight", || vec![(vec![], 3.0)]);
     assert!(telemetry.expose().contains("tollgate_in_flight_requests 3.0\n"));
+}
+
+#[test]
+fn counters_go_on_over_reloads_and_old_meters_are_let_go() {
+    let telemetry = Telemetry::new(OrgLabel::Word(OrgLabelWord::All));
+    let acme = "acme".parse().unwrap();
+    let other = RouteLabels { route: "/v1/other".into(), feature: None };
+    let mut reordered = (*labels()).clone();
+    reordered.routes.insert(0, other);
+    let reordered = Arc::new(reordered);
+    for at in 0..10 {
+        // The same route at another place in the file is the same route.
+        let (labels, index) = if at % 2 == 0 { (labels(), 0) } else { (reordered.clone(), 1) };
+        let worker = telemetry.worker(&labels);
+        worker.org(&acme).request(Some(index), Outcome::Captured, Some(200));
+        worker.overhead(Some(index), Duration::from_micros(30));
+        let text = telemetry.expose();
+        let total = format!("outcome=\"captured\",status_class=\"2xx\"}} {}\n", at + 1);
+        assert!(text.contains(&total), "{text}");
+        let count = format!("_seconds_count{{route=\"/v1/images\"}} {}\n", at + 1);
+        assert!(text.contains(&count), "{text}");
+        assert_eq!(telemetry.shared.workers.lock().live.len(), 1, "one counts, nine are summed");
+    }
+}
+
+#[test]
+fn f75_requests_make_no_label_however_many_there_are() {
+    let telemetry = Telemetry::new(OrgLabel::Word(OrgLabelWord::All));
+    let worker = telemetry.worker(&labels());
+    let count = |telemetry: &Telemetry| telemetry.expose().lines().count();
+    worker.nobody().request(None, Outcome::Refused, Some(404));
+    let before = count(&telemetry);
+    for status in 0..1000 {
+        worker.nobody().request(None, Outcome::Refused, Some(400 + status % 100));
+        // A route that there is not counts as none.
+        worker.nobody().request(Some(7 + usize::from(status)), Outcome::Refused, Some(404));
+    }
+    assert_eq!(count(&telemetry), before);
 }

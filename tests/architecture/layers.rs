@@ -10,6 +10,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("config", &["core"]),
     ("telemetry", &["core", "config"]),
+    ("log", &["config"]),
     // The three stores.
     ("books", &["core"]),
     ("directory", &["core"]),
@@ -20,6 +21,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ops", &["telemetry"]),
     ("serve", &["books", "gateway"]),
     ("sample_backend", &[]),
+    ("self_check", &["core", "books"]),
     (
         "gauges",
         &["core", "clock", "config", "telemetry", "books", "directory", "ledger", "gateway"],
@@ -40,9 +42,23 @@ const EDGES: &[(&str, &[&str])] = &[
             "ops",
             "serve",
             "gauges",
+            "self_check",
         ],
     ),
-    ("cli", &["core", "clock", "config", "books", "directory", "ledger", "sample_backend", "app"]),
+    (
+        "cli",
+        &[
+            "core",
+            "clock",
+            "config",
+            "log",
+            "books",
+            "directory",
+            "ledger",
+            "sample_backend",
+            "app",
+        ],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -54,7 +70,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["admin", "ops", "app"]),
     ("sqlx", &["directory", "ledger"]),
     ("redis", &["books/redis"]),
-    ("ureq", &["cli"]),
+    ("ureq", &["cli", "telemetry/spans"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
@@ -63,6 +79,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("governor", &["gateway"]),
     ("prometheus_client", &["telemetry"]),
     ("dashmap", &["books"]),
+    ("tracing_subscriber", &["log"]),
     ("mimalloc", &["main"]),
 ];
 

@@ -6,6 +6,8 @@
 //! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `service`: metrics, health, the drain, the demo.
+//! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
+//!   metrics, and what no output may show.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,8 +24,12 @@ mod burst;
 mod crash;
 mod documents;
 mod identity;
+mod operations;
 mod pool;
 mod price;
+mod reload;
 mod seats;
+mod secrets;
 mod service;
 mod settle;
+mod time;

@@ -149,6 +149,11 @@ impl World {
         self.process().log.lock().unwrap().clone()
     }
 
+    /// Its log, also after it has stopped.
+    pub fn log_lines(&self) -> Arc<Mutex<Vec<String>>> {
+        Arc::clone(&self.process().log)
+    }
+
     /// Makes the org be this.
     pub fn apply(&self, org: &Org) {
         let output = self.try_apply(&org.toml());
@@ -171,6 +176,48 @@ impl World {
         self.process().ops
     }
 
+    /// Changes the configuration's file, as an editor does: another file in its place.
+    pub fn edit(&self, change: impl FnOnce(String) -> String) {
+        let next = self.dir.path().join("tollgate.toml.next");
+        std::fs::write(&next, change(std::fs::read_to_string(self.config()).unwrap())).unwrap();
+        std::fs::rename(next, self.config()).unwrap();
+    }
+
+    /// Waits until the configuration was read again, with success or not.
+    pub async fn reloaded(&self, successful: bool) {
+        let expected = f64::from(u8::from(successful));
+        let name = "tollgate_config_last_reload_successful";
+        let as_expected = || (self.metric(name, &[]) == expected).then_some(());
+        until("the configuration was read again", as_expected).await;
+    }
+
+    /// Moves the test clock: `{"now": …}`, `{"jump": …}` or `{"pass": …}`.
+    pub fn clock(&self, to: &Value) -> (u16, Value) {
+        let mut answer = ureq::put(format!("http://{}/v1/test/clock", self.process().admin))
+            .config()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .header("Authorization", format!("Bearer {TOKEN}"))
+            .send(to.to_string())
+            .unwrap();
+        let body = answer.body_mut().read_to_string().unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&body).unwrap())
+    }
+
+    /// Lets time pass until then.
+    #[track_caller]
+    pub fn pass_until(&self, now: &str) {
+        let (status, answer) = self.clock(&serde_json::json!({ "now": now }));
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    /// Waits until a line of the log contains all of these.
+    pub async fn logged(&self, parts: &[&str]) -> String {
+        let has = |line: &&String| parts.iter().all(|part| line.contains(part));
+        until("it is logged", || self.log().iter().find(has).cloned()).await
+    }
+
     /// Tries to start another gateway on the same data.
     pub fn serve_again(&self) -> Output {
         tollgate().arg("serve").arg("-c").arg(self.config()).output().unwrap()
@@ -185,8 +232,13 @@ impl World {
 
     /// Asks the gateway to stop.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    pub fn signal(&self, name: &str) {
         let pid = self.process().child.id().to_string();
-        let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status().unwrap();
+        let script = format!("kill -{name} \"$0\"");
+        let sent = Command::new("sh").args(["-c", &script, &pid]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -241,6 +293,16 @@ impl World {
     /// Where the admin API is.
     pub fn admin_address(&self) -> SocketAddr {
         self.process().admin
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Asks the admin listener, with this token.
+    pub fn admin_as(&self, path: &str, token: Option<&str>) -> (u16, String) {
+        self.get(self.process().admin, path, token)
     }
 
     /// Asks the ops listener.

@@ -23,12 +23,13 @@ use crate::core::charge::ChargeDocument;
 use crate::directory::Directory;
 use crate::directory::file::Source;
 use crate::gateway::admit::Limits;
+use crate::gateway::current::Current;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Worker, serve_connection};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
-use crate::telemetry::{RouteLabels, Telemetry};
+use crate::telemetry::{Labels, RouteLabels, Telemetry};
 
 pub const ORG: &str = r#"
 [org]
@@ -374,10 +375,18 @@ impl<B: Books + 'static> Bench<B> {
             route: route.path.clone(),
             feature: route.feature.as_ref().map(ToString::to_string),
         });
-        let telemetry =
-            Telemetry::new(config.ops.org_label, labels.collect(), vec!["media".into()]);
+        let telemetry = Telemetry::new(config.ops.org_label);
+        let labels = Labels { routes: labels.collect(), upstreams: vec!["media".into()] };
         let upstreams = config.upstream.iter().enumerate();
+        #[cfg(not(feature = "otel"))]
+        let tracer = crate::gateway::span::Tracer::default();
+        #[cfg(feature = "otel")]
+        let tracer = {
+            let exporter = crate::telemetry::spans::Exporter::start(&config.traces, None).unwrap();
+            crate::gateway::span::Tracer::new(exporter.map(|(exporter, _)| exporter))
+        };
         let worker = Arc::new(Worker {
+            generation: 0,
             routes: Routes::new(&config.route, &config.upstream).unwrap(),
             upstreams: upstreams
                 .map(|(index, entry)| Arc::new(Upstream::new(index, entry, None).unwrap()))
@@ -387,15 +396,18 @@ impl<B: Books + 'static> Bench<B> {
             charges: Arc::new(ChargeBook::new(Arc::clone(&engine), archive)),
             limits: Arc::new(Limits::new(&config.limits)),
             clock,
-            meters: telemetry.worker(),
+            meters: telemetry.worker(&Arc::new(labels)),
             tasks: TaskTracker::new(),
             ids: ChargeIds::new().unwrap(),
             trusted_proxies: Vec::new(),
+            tracer,
+            access_log: false,
             drain: CancellationToken::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (serving, spawner) = (Arc::clone(&worker), tasks.clone());
+        let serving = Arc::new(Current::new(Arc::clone(&worker)));
+        let spawner = tasks.clone();
         tasks.spawn(async move {
             while let Ok((stream, peer)) = listener.accept().await {
                 spawner.spawn(serve_connection(Arc::clone(&serving), stream, peer));

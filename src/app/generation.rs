@@ -1,0 +1,178 @@
+//! What workers serve with, made from a configuration: at the start, and again by each reload. A
+//! generation shares with the one before whatever a configuration does not decide (books, tasks,
+//! requests in flight), and the backends that did not change.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use http::header::{HeaderName, HeaderValue};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::books::Session;
+use crate::books::embedded::Engine;
+use crate::clock::Clock;
+use crate::config::{self, Changes, Config};
+use crate::directory::snapshot::Live;
+use crate::gateway::admit::Limits;
+use crate::gateway::current::Current;
+use crate::gateway::route::Routes;
+use crate::gateway::span::Tracer;
+use crate::gateway::upstream::Upstream;
+use crate::gateway::{ChargeIds, Charges, Worker};
+use crate::telemetry::{Labels, RouteLabels, Telemetry};
+
+/// What all workers share.
+pub(super) struct Parts<'a> {
+    pub(super) engine: &'a Arc<Engine>,
+    pub(super) live: Arc<Live>,
+    pub(super) charges: &'a Arc<dyn Charges>,
+    pub(super) clock: &'a Clock,
+    pub(super) tracer: Tracer,
+}
+
+/// So many workers.
+pub(super) fn first(
+    config: &Config,
+    count: usize,
+    telemetry: &Telemetry,
+    parts: &Parts<'_>,
+) -> anyhow::Result<Vec<Arc<Current<Session>>>> {
+    let labels = Arc::new(labels(config));
+    let limits = Arc::new(Limits::new(&config.limits));
+    let credentials = credentials(config)?;
+    let worker = |_| {
+        let upstreams = config.upstream.iter().zip(&credentials).enumerate();
+        let upstreams = upstreams
+            .map(|(index, (upstream, credential))| {
+                Ok(Arc::new(Upstream::new(index, upstream, credential.clone())?))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let worker = Worker {
+            generation: 0,
+            routes: Routes::new(&config.route, &config.upstream)?,
+            upstreams,
+            live: Arc::clone(&parts.live),
+            books: parts.engine.session(),
+            charges: Arc::clone(parts.charges),
+            limits: Arc::clone(&limits),
+            clock: parts.clock.clone(),
+            meters: telemetry.worker(&labels),
+            tasks: TaskTracker::new(),
+            ids: ids()?,
+            trusted_proxies: Vec::new(),
+            tracer: parts.tracer.clone(),
+            access_log: config.log.access,
+            drain: CancellationToken::new(),
+        };
+        anyhow::Ok(Arc::new(Current::new(Arc::new(worker))))
+    };
+    (0..count.max(1)).map(worker).collect()
+}
+
+/// Gives every worker what `new` says and can change live, or none of them anything. `running` is
+/// the configuration in force, before and after.
+pub(super) fn reload(
+    running: &mut Config,
+    new: &Config,
+    telemetry: &Telemetry,
+    currents: &[Arc<Current<Session>>],
+) -> anyhow::Result<Changes> {
+    let changes = config::changes(running, new);
+    let labels = Arc::new(labels(new));
+    let credentials = credentials(new)?;
+    let mut limits = None;
+    let mut next = Vec::new();
+    for current in currents {
+        let old = current.load();
+        let mut upstreams = Vec::new();
+        for (index, (upstream, credential)) in new.upstream.iter().zip(&credentials).enumerate() {
+            // One that is the same at the same place keeps its connections, and what is known
+            // of its health.
+            let kept = old.upstreams.get(index).filter(|kept| {
+                running.upstream.get(index) == Some(upstream) && kept.credential == *credential
+            });
+            upstreams.push(match kept {
+                Some(kept) => Arc::clone(kept),
+                None => Arc::new(Upstream::new(index, upstream, credential.clone())?),
+            });
+        }
+        let limits = limits.get_or_insert_with(|| Arc::new(old.limits.reloaded(&new.limits)));
+        next.push(Arc::new(Worker {
+            generation: old.generation + 1,
+            routes: Routes::new(&new.route, &new.upstream)?,
+            upstreams,
+            live: Arc::clone(&old.live),
+            books: old.books.clone(),
+            charges: Arc::clone(&old.charges),
+            limits: Arc::clone(limits),
+            clock: old.clock.clone(),
+            meters: telemetry.worker(&labels),
+            tasks: old.tasks.clone(),
+            ids: ids()?,
+            trusted_proxies: old.trusted_proxies.clone(),
+            tracer: old.tracer.clone(),
+            access_log: new.log.access,
+            drain: old.drain.clone(),
+        }));
+    }
+    for (current, worker) in currents.iter().zip(next) {
+        current.swap(worker);
+    }
+    let gateway = &new.gateway;
+    running.gateway.drain_delay = gateway.drain_delay;
+    running.gateway.drain_timeout = gateway.drain_timeout;
+    running.gateway.trusted_proxies.clone_from(&gateway.trusted_proxies);
+    running.log.clone_from(&new.log);
+    running.limits.clone_from(&new.limits);
+    running.upstream.clone_from(&new.upstream);
+    running.route.clone_from(&new.route);
+    Ok(changes)
+}
+
+fn ids() -> anyhow::Result<ChargeIds> {
+    ChargeIds::new().context("no randomness for charge ids")
+}
+
+fn labels(config: &Config) -> Labels {
+    let routes = config.route.iter().map(|route| RouteLabels {
+        route: route.path.clone(),
+        feature: route.feature.as_ref().filter(|_| !route.free).map(ToString::to_string),
+    });
+    let upstreams = config.upstream.iter().map(|upstream| upstream.name.to_string());
+    Labels { routes: routes.collect(), upstreams: upstreams.collect() }
+}
+
+/// Where traces go, and the thread that takes them there.
+#[cfg(feature = "otel")]
+pub(super) fn tracer(config: &Config) -> anyhow::Result<(Tracer, Option<JoinHandle<()>>)> {
+    let variable = |name: &str| std::env::var_os(name);
+    let credential = config.traces.credential.as_ref();
+    let credential = credential
+        .map(|credential| config::secret::credential(credential, variable))
+        .transpose()
+        .context("traces")?;
+    let exporter = crate::telemetry::spans::Exporter::start(&config.traces, credential)?;
+    let (exporter, thread) = exporter.unzip();
+    Ok((Tracer::new(exporter), thread))
+}
+
+/// Nowhere.
+#[cfg(not(feature = "otel"))]
+pub(super) fn tracer(_config: &Config) -> anyhow::Result<(Tracer, Option<JoinHandle<()>>)> {
+    Ok((Tracer::default(), None))
+}
+
+/// What each upstream is shown, read anew from its variable or file.
+fn credentials(config: &Config) -> anyhow::Result<Vec<Option<(HeaderName, HeaderValue)>>> {
+    let read = |upstream: &config::Upstream| {
+        let variable = |name: &str| std::env::var_os(name);
+        let credential = upstream.credential.as_ref();
+        credential
+            .map(|credential| config::secret::credential(credential, variable))
+            .transpose()
+            .with_context(|| format!("upstream {}", upstream.name))
+    };
+    config.upstream.iter().map(read).collect()
+}
