@@ -36,6 +36,7 @@ use self::rows::{Rows, Table};
 use self::snapshot::{KeyHash, Live, Org, Snapshot, Users};
 use self::store::StoreError;
 use self::store::once::Kept;
+use self::things::Kind;
 use self::token::Tokens;
 use crate::core::account::Version;
 use crate::core::ids::Id;
@@ -179,6 +180,12 @@ impl Directory {
         now: Timestamp,
     ) -> Result<(Rows, Vec<(Id, SecretString)>), ApplyError> {
         let live = self.live.load();
+        if let Edit::Delete { kind: Kind::Profile, id } = edit
+            && let Some(token) = live.tokens.naming(org, id)
+        {
+            let detail = format!("profile {id} is still named by token {}", token.id);
+            return Err(ApplyError::Conflict(detail));
+        }
         let mut secrets = Vec::new();
         let mut failed = None;
         let mut surroundings = apply::Surroundings {

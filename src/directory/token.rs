@@ -132,6 +132,15 @@ impl Tokens {
         self.iter().find(|token| token.id.as_str() == id)
     }
 
+    /// A token for a profile: while there is one, the profile is not deleted, or another of its
+    /// name would have an administrator that nobody gave it.
+    pub fn naming(&self, org: &Id, profile: &Id) -> Option<&Arc<Token>> {
+        let names = |token: &&Arc<Token>| {
+            token.org.as_ref() == Some(org) && token.profiles.contains(profile)
+        };
+        self.iter().find(names)
+    }
+
     /// Every token, in no order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Token>> {
         self.0.values()

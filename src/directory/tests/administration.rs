@@ -273,3 +273,34 @@ async fn a_token_is_for_its_role() {
     let ids: Vec<&str> = page.entries.iter().map(|entry| entry.id.as_str()).collect();
     assert_eq!(ids, ["b", "a"]);
 }
+
+#[tokio::test]
+async fn an_audit_of_the_first_schema_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let mut first = sqlx::migrate!("src/directory/migrations");
+        first.migrations.to_mut().retain(|migration| migration.version == 1);
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(dir.path().join("directory.db"))
+            .create_if_missing(true);
+        let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+        first.run(&mut database).await.unwrap();
+        for (version, line) in [(2, 0), (1, 1), (1, 0)] {
+            let sql = "INSERT INTO audit VALUES ('acme', $1, $2, 'x', $3, $4, NULL, '{}')";
+            let at = format!("2026-11-1{version}T00:00:00Z");
+            let what = format!("+ plan p{version}{line}");
+            let insert = sqlx::query(sql).bind(version).bind(line).bind(at).bind(what);
+            insert.execute(&mut database).await.unwrap();
+        }
+        database.close().await.unwrap();
+    }
+    let directory = Directory::open(dir.path(), 1).await.unwrap();
+    let query = AuditQuery { limit: 9, ..AuditQuery::default() };
+    let page = directory.audit(Some(&id("acme")), &query).await.unwrap();
+    let lines: Vec<_> = page.entries.iter().map(|e| (e.seq, e.line.as_str())).collect();
+    assert_eq!(lines, [(3, "+ plan p20"), (2, "+ plan p11"), (1, "+ plan p10")]);
+    let bench = Bench { dir, directory };
+    bench.apply(ACME).await;
+    let page = bench.directory.audit(Some(&id("acme")), &query).await.unwrap();
+    assert!(page.entries[0].seq > 4);
+}

@@ -376,6 +376,12 @@ async fn what_is_still_named_is_not_deleted() {
 #[tokio::test]
 async fn deleting_a_profile_ends_direct_memberships() {
     let bench = Bench::acme().await;
+    let token = json!({ "id": "t", "role": "profile-admin", "org": "acme", "profiles": ["cce"] });
+    let write = || Write::new("tests", at(NOVEMBER));
+    bench.directory.create_token(&body(&token), write()).await.unwrap();
+    let why = "409 profile cce is still named by token t";
+    assert_eq!(bench.refused(delete(Kind::Profile, "cce")).await, why);
+    bench.directory.revoke_token(&id("t"), write()).await.unwrap();
     bench.edit(member(Membership::Profile(id("cce")), "bob", true)).await;
     let lines = bench.edit(delete(Kind::Profile, "cce")).await;
     assert_eq!(lines, ["~ user bob profiles -cce", "- profile cce"]);
