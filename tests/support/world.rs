@@ -295,11 +295,6 @@ impl World {
         self.process().admin
     }
 
-    /// Where its data is.
-    pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
     /// Asks the admin listener, with this token.
     pub fn admin_as(&self, path: &str, token: Option<&str>) -> (u16, String) {
         self.get(self.process().admin, path, token)
