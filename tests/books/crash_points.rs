@@ -21,6 +21,11 @@ const HEADER: u64 = 24;
 /// What two sessions write who use up everything there is: every hold relies on what a void, a
 /// capture, a raised grant or an adjustment gives back in the same turn, and is written by the
 /// one session before or after the other writes what it relies on.
+/// Thousands of journals are opened: none of them reserves more than it needs.
+fn small() -> Options {
+    Options { segment_size: 4096, ..Options::default() }
+}
+
 async fn write_history(engine: &Opened, rounds: Range<u64>) {
     let sessions = [engine.session(), engine.session()];
     let memo = OutcomeMemo::default();
@@ -138,7 +143,7 @@ fn check(dir: &Path, position: u64, whole: u64) {
     // Recovery writes what it resolves. A second start finds nothing to do, and a start that
     // died anywhere in the middle of the first leads to the same.
     let (first, recovered) = {
-        let engine = Opened::open(cut.path(), NOW).unwrap();
+        let engine = Opened::open_with(cut.path(), NOW, small()).unwrap();
         (all(&engine), engine.written())
     };
     assert_eq!(first.values().map(|balance| balance.held).sum::<u64>(), 0);
@@ -146,7 +151,7 @@ fn check(dir: &Path, position: u64, whole: u64) {
     // Torn bytes change nothing of what recovery reads, so one start more is enough for them.
     for again in [middle, recovered].into_iter().take(if position == whole { 2 } else { 1 }) {
         let interrupted = cut_at(cut.path(), again);
-        let engine = Opened::open(interrupted.path(), NOW).unwrap();
+        let engine = Opened::open_with(interrupted.path(), NOW, small()).unwrap();
         assert_eq!(all(&engine), first, "cut at {position}, then at {again}");
     }
 }
@@ -170,12 +175,7 @@ fn check_all_points(dir: &Path, sampled: usize) {
 fn f38_f05_every_prefix_of_the_journal_is_a_state_without_overspend() {
     let dir = temporary();
     {
-        let engine = Opened::open_with(
-            dir.path(),
-            NOW,
-            Options { segment_size: 4096, ..Options::default() },
-        )
-        .unwrap();
+        let engine = Opened::open_with(dir.path(), NOW, small()).unwrap();
         run(write_history(&engine, 0..30));
         assert!(engine.snapshot().unwrap());
         run(write_history(&engine, 30..60));

@@ -1,5 +1,9 @@
 //! A hold that is not resolved yet, as the embedded books keep it.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::table::{Places, Table};
@@ -20,6 +24,37 @@ pub(super) struct OpenHold {
     pub(super) unopened: Vec<(Slot, AccountKey)>,
     pub(super) legs: Legs,
     pub(super) memo: Box<[u8]>,
+}
+
+/// How much of each leg is captured.
+pub(super) type Keep = SmallVec<[u64; 6]>;
+
+/// Open holds by the charge's id.
+pub(super) type OpenHolds = HashMap<[u8; 16], Open, BuildHasherDefault<ChargeHasher>>;
+
+/// A hold made through this session, until the record of its resolution is written.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) hold: Arc<OpenHold>,
+    /// Set once, by whoever resolves it: how, and how much of each leg is captured.
+    pub(super) resolved: Option<(State, Keep)>,
+}
+
+/// Charge ids end in random bits that only gateways choose: they need no hashing.
+#[derive(Default)]
+pub(super) struct ChargeHasher(u64);
+
+impl Hasher for ChargeHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(last) = bytes.last_chunk() {
+            // Multiplied, because the table looks at the highest bits too.
+            self.0 = u64::from_le_bytes(*last).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+    fn write_usize(&mut self, _length: usize) {}
 }
 
 impl OpenHold {

@@ -5,9 +5,7 @@
 //! the records of one turn of its worker's event loop; whoever is polled first on the next turn
 //! writes them all.
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +13,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Shared;
-use super::open::OpenHold;
+use super::open::{Keep, Open, OpenHold, OpenHolds};
 use super::table::{self, Applied, Entry, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved};
@@ -41,16 +39,6 @@ pub(super) struct Inner {
     position: AtomicU64,
 }
 
-type OpenHolds = HashMap<[u8; 16], Open, BuildHasherDefault<ChargeHasher>>;
-
-/// A hold made through this session, until the record of its resolution is written.
-#[derive(Debug)]
-struct Open {
-    hold: Arc<OpenHold>,
-    /// Set once, by whoever resolves it.
-    resolved: Option<State>,
-}
-
 #[derive(Debug, Default)]
 struct Queue {
     open: OpenHolds,
@@ -60,16 +48,13 @@ struct Queue {
     batch: u64,
 }
 
-/// How much of each leg is captured.
-type Keep = SmallVec<[u64; 6]>;
-
 /// What takes effect once its record is written.
 #[derive(Debug)]
 enum After {
     /// A grant need not be repeated any more, if it is still this one.
     GrantWritten(Arc<Entry>, Version),
     /// Legs leave `held`; what is kept goes to `captured`, the rest is available again.
-    Settle([u8; 16], Keep),
+    Settle([u8; 16]),
     /// An upward adjustment.
     Raise(Arc<Entry>, i64),
 }
@@ -205,7 +190,7 @@ impl Session {
         let Queue { open, frames, after, batch } = &mut *queue;
         let written = |batch| Written { session: self.clone(), batch };
         let Some(Open { hold, resolved }) = open.get_mut(&charge.0) else { return Ok(None) };
-        if let Some(state) = *resolved {
+        if let Some((state, _)) = *resolved {
             // Its record may still wait in the queue, and the answer must not outrun it.
             return Ok(Some(Step::Already(written(*batch), state)));
         }
@@ -230,43 +215,29 @@ impl Session {
             .enumerate()
             .map(|(index, leg)| resolution.keep.get(index).map_or(0, |&keep| keep.min(leg.amount)))
             .collect();
-        let record = Record::Resolve(record::Resolve {
-            charge: charge.0,
-            at: resolution.now.as_microsecond(),
-            state: resolution.state,
-            keep: keep.clone(),
-            openings,
-            extra,
-            memo: resolution.memo.clone(),
-        });
-        push(frames, &record)?;
-        drop(record);
+        {
+            let record = Record::Resolve(record::Resolve {
+                charge: charge.0,
+                at: resolution.now.as_microsecond(),
+                state: resolution.state,
+                keep,
+                openings,
+                extra,
+                memo: resolution.memo.clone(),
+            });
+            push(frames, &record)?;
+            if let Record::Resolve(record) = record {
+                *resolved = Some((record.state, record.keep));
+            }
+        }
         if let Some(applied) = &applied {
             note_grants(after, &applied.openings, &applied.places);
         }
-        after.push(After::Settle(charge.0, keep));
-        *resolved = Some(resolution.state);
+        after.push(After::Settle(charge.0));
         let extra = applied.map(|applied| applied.legs).unwrap_or_default();
         let hold = Arc::clone(hold);
         Ok(Some(Step::Written { wait: written(*batch), hold, extra }))
     }
-}
-
-/// Charge ids end in random bits that only gateways choose: they need no hashing.
-#[derive(Default)]
-struct ChargeHasher(u64);
-
-impl Hasher for ChargeHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(last) = bytes.last_chunk() {
-            // Multiplied, because the table looks at the highest bits too.
-            self.0 = u64::from_le_bytes(*last).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        }
-    }
-    fn write_usize(&mut self, _length: usize) {}
 }
 
 /// How far a resolution came at once.
@@ -446,8 +417,10 @@ fn take_effect(effect: After, open: &mut OpenHolds) {
                 state.unwritten = false;
             }
         }
-        After::Settle(charge, keep) => {
-            let Some(Open { hold, .. }) = open.remove(&charge) else { return };
+        After::Settle(charge) => {
+            let Some(Open { hold, resolved: Some((_, keep)) }) = open.remove(&charge) else {
+                return;
+            };
             for (leg, keep) in hold.legs.iter().zip(keep) {
                 if let Some(entry) = &hold.places[usize::from(leg.slot)].entry {
                     let balance = &mut entry.state.lock().balance;

@@ -139,6 +139,8 @@ struct Writer {
     position: u64,
     /// The synced position that the newest mark in the file tells.
     marked: u64,
+    /// Where the thread is to look for space again.
+    ask_at: u64,
 }
 
 impl Journal {
@@ -183,7 +185,13 @@ impl Journal {
         Ok(Self {
             segment_size,
             durability,
-            writer: Mutex::new(Writer { file, start: position, position, marked: 0 }),
+            writer: Mutex::new(Writer {
+                file,
+                start: position,
+                position,
+                marked: 0,
+                ask_at: position,
+            }),
             records: AtomicU64::new(0),
             syncer,
         })
@@ -214,6 +222,10 @@ impl Journal {
         self.records.fetch_add(frames.len() as u64, Ordering::Relaxed);
         frames.clear();
         progress.written.store(writer.position, Ordering::Release);
+        if writer.position >= writer.ask_at {
+            writer.ask_at = writer.position + progress.stride();
+            progress.went_on(writer.position);
+        }
         if self.durability == Durability::Power {
             progress.want(writer.position);
         }
@@ -231,7 +243,7 @@ impl Journal {
             let start = writer.position;
             let name = self.dir().join(segment_name(start));
             let begin = |file: &File| write_header(file, start, self.durability);
-            if let Some(file) = self.syncer.progress.roll(&name, can_wait, begin)? {
+            if let Some(file) = self.syncer.progress.roll(&name, start, can_wait, begin)? {
                 writer.file = file;
                 writer.start = start;
             }

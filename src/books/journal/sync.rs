@@ -17,6 +17,9 @@ use tokio::sync::watch;
 
 /// The next segment's file before it has its name.
 const NEXT: &str = "next.segment";
+/// How much space is reserved at a time. Half of it at least is always ahead of the writer, which
+/// is more than all open holds need to settle (f40).
+const CHUNK: u64 = 8 << 20;
 /// How long until a full disk is asked for space again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -25,6 +28,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Progress {
     pub(super) dir: PathBuf,
     segment_size: u64,
+    /// [`CHUNK`], or less for small segments.
+    chunk: u64,
     /// The position up to which the file is written. Stored by the writer, read by followers.
     pub(super) written: AtomicU64,
     /// The position up to which records survive a power failure. Stored by the thread.
@@ -45,11 +50,16 @@ struct Jobs {
     /// Segments that are full and not synced yet.
     sealed: Vec<Arc<File>>,
     current: Arc<File>,
+    /// The position at which `current` starts, and how much of it has its space.
+    start: u64,
+    reserved: u64,
+    /// How far the writer was when it last told.
+    position: u64,
     /// The directory has a name that a power failure would take (f43).
     is_dir_dirty: bool,
     /// The position that somebody waits for.
     wanted: u64,
-    /// The next segment, with its space.
+    /// The next segment, with the space it begins with.
     next: Option<File>,
     stop: bool,
 }
@@ -69,9 +79,13 @@ impl Syncer {
         position: u64,
         current: Arc<File>,
     ) -> io::Result<Self> {
+        let chunk = CHUNK.min(segment_size);
         let jobs = Jobs {
             sealed: Vec::new(),
             current,
+            start: position,
+            reserved: chunk,
+            position,
             is_dir_dirty: false,
             wanted: 0,
             next: None,
@@ -80,6 +94,7 @@ impl Syncer {
         let progress = Arc::new(Progress {
             dir: dir.to_owned(),
             segment_size,
+            chunk,
             written: AtomicU64::new(position),
             synced: AtomicU64::new(position),
             told: watch::Sender::new(()),
@@ -143,6 +158,17 @@ impl Progress {
         }
     }
 
+    /// How many bytes the writer may write before it calls [`Progress::went_on`] again.
+    pub(super) fn stride(&self) -> u64 {
+        self.chunk / 4
+    }
+
+    /// Has the thread look whether more space is needed.
+    pub(super) fn went_on(&self, position: u64) {
+        self.jobs.lock().position = position;
+        self.wake.notify_all();
+    }
+
     /// Waits until everything up to `position` is synced; false when it never will be.
     pub(super) async fn wait(&self, position: u64) -> bool {
         let mut told = self.told.subscribe();
@@ -170,11 +196,14 @@ impl Progress {
     pub(super) fn roll(
         &self,
         name: &Path,
+        position: u64,
         can_wait: bool,
         begin: impl FnOnce(&File) -> io::Result<()>,
     ) -> io::Result<Option<Arc<File>>> {
         let mut jobs = self.jobs.lock();
+        jobs.position = position;
         while !can_wait && jobs.next.is_none() && !self.is_full() && !self.has_failed() {
+            self.wake.notify_all();
             self.done.wait(&mut jobs);
         }
         let Some(next) = jobs.next.take() else { return Ok(None) };
@@ -183,6 +212,8 @@ impl Progress {
         let file = Arc::new(next);
         let full = std::mem::replace(&mut jobs.current, Arc::clone(&file));
         jobs.sealed.push(full);
+        jobs.start = position;
+        jobs.reserved = self.chunk;
         jobs.is_dir_dirty = true;
         self.wake.notify_all();
         Ok(Some(file))
@@ -199,25 +230,19 @@ impl Progress {
     fn serve(&self) -> io::Result<()> {
         loop {
             let mut jobs = self.jobs.lock();
-            loop {
-                if jobs.stop || self.has_failed() {
-                    return Ok(());
-                }
-                let has_work = !jobs.sealed.is_empty() || jobs.wanted > self.synced();
-                if has_work || (jobs.next.is_none() && !self.is_full()) {
-                    break;
-                }
+            while !jobs.stop && !self.has_failed() && !self.has_work(&jobs) {
                 if !self.is_full() {
                     self.wake.wait(&mut jobs);
                 } else if self.wake.wait_for(&mut jobs, ASK_AGAIN).timed_out() {
                     break;
                 }
             }
+            if jobs.stop || self.has_failed() {
+                return Ok(());
+            }
             // Read under the lock: whatever is written up to here is in these files.
             let position = self.written.load(Ordering::Acquire);
-            let is_wanted = jobs.wanted > self.synced() || !jobs.sealed.is_empty();
-            let is_next_missing = jobs.next.is_none();
-            if is_wanted {
+            if jobs.wanted > self.synced() || !jobs.sealed.is_empty() {
                 let sealed = std::mem::take(&mut jobs.sealed);
                 let is_dir_dirty = std::mem::take(&mut jobs.is_dir_dirty);
                 let current = Arc::clone(&jobs.current);
@@ -231,47 +256,91 @@ impl Progress {
                 }
                 self.synced.store(position, Ordering::Release);
                 self.told.send_replace(());
-            } else {
-                drop(jobs);
+                jobs = self.jobs.lock();
             }
-            if is_next_missing {
-                self.prepare_next()?;
+            if self.needs_space(&jobs) || self.needs_next(&jobs) || self.is_full() {
+                let had_space = !self.is_full();
+                drop(jobs);
+                let made = self.make_space();
+                self.note_space(had_space, made)?;
+                jobs = self.jobs.lock();
             }
             // Under the lock, so that nobody is between looking and waiting.
-            let _jobs = self.jobs.lock();
             self.done.notify_all();
+            drop(jobs);
         }
     }
 
-    /// Makes the next segment's file and gives it its space, or notes that there is none.
-    fn prepare_next(&self) -> io::Result<()> {
-        let path = self.dir.join(NEXT);
-        match create(&path, self.segment_size) {
-            Ok(file) => {
-                if self.full.swap(false, Ordering::Relaxed) {
-                    tracing::warn!("there is space for the journal again; charges are admitted");
-                }
-                self.jobs.lock().next = Some(file);
+    fn has_work(&self, jobs: &Jobs) -> bool {
+        let needs = self.needs_space(jobs) || self.needs_next(jobs);
+        !jobs.sealed.is_empty() || jobs.wanted > self.synced() || (needs && !self.is_full())
+    }
+
+    fn needs_space(&self, jobs: &Jobs) -> bool {
+        let is_near = jobs.position - jobs.start + self.chunk / 2 >= jobs.reserved;
+        is_near && jobs.reserved < self.segment_size
+    }
+
+    fn needs_next(&self, jobs: &Jobs) -> bool {
+        let length = jobs.position - jobs.start;
+        jobs.next.is_none() && length + self.chunk / 2 >= self.segment_size
+    }
+
+    fn make_space(&self) -> io::Result<()> {
+        let mut jobs = self.jobs.lock();
+        if self.needs_space(&jobs) {
+            let (current, from) = (Arc::clone(&jobs.current), jobs.reserved);
+            drop(jobs);
+            reserve(&current, from, self.chunk)?;
+            jobs = self.jobs.lock();
+            if Arc::ptr_eq(&jobs.current, &current) {
+                jobs.reserved = from + self.chunk;
             }
-            Err(error) if is_no_space(&error) => {
+        }
+        if self.needs_next(&jobs) {
+            drop(jobs);
+            let path = self.dir.join(NEXT);
+            let made = create(&path, self.chunk);
+            if made.is_err() {
                 let _partial = std::fs::remove_file(&path);
-                if !self.full.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%error, "no space for the journal: only open charges settle");
-                }
             }
-            Err(error) => return Err(error),
+            let made = made?;
+            self.jobs.lock().next = Some(made);
+        }
+        Ok(())
+    }
+
+    /// Notes whether there is space: without it only open charges settle.
+    fn note_space(&self, had_space: bool, made: io::Result<()>) -> io::Result<()> {
+        match made {
+            Err(error) if !is_no_space(&error) => return Err(error),
+            Err(error) if had_space => {
+                tracing::error!(%error, "no space for the journal: only open charges settle");
+                self.full.store(true, Ordering::Relaxed);
+            }
+            Ok(()) if !had_space => {
+                tracing::warn!("there is space for the journal again: charges are admitted");
+                self.full.store(false, Ordering::Relaxed);
+            }
+            _ => {}
         }
         Ok(())
     }
 }
 
-/// Creates a segment's file and reserves its space without changing its length: a record that
-/// fits into its segment is never refused for want of space.
+/// Creates a segment's file with the space it begins with.
 pub(super) fn create(path: &Path, segment_size: u64) -> io::Result<File> {
     let file = OpenOptions::new().append(true).create_new(true).open(path)?;
-    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, segment_size) {
+    reserve(&file, 0, CHUNK.min(segment_size))?;
+    Ok(file)
+}
+
+/// Reserves space without changing the file's length: what is written there is never refused for
+/// want of it.
+fn reserve(file: &File, from: u64, length: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, from, length) {
         // Not every file system can.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(file),
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
