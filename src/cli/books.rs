@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{FAILED, USAGE, fail};
+use super::{FAILED, USAGE, fail, output};
 use crate::books::repair::Repair;
 use crate::clock::Clock;
 use crate::config;
@@ -47,52 +47,52 @@ fn repair(dir: &Path, apply: bool) -> anyhow::Result<()> {
     anyhow::ensure!(dir.is_dir(), "{}: no books here; check data.dir", dir.display());
     let repair = Repair::plan(dir)?;
     for finding in &repair.findings {
-        println!("found: {finding}");
+        line(&format!("found: {finding}"))?;
     }
     if let Some(torn) = &repair.torn {
-        println!(
-            "a torn tail of {} bytes at byte {} of {}: no damage, the next start cuts it",
+        line(&format!("a torn tail of {} bytes at byte {} of {}: no damage, the next start cuts it",
             torn.bytes,
             torn.place.offset,
-            torn.place.path.display()
-        );
+            torn.place.path.display()))?;
     }
     if repair.is_needless() {
-        println!("nothing to repair");
+        line("nothing to repair")?;
         return Ok(());
     }
     for path in &repair.aside {
-        println!("to be put aside: {}", path.display());
+        line(&format!("to be put aside: {}", path.display()))?;
     }
     if let Some(cut) = &repair.cut {
-        println!("to be cut: {} at byte {}", cut.path.display(), cut.offset);
+        line(&format!("to be cut: {} at byte {}", cut.path.display(), cut.offset))?;
     }
     if let Some(begins) = repair.begins {
-        println!("balances lose nothing; the ledger is verified from position {begins} on");
+        line(&format!("balances lose nothing; the ledger is verified from position {begins} on"))?;
     }
     for line in repair.loss.lines() {
-        println!("{line}");
+        line(&format!("{line}"))?;
     }
     for account in repair.loss.accounts.iter().take(SHOWN) {
-        println!("  {account}");
+        line(&format!("  {account}"))?;
     }
     if repair.loss.accounts.len() > SHOWN {
-        println!("  … all of them are in the report");
+        line("  … all of them are in the report")?;
     }
     if !apply {
-        println!("nothing was changed; --apply does it");
+        line("nothing was changed; --apply does it")?;
         return Ok(());
     }
     let done = repair.apply(Clock::default().now())?;
-    println!(
-        "done; copies are in {}, the report is {}",
+    line(&format!("done; copies are in {}, the report is {}",
         done.kept_in.display(),
-        done.report.display()
-    );
+        done.report.display()))?;
     let verifier = super::ledger::verify(dir)?;
     anyhow::ensure!(verifier.findings().is_empty(), "the ledger still does not add up");
-    println!("ok: the ledger adds up");
+    line("ok: the ledger adds up")?;
     Ok(())
+}
+
+fn line(text: &str) -> anyhow::Result<()> {
+    Ok(output::say(&format!("{text}\n"))?)
 }
 
 /// How many accounts are named on the screen.
