@@ -22,6 +22,9 @@ const BACKLOG: i32 = 4096;
 /// How long a worker rests when the process has no file descriptor for another connection.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
+/// How long a connection that was not accepted before the drain may take to ask for something.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// One listening socket per worker.
 pub struct Listeners {
     sockets: Vec<Socket>,
@@ -168,9 +171,14 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-            if let Ok(stream) = stream {
-                serve(stream, peer);
-            }
+            let Ok(stream) = stream else { continue };
+            let current = Arc::clone(&current);
+            tasks.spawn(async move {
+                // A draining connection that has not sent anything is closed at once.
+                if tokio::time::timeout(LAST_CALL, stream.readable()).await.is_ok() {
+                    crate::gateway::serve_connection(current, stream, peer).await;
+                }
+            });
         }
     }
     tokio::select! {

@@ -27,7 +27,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -253,9 +252,6 @@ const MAX_HEADERS: usize = 128;
 /// The largest header block, and the most that is buffered of a connection at once.
 const MAX_HEADER_BLOCK: usize = 64 << 10;
 
-/// How long a connection that has not sent anything yet is waited for when the worker drains.
-const LAST_CALL: Duration = Duration::from_secs(1);
-
 /// Serves a connection until the client closes it, or the worker drains: then what is being
 /// served is finished, and the connection is closed.
 pub async fn serve_connection<B: Books + 'static>(
@@ -270,10 +266,7 @@ pub async fn serve_connection<B: Books + 'static>(
     let connection = Arc::new(Connection::new(&worker, peer));
     // An idle connection does not keep an old configuration in memory.
     drop(worker);
-    let was_asked = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&was_asked);
     let service = service_fn(move |request| {
-        asked.store(true, Relaxed);
         let worker = current.load();
         let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&worker, &connection, request).await) }
@@ -291,14 +284,6 @@ pub async fn serve_connection<B: Books + 'static>(
         _ = served.as_mut() => {}
         () = drain.cancelled() => {
             served.as_mut().graceful_shutdown();
-            if !was_asked.load(Relaxed) {
-                // hyper waits for a connection's first request; a client that keeps spare ones
-                // must not hold up the end.
-                let first = tokio::time::timeout(LAST_CALL, served.as_mut()).await;
-                if first.is_ok() || !was_asked.load(Relaxed) {
-                    return;
-                }
-            }
             let _ = served.await;
         }
     }
