@@ -50,10 +50,12 @@ fn repair(dir: &Path, apply: bool) -> anyhow::Result<()> {
         line(&format!("found: {finding}"))?;
     }
     if let Some(torn) = &repair.torn {
-        line(&format!("a torn tail of {} bytes at byte {} of {}: no damage, the next start cuts it",
+        line(&format!(
+            "a torn tail of {} bytes at byte {} of {}: no damage, the next start cuts it",
             torn.bytes,
             torn.place.offset,
-            torn.place.path.display()))?;
+            torn.place.path.display()
+        ))?;
     }
     if repair.is_needless() {
         line("nothing to repair")?;
@@ -68,8 +70,8 @@ fn repair(dir: &Path, apply: bool) -> anyhow::Result<()> {
     if let Some(begins) = repair.begins {
         line(&format!("balances lose nothing; the ledger is verified from position {begins} on"))?;
     }
-    for line in repair.loss.lines() {
-        line(&format!("{line}"))?;
+    for loss in repair.loss.lines() {
+        line(&loss)?;
     }
     for account in repair.loss.accounts.iter().take(SHOWN) {
         line(&format!("  {account}"))?;
@@ -82,9 +84,11 @@ fn repair(dir: &Path, apply: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let done = repair.apply(Clock::default().now())?;
-    line(&format!("done; copies are in {}, the report is {}",
+    line(&format!(
+        "done; copies are in {}, the report is {}",
         done.kept_in.display(),
-        done.report.display()))?;
+        done.report.display()
+    ))?;
     let verifier = super::ledger::verify(dir)?;
     anyhow::ensure!(verifier.findings().is_empty(), "the ledger still does not add up");
     line("ok: the ledger adds up")?;
