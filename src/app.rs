@@ -275,7 +275,7 @@ impl Stores {
             config::Durability::Process | config::Durability::Replica => Durability::Process,
             config::Durability::Power => Durability::Power,
         };
-        let options = embedded::Options { durability, ..embedded::Options::default() };
+        let options = embedded::Options { segment_size: config.books.segment_size, durability };
         let engine = Engine::open_with(&data_dir.join("books"), clock.now(), options)?;
         let engine = Arc::new(engine);
         report_recovery(&engine);

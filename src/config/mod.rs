@@ -243,6 +243,9 @@ pub struct Books {
     pub engine: Engine,
     /// process, power or replica.
     pub durability: Durability,
+    /// Bytes after which the journal goes on in another file.
+    #[serde(with = "text::size")]
+    pub segment_size: u64,
     /// Redis.
     pub url: Option<OneOrMany>,
     /// An environment variable that holds `url`.
@@ -387,6 +390,7 @@ impl Default for Books {
         Self {
             engine: Engine::Embedded,
             durability: Durability::Process,
+            segment_size: 64 << 20,
             url: None,
             url_env: None,
             url_file: None,

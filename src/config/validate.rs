@@ -75,6 +75,9 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     check.unique(named, "an address");
     let books = root.name("books");
     check.that(config.books.shards >= 1, &books.name("shards"), "expected at least 1");
+    let segment_size = &books.name("segment_size");
+    let in_range = (16 << 10..=1 << 30).contains(&config.books.segment_size);
+    check.that(in_range, segment_size, "expected a size from 16KiB to 1GiB");
     check.above_zero(config.books.owner_timeout, &books.name("owner_timeout"));
     check.above_zero(config.books.rejoin_timeout, &books.name("rejoin_timeout"));
     check.above_zero(config.books.settle_timeout, &books.name("settle_timeout"));

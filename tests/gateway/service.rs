@@ -189,7 +189,7 @@ fn a_file_that_is_wrong_anywhere_changes_nothing() {
         let wrong =
             org.clone().user("bob", "10", Access::None).more("groups = [\"nobody-defined\"]");
         let output = world.try_apply(&wrong.toml());
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("nobody-defined"), "{output:?}");
         world.send(&image("bob")).await.refused(403, "unknown_user");
         world.send(&image("alice")).await.is(200);
