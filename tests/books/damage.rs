@@ -106,7 +106,8 @@ fn balances(engine: &Opened) -> BTreeMap<String, Balance> {
 #[track_caller]
 fn refused(dir: &Path) -> (Damage, String) {
     let before = contents(dir);
-    let error = open(dir).unwrap_err();
+    // An engine is too deep to be printed.
+    let Err(error) = open(dir) else { panic!("it was opened") };
     let text = error.to_string();
     let after = contents(dir);
     assert!(before == after || before.len() + 1 == after.len(), "{text}");
@@ -434,7 +435,7 @@ fn f39_records_that_contradict_each_other_are_cut_too() {
     let journal = Journal::open(dir.path(), end, SEGMENT, Durability::Process).unwrap();
     journal.append(&mut frames).unwrap();
     drop(journal);
-    let error = open(dir.path()).unwrap_err().to_string();
+    let error = open(dir.path()).err().unwrap().to_string();
     assert!(error.contains("held twice"), "{error}");
     let plan = repaired(dir.path());
     // The first repeats an open charge's id that is over by now: only the second contradicts.
