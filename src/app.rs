@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::Limits;
+use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Charges, FoundCharge, Worker};
@@ -248,7 +249,8 @@ fn worker(
         meters: telemetry.worker(),
         tasks: TaskTracker::new(),
         ids: ChargeIds::new().context("no randomness for charge ids")?,
-        trusted_proxies: Vec::new(),
+        pulse: Pulse::new(&config.gateway),
+        trusted_proxies: config.gateway.trusted_proxies.clone(),
         drain: CancellationToken::new(),
     })
 }

@@ -10,17 +10,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::books::Books;
-use crate::gateway::Worker;
 use crate::gateway::admit::TIDY_INTERVAL;
+use crate::gateway::pace::SWEEP_INTERVAL;
+use crate::gateway::{self, Worker};
 
 /// How many connections wait to be accepted, per worker.
 const BACKLOG: i32 = 4096;
-/// How long a worker rests when the process has no file descriptor for another connection.
-const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+/// How long a worker rests when no connection can be accepted, because the process has no file
+/// descriptor left, say; twice as long each time, up to a bound.
+const FIRST_REST: Duration = Duration::from_millis(5);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// One listening socket per worker.
 pub struct Listeners {
@@ -114,27 +118,56 @@ async fn work<B: Books + 'static>(socket: Socket, worker: Arc<Worker<B>>, stop: 
         }
     };
     let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rest = FIRST_REST;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    let connection = crate::gateway::serve_connection(Arc::clone(&worker), stream, peer);
-                    worker.tasks.spawn(connection);
+                    rest = FIRST_REST;
+                    take(&worker, stream, peer);
                 }
+                // The client gave up before it was its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(EXHAUSTED_REST).await;
+                    tracing::warn!(%error, ?rest, "no connection can be accepted");
+                    tokio::select! {
+                        () = tokio::time::sleep(rest) => {}
+                        () = stop.accepting.cancelled() => break,
+                    }
+                    rest = (rest * 2).min(LONGEST_REST);
                 }
             },
             _ = tidy.tick() => worker.limits.tidy(),
+            _ = sweep.tick() => worker.pulse.sweep(),
             () = stop.accepting.cancelled() => break,
         }
     }
     drop(listener);
     worker.drain.cancel();
     worker.tasks.close();
-    if tokio::time::timeout(stop.drain_timeout, worker.tasks.wait()).await.is_err() {
+    let drained = async {
+        loop {
+            tokio::select! {
+                () = worker.tasks.wait() => break,
+                _ = sweep.tick() => worker.pulse.sweep(),
+            }
+        }
+    };
+    if tokio::time::timeout(stop.drain_timeout, drained).await.is_err() {
         let left = worker.tasks.len();
         tracing::warn!(left, "not everything was finished in time; what is held is in doubt");
     }
+}
+
+fn take<B: Books + 'static>(worker: &Arc<Worker<B>>, stream: TcpStream, peer: SocketAddr) {
+    let Some(place) = worker.limits.connect() else {
+        return gateway::turn_away(worker, stream);
+    };
+    let serving = gateway::serve_connection(Arc::clone(worker), stream, peer);
+    worker.tasks.spawn(async move {
+        serving.await;
+        drop(place);
+    });
 }

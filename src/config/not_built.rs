@@ -8,7 +8,6 @@ use super::error::Problem;
 
 /// The one list: a key (`*` is any element or name), and which of its values ask for the part.
 const NOT_BUILT: &[(&str, Asks)] = &[
-    ("gateway.trusted_proxies", Asks::NotEmpty),
     ("books.engine", Asks::Word("redis")),
     ("books.durability", Asks::Word("power")),
     ("books.durability", Asks::Word("replica")),

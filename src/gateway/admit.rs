@@ -9,6 +9,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::Refused;
+use super::body::Room;
 use super::identify::Caller;
 use crate::config;
 use crate::core::account::Stem;
@@ -23,6 +24,21 @@ pub struct Limits {
     max_in_flight: usize,
     /// Added to by `admit`, taken from by the drop of a [`Permit`].
     in_flight: AtomicUsize,
+    max_connections: usize,
+    /// Added to by `connect`, taken from by the drop of a [`Place`].
+    connections: AtomicUsize,
+    /// For bodies that are held to be priced.
+    pub room: Arc<Room>,
+}
+
+/// A place among the connections, until it is dropped.
+#[must_use]
+pub struct Place(Arc<Limits>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A place among the requests in flight, until it is dropped.
@@ -47,12 +63,21 @@ impl Limits {
             clock: DefaultClock::default(),
             max_in_flight: config.max_in_flight,
             in_flight: AtomicUsize::new(0),
+            max_connections: config.max_connections,
+            connections: AtomicUsize::new(0),
+            room: Arc::new(Room::new(config.max_buffered)),
         }
     }
 
     /// How many requests are in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
+    }
+
+    /// A place for one more connection, if there is one.
+    pub fn connect(self: &Arc<Self>) -> Option<Place> {
+        let place = Place(Arc::clone(self));
+        (self.connections.fetch_add(1, Relaxed) < self.max_connections).then_some(place)
     }
 
     /// Admits a caller, or not.

@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName};
+use http::header::HeaderName;
 use http::{Request, Response, response};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
@@ -291,37 +291,4 @@ fn rate_limits<B: Books + 'static>(head: &mut response::Parts, held: &Held<B>) {
         head.headers.insert(RATE_LIMIT_POLICY, policy);
         head.headers.insert(RATE_LIMIT, limit);
     }
-}
-
-/// Reads a request's body that decides its price, up to the route's bound.
-///
-/// # Errors
-/// `body_too_large`, before reading where the request says so; `bad_request` where it breaks off.
-pub async fn read_body(
-    headers: &HeaderMap,
-    mut body: hyper::body::Incoming,
-    bound: u64,
-) -> Result<Bytes, Refused> {
-    let too_large = || {
-        let detail = format!("this route takes bodies of at most {bound} bytes");
-        Refused::from(Refusal::new(Code::BodyTooLarge, detail))
-    };
-    let told = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if told.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > bound) {
-        return Err(too_large());
-    }
-    let mut pieces: Vec<Bytes> = Vec::new();
-    let mut size = 0;
-    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
-        let frame = frame.map_err(|_| {
-            Refused::from(Refusal::new(Code::BadRequest, "the request's body broke off"))
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        size += data.len();
-        if size as u64 > bound {
-            return Err(too_large());
-        }
-        pieces.push(data);
-    }
-    Ok(join(pieces, size))
 }

@@ -18,6 +18,7 @@ use super::quote::{UsagePlace, quantity_of};
 use super::route::Metered;
 use super::settle::{self, Actual};
 use super::upstream::Flow;
+use super::worker::Turn;
 use crate::books::Books;
 use crate::config::OnDisconnect;
 use crate::core::amount::parse_micro;
@@ -35,6 +36,7 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Reply<B: Books + 'static> {
     content: Content<B>,
     _permit: Option<Permit>,
+    _turn: Turn,
 }
 
 /// What a response's body is made of.
@@ -50,9 +52,9 @@ pub enum Content<B: Books + 'static> {
 }
 
 impl<B: Books + 'static> Reply<B> {
-    /// A body that holds its request's place until it was sent.
-    pub fn new(content: Content<B>, permit: Option<Permit>) -> Self {
-        Self { content, _permit: permit }
+    /// A body that holds its request's place until it was sent, and its connection's turn.
+    pub fn new(content: Content<B>, permit: Option<Permit>, turn: Turn) -> Self {
+        Self { content, _permit: permit, _turn: turn }
     }
 }
 

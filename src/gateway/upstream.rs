@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::body::ClientBody;
 use crate::config;
 
 /// How many idle connections a worker keeps to one backend.
@@ -29,7 +30,7 @@ pub enum Outgoing {
     /// It was held to be priced.
     Whole(Option<Bytes>),
     /// It passes through as it comes.
-    Streamed(Incoming, Upload),
+    Streamed(ClientBody, Upload),
 }
 
 /// Whether the client broke off a body that passes through: what its answer then lacks is the
@@ -39,7 +40,7 @@ pub struct Upload(Option<Arc<AtomicBool>>);
 
 impl Upload {
     /// Of a body that may still be coming.
-    pub fn of(body: &Incoming) -> Self {
+    pub fn of(body: &ClientBody) -> Self {
         Self((!body.is_end_stream()).then(Arc::default))
     }
 

@@ -30,7 +30,10 @@ pub(super) fn routes(check: &mut Check<'_>, key: &Key, config: &Config) {
             let expected = "expected a class like \"2xx\" or a status like \"404\"";
             check.that(is_status(status), &charged.index(index), expected);
         }
-        check.that(route.max_body > 0, &key.name("max_body"), "expected a size above zero");
+        let max_body = key.name("max_body");
+        check.that(route.max_body > 0, &max_body, "expected a size above zero");
+        let held = route.max_body <= config.limits.max_buffered;
+        check.that(held, &max_body, "expected at most `limits.max_buffered`");
         let refusal = route.exhausted_status.is_none_or(|status| matches!(status, 402 | 403 | 429));
         check.that(refusal, &key.name("exhausted_status"), "expected 402, 403 or 429");
     }

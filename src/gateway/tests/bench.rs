@@ -23,6 +23,7 @@ use crate::core::charge::ChargeDocument;
 use crate::directory::Directory;
 use crate::directory::file::Source;
 use crate::gateway::admit::Limits;
+use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Worker, serve_connection};
@@ -390,7 +391,8 @@ impl<B: Books + 'static> Bench<B> {
             meters: telemetry.worker(),
             tasks: TaskTracker::new(),
             ids: ChargeIds::new().unwrap(),
-            trusted_proxies: Vec::new(),
+            pulse: Pulse::new(&config.gateway),
+            trusted_proxies: config.gateway.trusted_proxies.clone(),
             drain: CancellationToken::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
