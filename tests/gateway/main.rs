@@ -5,6 +5,7 @@
 //! - `crash`: killed under load, and started again on the same data.
 //! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
 //! - `identity`, `documents`: what is refused, and what callers read.
+//! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `service`: metrics, health, the drain, the demo.
 
 #![expect(
@@ -19,7 +20,10 @@ mod support;
 
 mod burst;
 mod crash;
+mod deadlines;
 mod documents;
+mod framing;
+mod hygiene;
 mod identity;
 mod pool;
 mod price;

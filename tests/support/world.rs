@@ -29,12 +29,14 @@ pub struct Setup {
     pub drain: String,
     /// Where the clock stands; `None` for the system's.
     pub clock: Option<String>,
+    /// How many files it may have open; `None` for as many as the tests.
+    pub open_files: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let (gateway, limits, drain) = (String::new(), String::new(), "0s".to_owned());
-        Self { gateway, limits, drain, clock: Some(NOON.to_owned()) }
+        Self { gateway, limits, drain, clock: Some(NOON.to_owned()), open_files: None }
     }
 }
 
@@ -55,9 +57,20 @@ struct Process {
     log: Arc<Mutex<Vec<String>>>,
 }
 
+/// The binary, with so many open files at most.
+fn limited(open_files: u32) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &open_files.to_string()]);
+    command.arg(env!("CARGO_BIN_EXE_tollgate"));
+    with_environment(command)
+}
+
 /// The binary, with an environment of the tests' own.
 pub fn tollgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    with_environment(Command::new(env!("CARGO_BIN_EXE_tollgate")))
+}
+
+fn with_environment(mut command: Command) -> Command {
     command.env_clear().env("TOLLGATE_ADMIN_TOKEN", TOKEN).env("MEDIA_TOKEN", MEDIA_TOKEN);
     command.env("NO_COLOR", "1").env("RUST_LOG", "info");
     command
@@ -95,7 +108,10 @@ impl World {
             // A port below every range that is given to others, with no service of its own.
             .replace("@dead@", "127.0.0.1:2");
         std::fs::write(self.config(), text).unwrap();
-        let mut command = tollgate();
+        let mut command = match self.setup.open_files {
+            None => tollgate(),
+            Some(count) => limited(count),
+        };
         command.arg("serve").arg("-c").arg(self.config());
         if let Some(clock) = &self.setup.clock {
             command.args(["--test-clock", clock]);

@@ -412,7 +412,8 @@ impl<B: Books + 'static> Bench<B> {
     }
 
     /// Sends a request over a new connection and reads its response.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Answer {
+        request.headers_mut().entry("host").or_insert(http::HeaderValue::from_static("gate"));
         let stream = TokioIo::new(self.connect().await);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
         self._tasks.spawn(async move {
