@@ -17,6 +17,7 @@ mod network;
 mod not_built;
 mod route;
 pub mod secret;
+mod table;
 mod text;
 mod upstream;
 mod validate;
@@ -32,6 +33,7 @@ pub use route::{
     Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
     Route, Usage,
 };
+pub use table::{Table, is_pointer, parameters, statuses};
 pub use text::Url;
 pub use upstream::{Credential, Health, Upstream};
 

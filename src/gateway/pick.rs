@@ -12,6 +12,8 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
+use crate::config::is_pointer;
+
 /// What was found, by the order in which the pointers were given.
 pub type Picked<'a> = SmallVec<[Option<&'a RawValue>; 4]>;
 
@@ -41,17 +43,12 @@ impl Picker {
     /// # Errors
     /// When the text is not a pointer.
     pub fn add(&mut self, pointer: &str) -> Result<usize, PointerError> {
-        let fail = || PointerError(pointer.to_owned());
+        if !is_pointer(pointer) {
+            return Err(PointerError(pointer.to_owned()));
+        }
         let mut node = &mut self.root;
         // The empty pointer is the whole document.
-        let tokens = match pointer {
-            "" => None,
-            _ => Some(pointer.strip_prefix('/').ok_or_else(fail)?),
-        };
-        for token in tokens.into_iter().flat_map(|tokens| tokens.split('/')) {
-            if token.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
-                return Err(fail());
-            }
+        for token in pointer.split('/').skip(1) {
             let key = token.replace("~1", "/").replace("~0", "~");
             let at = node.children.iter().position(|(name, _)| **name == *key);
             let at = at.unwrap_or_else(|| {

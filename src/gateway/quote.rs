@@ -434,7 +434,7 @@ fn key_looks_like(key: &str, name: &str) -> bool {
 }
 
 /// Resolves escapes, and `+` in a query.
-fn unescape(text: &str, plus: bool) -> Result<Cow<'_, str>, Refusal> {
+pub fn unescape(text: &str, plus: bool) -> Result<Cow<'_, str>, Refusal> {
     if !text.bytes().any(|byte| byte == b'%' || (plus && byte == b'+')) {
         return Ok(Cow::Borrowed(text));
     }
