@@ -21,19 +21,27 @@ pub struct ClientBody {
     body: Incoming,
     /// `None` for a body that was there at once: none at all.
     connection: Option<Arc<Connection>>,
+    turn: u32,
 }
 
 impl ClientBody {
     /// The body of the request that the connection serves.
     pub fn new(body: Incoming, connection: &Arc<Connection>) -> Self {
+        let turn = connection.pace.turn();
         let connection = (!body.is_end_stream()).then(|| Arc::clone(connection));
-        Self { body, connection }
+        Self { body, connection, turn }
+    }
+
+    /// The connection, while it serves this body's request.
+    fn connection(&self) -> Option<&Arc<Connection>> {
+        self.connection.as_ref().filter(|connection| connection.pace.turn() == self.turn)
     }
 
     fn end(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(connection) = self.connection() {
             connection.pace.upload_ended();
         }
+        self.connection = None;
     }
 }
 
@@ -46,7 +54,7 @@ impl Body for ClientBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.connection() {
             match &polled {
                 Poll::Pending => connection.pace.body_awaited(),
                 Poll::Ready(Some(Ok(frame))) => {
@@ -73,7 +81,7 @@ impl Body for ClientBody {
 
 impl Drop for ClientBody {
     fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.connection() {
             // The client may still be sending what nobody reads.
             connection.unread.store(true, Relaxed);
         }

@@ -4,7 +4,7 @@
 //! No request has a timer. Connections write down since when they wait for their client, on a
 //! coarse clock that costs a load, and one sweep of the worker ends those that waited too long.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -66,6 +66,7 @@ impl Pulse {
             phase,
             since,
             began: AtomicBool::new(false),
+            turn: AtomicU32::new(0),
             uploading: AtomicBool::new(false),
             body: Wait::default(),
             write: Wait::default(),
@@ -135,6 +136,8 @@ pub struct Pace {
     since: AtomicU64,
     /// Whether anything of the head came.
     began: AtomicBool,
+    /// Counts requests, so that what is left of one does not speak for the next.
+    turn: AtomicU32,
     /// A request's body is still read, perhaps beyond its answer.
     uploading: AtomicBool,
     body: Wait,
@@ -230,9 +233,15 @@ impl Pace {
     /// A head is whole, and its request is served.
     pub fn request_began(&self, uploading: bool) {
         self.phase.store(Phase::Serving as u8, Relaxed);
+        self.turn.store(self.turn().wrapping_add(1), Relaxed);
         self.uploading.store(uploading, Relaxed);
         self.body.forget();
         self.write.forget();
+    }
+
+    /// Which request is served.
+    pub fn turn(&self) -> u32 {
+        self.turn.load(Relaxed)
     }
 
     /// An answer was handed to be written.
