@@ -193,7 +193,7 @@ fn refuse<B: Books + 'static>(
 const MAX_HEADER_BLOCK: usize = 64 << 10;
 /// How long a client is listened to that was told to stop, so that it gets to read why (RFC 9112,
 /// 9.6), and how many bytes.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_secs(5);
 const MAX_FAREWELL: usize = 1 << 20;
 
 /// Serves a connection until the client closes it, or the worker drains: then what is being

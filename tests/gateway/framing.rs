@@ -325,10 +325,10 @@ fn f64_a_refusal_reaches_a_client_that_is_still_sending() {
         ] {
             let mut peer = Peer::connect(world.gateway()).await;
             peer.send(head(line, lines)).await;
+            // All of it is taken, without a reset, and none of it for a request.
             for _ in 0..30 {
-                peer.send(&piece).await;
+                assert!(peer.send(&piece).await, "{line}: reset");
             }
-            // All of it was sent, without a reset, and none of it is taken for a request.
             peer.answer().await.refused(status, code);
             peer.ends().await;
         }

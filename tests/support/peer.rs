@@ -37,9 +37,9 @@ impl Peer {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends bytes; whether the other side still takes them is not asked.
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = self.stream.write_all(bytes.as_ref()).await;
+    /// Sends bytes; true where the other side still takes them.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).await.is_ok()
     }
 
     async fn more(&mut self) -> bool {
