@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::Limits;
+use crate::gateway::health::Addresses;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Charges, FoundCharge, Worker};
@@ -111,8 +112,22 @@ impl App {
         let (gateway, admin, ops) =
             (listeners.address(), admin_listener.local_addr()?, ops_listener.local_addr()?);
 
-        let shared =
-            Parts { engine: &engine, directory: &directory, charges: &charges, limits: &limits };
+        let addresses: Vec<_> =
+            config.upstream.iter().map(|upstream| Arc::new(Addresses::new(upstream))).collect();
+        // One task a backend for the process, away from the workers' event loops; it goes on when
+        // the control thread runs this loop, and ends with it.
+        let checks = TaskTracker::new();
+        for backend in &addresses {
+            checks.spawn_on(Arc::clone(backend).check(end.clone()), runtime.handle());
+        }
+        let shared = Parts {
+            engine: &engine,
+            directory: &directory,
+            charges: &charges,
+            limits: &limits,
+            addresses: &addresses,
+        };
+        gauges::watch_backends(&telemetry, addresses.clone());
         gauges::watch(
             &telemetry,
             &Watched {
@@ -221,6 +236,8 @@ struct Parts<'a> {
     directory: &'a Arc<Directory>,
     charges: &'a Arc<dyn Charges>,
     limits: &'a Arc<Limits>,
+    /// In the configuration's order.
+    addresses: &'a [Arc<Addresses>],
 }
 
 fn worker(
@@ -235,7 +252,8 @@ fn worker(
             .map(|credential| crate::config::secret::credential(credential, variable))
             .transpose()
             .with_context(|| format!("upstream {}", upstream.name))?;
-        Ok(Arc::new(Upstream::new(index, upstream, credential)?))
+        let addresses = Arc::clone(&parts.addresses[index]);
+        Ok(Arc::new(Upstream::new(index, upstream, credential, addresses)?))
     });
     Ok(Worker {
         routes: Routes::new(&config.route, &config.upstream)?,

@@ -31,7 +31,7 @@ pub use route::{
     Route, Usage,
 };
 pub use text::Url;
-pub use upstream::{Credential, Health, Upstream};
+pub use upstream::{Credential, Health, MAX_URLS, Upstream};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]

@@ -7,10 +7,14 @@
 pub mod admit;
 mod carry;
 mod dress;
+mod endpoint;
+mod flow;
 mod forward;
+pub mod health;
 mod hold;
 mod identify;
 mod meter_body;
+mod outgoing;
 mod pick;
 pub mod problem;
 mod quote;
@@ -27,7 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HeaderValue, UPGRADE};
+use http::header::{EXPECT, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -43,9 +47,9 @@ use admit::Permit;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use meter_body::{Content, Reply};
+use outgoing::{Outgoing, Upload};
 pub use problem::Refused;
 use quote::Asked;
-use upstream::{Outgoing, Upload};
 pub use worker::{ChargeIds, Charges, Connection, FoundCharge, Worker};
 
 /// The pipeline.
@@ -74,9 +78,12 @@ async fn serve<B: Books + 'static>(
     let Some(metered) = &route.metered else {
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
-        let body = Outgoing::Streamed(body, Upload::default());
+        let upload = Upload::of(&body);
+        let expects = parts.headers.contains_key(EXPECT);
+        let body = Outgoing::streamed(body, upload.clone(), expects, &worker.tasks);
         let request = dress::dress(parts, body, &route, upstream, dressing);
-        return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
+        let sent = forward::free(worker, &caller, upstream, &route, request, &upload);
+        return Ok((sent.await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
     let upload = Upload::of(&body);
@@ -84,7 +91,8 @@ async fn serve<B: Books + 'static>(
         let bytes = forward::read_body(&parts.headers, body, metered.max_body).await?;
         (Outgoing::Whole(Some(bytes.clone())), bytes)
     } else {
-        (Outgoing::Streamed(body, upload.clone()), Bytes::new())
+        let expects = parts.headers.contains_key(EXPECT);
+        (Outgoing::streamed(body, upload.clone(), expects, &worker.tasks), Bytes::new())
     };
     let asked = Asked {
         headers: &parts.headers,
