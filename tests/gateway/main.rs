@@ -5,6 +5,7 @@
 //! - `crash`: killed under load, and started again on the same data.
 //! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
 //! - `identity`, `documents`: what is refused, and what callers read.
+//! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `service`: metrics, health, the drain, the demo.
 
 #![expect(
@@ -20,9 +21,12 @@ mod support;
 mod burst;
 mod crash;
 mod documents;
+mod early;
+mod failures;
 mod identity;
 mod pool;
 mod price;
 mod seats;
 mod service;
 mod settle;
+mod upstreams;

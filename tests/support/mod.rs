@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod client;
 pub mod org;
+pub mod wild;
 pub mod world;
 
 use std::future::Future;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, raw};
 pub use org::{Access, Org};
+pub use wild::Wild;
 pub use world::{Setup, World};
 
 /// How long anything may take before a test gives up on it.
