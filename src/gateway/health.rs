@@ -126,7 +126,7 @@ impl Addresses {
             let address = &self.list[*at];
             (address.down.load(Relaxed), address.out_until.load(Relaxed))
         };
-        (0..self.list.len()).filter(|at| tried & 1 << at == 0).min_by_key(out)
+        (0..self.list.len()).filter(|at| tried & (1 << at) == 0).min_by_key(out)
     }
 
     /// An address answered.

@@ -124,7 +124,7 @@ impl Upstream {
         }
         let first = self.next.fetch_add(1, Relaxed) % count;
         let mut best: Option<(usize, usize)> = None;
-        for at in (first..count).chain(0..first).filter(|at| tried & 1 << at == 0) {
+        for at in (first..count).chain(0..first).filter(|at| tried & (1 << at) == 0) {
             match self.health.standing(at) {
                 Standing::Out => {}
                 Standing::Probe => return Some((at, true)),

@@ -367,7 +367,7 @@ fn d32_f11_a_body_that_stalls_or_never_ends_is_broken_off_and_not_charged() {
         let trickles = Wild::start(move |_, wire| {
             wire.send(head);
             while wire.send("1\r\nx\r\n") {
-                std::thread::sleep(Duration::from_millis(20));
+                wire.rest(Duration::from_millis(20));
             }
             false
         });

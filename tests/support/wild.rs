@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
@@ -31,6 +32,13 @@ impl Wire {
         }
         self.buffer.drain(..count);
         true
+    }
+
+    /// Waits so long, or until there is something to read.
+    pub fn rest(&mut self, time: Duration) {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        self.more();
+        self.stream.set_read_timeout(None).unwrap();
     }
 
     /// Waits until the other side has closed the connection.
