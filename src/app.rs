@@ -112,14 +112,7 @@ impl App {
         let (gateway, admin, ops) =
             (listeners.address(), admin_listener.local_addr()?, ops_listener.local_addr()?);
 
-        let addresses: Vec<_> =
-            config.upstream.iter().map(|upstream| Arc::new(Addresses::new(upstream))).collect();
-        // One task a backend for the process, away from the workers' event loops; it goes on when
-        // the control thread runs this loop, and ends with it.
-        let checks = TaskTracker::new();
-        for backend in &addresses {
-            checks.spawn_on(Arc::clone(backend).check(end.clone()), runtime.handle());
-        }
+        let addresses = backends(config, &telemetry, &runtime, &end);
         let shared = Parts {
             engine: &engine,
             directory: &directory,
@@ -127,7 +120,6 @@ impl App {
             limits: &limits,
             addresses: &addresses,
         };
-        gauges::watch_backends(&telemetry, addresses.clone());
         gauges::watch(
             &telemetry,
             &Watched {
@@ -269,6 +261,25 @@ fn worker(
         trusted_proxies: Vec::new(),
         drain: CancellationToken::new(),
     })
+}
+
+/// The addresses of all backends, in the configuration's order, and what asks for their health:
+/// one task a backend for the process, away from the workers' event loops. It runs when the
+/// control thread runs this event loop, and ends with it.
+fn backends(
+    config: &Config,
+    telemetry: &Telemetry,
+    runtime: &tokio::runtime::Runtime,
+    end: &CancellationToken,
+) -> Vec<Arc<Addresses>> {
+    let addresses: Vec<_> =
+        config.upstream.iter().map(|upstream| Arc::new(Addresses::new(upstream))).collect();
+    let checks = TaskTracker::new();
+    for backend in &addresses {
+        checks.spawn_on(Arc::clone(backend).check(end.clone()), runtime.handle());
+    }
+    gauges::watch_backends(telemetry, addresses.clone());
+    addresses
 }
 
 fn telemetry(config: &Config) -> Telemetry {
