@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::Limits;
+use crate::gateway::health::Addresses;
 use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
@@ -112,8 +113,14 @@ impl App {
         let (gateway, admin, ops) =
             (listeners.address(), admin_listener.local_addr()?, ops_listener.local_addr()?);
 
-        let shared =
-            Parts { engine: &engine, directory: &directory, charges: &charges, limits: &limits };
+        let addresses = backends(config, &telemetry, &runtime, &end);
+        let shared = Parts {
+            engine: &engine,
+            directory: &directory,
+            charges: &charges,
+            limits: &limits,
+            addresses: &addresses,
+        };
         gauges::watch(
             &telemetry,
             &Watched {
@@ -222,6 +229,8 @@ struct Parts<'a> {
     directory: &'a Arc<Directory>,
     charges: &'a Arc<dyn Charges>,
     limits: &'a Arc<Limits>,
+    /// In the configuration's order.
+    addresses: &'a [Arc<Addresses>],
 }
 
 fn worker(
@@ -236,7 +245,8 @@ fn worker(
             .map(|credential| crate::config::secret::credential(credential, variable))
             .transpose()
             .with_context(|| format!("upstream {}", upstream.name))?;
-        Ok(Arc::new(Upstream::new(index, upstream, credential)?))
+        let addresses = Arc::clone(&parts.addresses[index]);
+        Ok(Arc::new(Upstream::new(index, upstream, credential, addresses)?))
     });
     Ok(Worker {
         routes: Routes::new(&config.route, &config.upstream)?,
@@ -253,6 +263,25 @@ fn worker(
         trusted_proxies: config.gateway.trusted_proxies.clone(),
         drain: CancellationToken::new(),
     })
+}
+
+/// The addresses of all backends, in the configuration's order, and what asks for their health:
+/// one task a backend for the process, away from the workers' event loops. It runs when the
+/// control thread runs this event loop, and ends with it.
+fn backends(
+    config: &Config,
+    telemetry: &Telemetry,
+    runtime: &tokio::runtime::Runtime,
+    end: &CancellationToken,
+) -> Vec<Arc<Addresses>> {
+    let addresses: Vec<_> =
+        config.upstream.iter().map(|upstream| Arc::new(Addresses::new(upstream))).collect();
+    let checks = TaskTracker::new();
+    for backend in &addresses {
+        checks.spawn_on(Arc::clone(backend).check(end.clone()), runtime.handle());
+    }
+    gauges::watch_backends(telemetry, addresses.clone());
+    addresses
 }
 
 fn telemetry(config: &Config) -> Telemetry {

@@ -11,6 +11,7 @@ use crate::core::account::{AccountKind, Balance};
 use crate::core::amount::MICRO;
 use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
+use crate::gateway::health::Addresses;
 use crate::ledger::archive::Archive;
 use crate::telemetry::{Sample, Telemetry};
 
@@ -88,6 +89,18 @@ pub fn watch(telemetry: &Telemetry, watched: &Watched) {
         let watched = watched.clone();
         telemetry.watch(name, help, move || read(&watched));
     }
+}
+
+/// Registers whether backends are healthy: 1 where at least one address is in use.
+pub fn watch_backends(telemetry: &Telemetry, backends: Vec<Arc<Addresses>>) {
+    let help = "Whether at least one address of the backend is in use";
+    telemetry.watch("tollgate_upstream_healthy", help, move || {
+        let sample = |backend: &Arc<Addresses>| {
+            let healthy = if backend.healthy() { 1.0 } else { 0.0 };
+            (vec![("upstream", backend.upstream().to_owned())], healthy)
+        };
+        backends.iter().map(sample).collect()
+    });
 }
 
 fn one(value: f64) -> Vec<Sample> {

@@ -35,7 +35,7 @@ pub use route::{
 };
 pub use table::{Table, is_pointer, parameters, statuses};
 pub use text::Url;
-pub use upstream::{Credential, Health, Upstream};
+pub use upstream::{Credential, Health, MAX_URLS, Upstream};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]

@@ -16,9 +16,7 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("books.url_file", Asks::Always),
     ("directory.url", Asks::Always),
     ("directory.org_files", Asks::NotEmpty),
-    ("upstream.*.urls", Asks::Several),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
-    ("upstream.*.health", Asks::Always),
     ("route.*.usage.sse_json", Asks::Always),
     ("route.*.meter.*.usage.sse_json", Asks::Always),
     ("route.*.inject", Asks::NotEmpty),
@@ -26,7 +24,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.pick", Asks::Always),
     ("route.*.sse_receipt", Asks::True),
     ("route.*.compat", Asks::Always),
-    ("route.*.exhausted_status", Asks::Always),
     ("route.*.mode", Asks::Word("observe")),
     ("route.*.front", Asks::Always),
     ("route.*.idempotency", Asks::Always),
@@ -39,7 +36,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
 enum Asks {
     Always,
     NotEmpty,
-    Several,
     True,
     Word(&'static str),
     Prefix(&'static str),
@@ -69,7 +65,6 @@ impl Asks {
         match self {
             Self::Always => true,
             Self::NotEmpty => !empty(),
-            Self::Several => value.as_array().is_some_and(|array| array.len() > 1),
             Self::True => value.as_bool() == Some(true),
             Self::Word(word) => value.as_str() == Some(word),
             Self::Prefix(prefix) => value.as_str().is_some_and(|text| text.starts_with(prefix)),
@@ -80,7 +75,6 @@ impl Asks {
         match self {
             Self::Always => "not built yet, expected the key to be absent".to_owned(),
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
-            Self::Several => "more than one is not built yet, expected one".to_owned(),
             Self::True => "not built yet, expected false".to_owned(),
             Self::Word(word) => format!("{word:?} is not built yet, expected another value"),
             Self::Prefix(prefix) => format!("{prefix} is not built yet, expected http://"),

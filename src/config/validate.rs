@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::document::{Document, Key};
 use super::error::Problem;
-use super::{Config, Credential, Gateway, Upstream};
+use super::{Config, Credential, Gateway, MAX_URLS, Upstream};
 
 mod route;
 
@@ -96,6 +96,10 @@ fn upstreams(check: &mut Check<'_>, key: &Key, upstreams: &[Upstream]) {
         let key = key.index(index);
         let urls = key.name("urls");
         check.that(!upstream.urls.is_empty(), &urls, "expected a URL like \"http://host:port\"");
+        let most = format!("expected at most {MAX_URLS} URLs");
+        check.that(upstream.urls.len() <= MAX_URLS, &urls, most);
+        let each = upstream.urls.iter().enumerate();
+        check.unique(each.map(|(index, url)| (urls.index(index), url)), "a URL");
         for (index, url) in upstream.urls.iter().enumerate() {
             // That https is not built yet is said there, where the rest of that list is.
             let fine = is_origin(url) || url.starts_with("https://");
@@ -104,9 +108,13 @@ fn upstreams(check: &mut Check<'_>, key: &Key, upstreams: &[Upstream]) {
         }
         check.above_zero(upstream.connect_timeout, &key.name("connect_timeout"));
         check.above_zero(upstream.response_timeout, &key.name("response_timeout"));
+        check.above_zero(upstream.idle_timeout, &key.name("idle_timeout"));
+        check.above_zero(upstream.body_timeout, &key.name("body_timeout"));
         if let Some(health) = &upstream.health {
             let path = key.name("health").name("path");
-            check.that(health.path.starts_with('/'), &path, "expected a path like \"/healthz\"");
+            let fine = health.path.starts_with('/')
+                && health.path.parse::<http::uri::PathAndQuery>().is_ok();
+            check.that(fine, &path, "expected a path like \"/healthz\"");
             check.above_zero(health.interval, &key.name("health").name("interval"));
         }
         if let Some(credential) = &upstream.credential {

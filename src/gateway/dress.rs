@@ -9,10 +9,11 @@ use http::{Request, Version, response};
 use smallvec::SmallVec;
 
 use super::identify::{Caller, TOLLGATE_USER};
+use super::outgoing::Outgoing;
 use super::proxies;
 use super::route::Route;
 use super::screen::looks_like;
-use super::upstream::{Outgoing, Upstream};
+use super::upstream::Upstream;
 use super::worker::Connection;
 use crate::core::ids::Id;
 

@@ -8,10 +8,14 @@ pub mod admit;
 mod body;
 mod carry;
 mod dress;
+mod endpoint;
+mod flow;
 mod forward;
+pub mod health;
 mod hold;
 mod identify;
 mod meter_body;
+mod outgoing;
 pub mod pace;
 mod pick;
 pub mod problem;
@@ -34,7 +38,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::HeaderValue;
+use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -52,10 +56,10 @@ use body::ClientBody;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use meter_body::{Content, Reply};
+use outgoing::{Outgoing, Upload};
 use pace::Late;
 pub use problem::Refused;
 use quote::Asked;
-use upstream::{Outgoing, Upload};
 use wire::{Facts, Wire};
 use worker::Turn;
 pub use worker::{ChargeIds, Charges, Connection, FoundCharge, Worker};
@@ -86,9 +90,12 @@ async fn serve<B: Books + 'static>(
     let Some(metered) = &route.metered else {
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
-        let body = Outgoing::Streamed(body, Upload::default());
+        let upload = Upload::of(&body);
+        let expects = parts.headers.contains_key(EXPECT);
+        let body = Outgoing::streamed(body, upload.clone(), expects, &worker.tasks);
         let request = dress::dress(parts, body, &route, upstream, dressing);
-        return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
+        let sent = forward::free(worker, &caller, upstream, &route, request, &upload);
+        return Ok((sent.await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
     let upload = Upload::of(&body);
@@ -97,7 +104,8 @@ async fn serve<B: Books + 'static>(
         let bytes = body::read(&parts.headers, body, metered.max_body, room).await?;
         (Outgoing::Whole(Some(bytes.clone())), bytes)
     } else {
-        (Outgoing::Streamed(body, upload.clone()), Bytes::new())
+        let expects = parts.headers.contains_key(EXPECT);
+        (Outgoing::streamed(body, upload.clone(), expects, &worker.tasks), Bytes::new())
     };
     let asked = Asked {
         headers: &parts.headers,

@@ -6,6 +6,7 @@
 //! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
+//! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `service`: metrics, health, the drain, the demo.
 
 #![expect(
@@ -22,6 +23,8 @@ mod burst;
 mod crash;
 mod deadlines;
 mod documents;
+mod early;
+mod failures;
 mod framing;
 mod hygiene;
 mod identity;
@@ -30,3 +33,4 @@ mod price;
 mod seats;
 mod service;
 mod settle;
+mod upstreams;

@@ -5,6 +5,7 @@ pub mod backend;
 pub mod client;
 pub mod org;
 pub mod peer;
+pub mod wild;
 pub mod world;
 
 use std::future::Future;
@@ -14,6 +15,7 @@ pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, raw};
 pub use org::{Access, Org};
 pub use peer::Peer;
+pub use wild::Wild;
 pub use world::{Setup, World};
 
 /// How long anything may take before a test gives up on it.

@@ -309,16 +309,10 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("DIRECTORY__URL", "postgres://127.0.0.1", format!("directory.url: {absent}")),
         ("DIRECTORY__ORG_FILES", "[\"*.toml\"]", format!("directory.org_files: {empty}")),
         (
-            "UPSTREAM__0__URLS__1",
-            "http://h:2",
-            "upstream[0].urls: more than one is not built yet, expected one".to_owned(),
-        ),
-        (
             "UPSTREAM__0__URLS__0",
             "https://h:2",
             "upstream[0].urls[0]: https:// is not built yet, expected http://".to_owned(),
         ),
-        ("UPSTREAM__0__HEALTH__PATH", "/healthz", format!("upstream[0].health: {absent}")),
         ("ROUTE__0__USAGE", "{ sse_json = \"/a\" }", format!("route[0].usage.sse_json: {absent}")),
         (
             "ROUTE__1__METER__0__USAGE",
@@ -334,7 +328,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
             "route[0].sse_receipt: not built yet, expected false".to_owned(),
         ),
         ("ROUTE__0__COMPAT", "openai", format!("route[0].compat: {absent}")),
-        ("ROUTE__0__EXHAUSTED_STATUS", "429", format!("route[0].exhausted_status: {absent}")),
         ("ROUTE__0__MODE", "observe", format!("route[0].mode: \"observe\" {word}")),
         ("ROUTE__0__FRONT", "hold", format!("route[0].front: {absent}")),
         ("ROUTE__0__IDEMPOTENCY", "required", format!("route[0].idempotency: {absent}")),
@@ -351,6 +344,9 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("TOLLGATE__ROUTE__0__MODE", "enforce"),
         ("TOLLGATE__ROUTE__0__ON_DISCONNECT", "cancel"),
         ("TOLLGATE__ROUTE__0__INJECT", "{}"),
+        ("TOLLGATE__ROUTE__0__EXHAUSTED_STATUS", "429"),
+        ("TOLLGATE__UPSTREAM__0__URLS__1", "http://h:2"),
+        ("TOLLGATE__UPSTREAM__0__HEALTH__PATH", "/healthz"),
     ];
     assert!(load_text(&SAMPLE, &built).is_ok());
 }

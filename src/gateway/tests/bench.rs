@@ -23,6 +23,7 @@ use crate::core::charge::ChargeDocument;
 use crate::directory::Directory;
 use crate::directory::file::Source;
 use crate::gateway::admit::Limits;
+use crate::gateway::health::Addresses;
 use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
@@ -381,7 +382,10 @@ impl<B: Books + 'static> Bench<B> {
         let worker = Arc::new(Worker {
             routes: Routes::new(&config.route, &config.upstream).unwrap(),
             upstreams: upstreams
-                .map(|(index, entry)| Arc::new(Upstream::new(index, entry, None).unwrap()))
+                .map(|(index, entry)| {
+                    let addresses = Arc::new(Addresses::new(entry));
+                    Arc::new(Upstream::new(index, entry, None, addresses).unwrap())
+                })
                 .collect(),
             live: directory.live(),
             books: books(engine.session()),
