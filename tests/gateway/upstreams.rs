@@ -269,12 +269,14 @@ fn f10_a_backend_with_a_short_queue_is_busy_and_not_down() {
         });
         let world =
             world(&[upstream("short", &[backend.address], ""), route("/v1/short", "short", "")]);
-        let answers = burst(world.gateway(), vec![post("/v1/short"); 80], 40).await;
+        // Many more, and the kernel may keep connections that nobody uses in the queue for longer
+        // than a test waits.
+        let answers = burst(world.gateway(), vec![post("/v1/short"); 24], 12).await;
         for answer in &answers {
             answer.is(200).tells(&[("state", "captured")]);
         }
-        assert_eq!(backend.heads().len(), 80, "each was sent once");
-        paid(&world, 80).await;
+        assert_eq!(backend.heads().len(), 24, "each was sent once");
+        paid(&world, 24).await;
     });
 }
 
