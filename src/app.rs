@@ -1,5 +1,6 @@
 //! The composition root: configuration → parts → threads → drain.
 
+mod backends;
 mod generation;
 
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::backends::Backends;
 use self::generation::Parts;
 use crate::admin::{self, Admin, Token};
 use crate::books::embedded::{self, Engine};
@@ -61,6 +63,7 @@ pub struct App {
     reloads: Arc<gauges::Reloads>,
     telemetry: Arc<Telemetry>,
     currents: Vec<Arc<Current<Session>>>,
+    backends: Backends,
     health: Arc<Health>,
     stop: Stop,
     /// Cancelled last: admin and ops listeners, archive, snapshots.
@@ -93,15 +96,19 @@ impl App {
         let (gateway, admin, ops) = faces.addresses()?;
 
         let (tracer, spans) = generation::tracer(config)?;
+        let backends = Backends::new(runtime.handle().clone(), end.clone());
         let parts = Parts {
             engine: &engine,
             live: directory.live(),
             charges: &charges,
             clock: &options.clock,
             tracer,
+            backends: &backends,
         };
         let currents = generation::first(config, faces.gateway.count(), &telemetry, &parts)?;
         drop(parts);
+        let watched = backends.clone();
+        gauges::watch_backends(&telemetry, move || watched.list());
         let reloads = Arc::new(gauges::Reloads::new());
         let mismatched = Arc::default();
         gauges::watch(
@@ -149,6 +156,7 @@ impl App {
             reloads,
             telemetry,
             currents,
+            backends,
             health,
             stop,
             end,
@@ -184,7 +192,8 @@ impl App {
     pub fn reload(&self, read: Result<&Loaded, &ConfigError>) -> bool {
         let done = read.map_err(ToString::to_string).and_then(|loaded| {
             let mut running = self.config.lock();
-            generation::reload(&mut running, &loaded.config, &self.telemetry, &self.currents)
+            let (telemetry, backends) = (&self.telemetry, &self.backends);
+            generation::reload(&mut running, &loaded.config, telemetry, backends, &self.currents)
                 .inspect(|_| self.stop.set_drain_timeout(running.gateway.drain_timeout))
                 .map_err(|error| format!("{error:#}"))
         });

@@ -15,6 +15,7 @@ use crate::core::account::{AccountKind, Balance};
 use crate::core::amount::MICRO;
 use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
+use crate::gateway::health::Addresses;
 use crate::ledger::archive::Archive;
 use crate::telemetry::{Sample, Telemetry};
 
@@ -174,6 +175,21 @@ const ABOUT_THE_PROCESS: &[Gauge] = &[
         |w| one(w.clock.offset() as f64 / 1e6),
     ),
 ];
+
+/// Registers whether backends are healthy: 1 where at least one address is in use.
+pub fn watch_backends(
+    telemetry: &Telemetry,
+    backends: impl Fn() -> Vec<Arc<Addresses>> + Send + Sync + 'static,
+) {
+    let help = "Whether at least one address of the backend is in use";
+    telemetry.watch("tollgate_upstream_healthy", help, move || {
+        let sample = |backend: &Arc<Addresses>| {
+            let healthy = if backend.healthy() { 1.0 } else { 0.0 };
+            (vec![("upstream", backend.upstream().to_owned())], healthy)
+        };
+        backends().iter().map(sample).collect()
+    });
+}
 
 fn one(value: f64) -> Vec<Sample> {
     vec![(Vec::new(), value)]

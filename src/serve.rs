@@ -12,15 +12,21 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::books::Books;
+use crate::gateway;
 use crate::gateway::current::Current;
+use crate::gateway::pace::SWEEP_INTERVAL;
 
 /// How many connections wait to be accepted, per worker.
 const BACKLOG: i32 = 4096;
-/// How long a worker rests when the process has no file descriptor for another connection.
-const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+/// How long a worker rests when no connection can be accepted, because the process has no file
+/// descriptor left, say; twice as long each time, up to a bound.
+const FIRST_REST: Duration = Duration::from_millis(5);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// How long a connection that was not accepted before the drain may take to ask for something.
 const LAST_CALL: Duration = Duration::from_secs(1);
@@ -146,21 +152,33 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
             return;
         }
     };
-    // Reloads leave these two as they are.
-    let (tasks, drain) = (current.load().tasks.clone(), current.load().drain.clone());
-    let serve = |stream, peer| {
-        let connection = crate::gateway::serve_connection(Arc::clone(&current), stream, peer);
-        tasks.spawn(connection);
+    // Reloads leave these as they are.
+    let (tasks, drain, pulse) = {
+        let worker = current.load();
+        (worker.tasks.clone(), worker.drain.clone(), Arc::clone(&worker.pulse))
     };
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rest = FIRST_REST;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => serve(stream, peer),
+                Ok((stream, peer)) => {
+                    rest = FIRST_REST;
+                    take(&current, &tasks, stream, peer);
+                }
+                // The client gave up before it was its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(EXHAUSTED_REST).await;
+                    tracing::warn!(%error, ?rest, "no connection can be accepted");
+                    tokio::select! {
+                        () = tokio::time::sleep(rest) => {}
+                        () = stop.accepting.cancelled() => break,
+                    }
+                    rest = (rest * 2).min(LONGEST_REST);
                 }
             },
+            _ = sweep.tick() => pulse.sweep(),
             () = stop.accepting.cancelled() => break,
         }
     }
@@ -176,16 +194,41 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
             tasks.spawn(async move {
                 // A draining connection that has not sent anything is closed at once.
                 if tokio::time::timeout(LAST_CALL, stream.readable()).await.is_ok() {
-                    crate::gateway::serve_connection(current, stream, peer).await;
+                    gateway::serve_connection(current, stream, peer).await;
                 }
             });
         }
     }
+    let drained = async {
+        loop {
+            tokio::select! {
+                () = tasks.wait() => break,
+                _ = sweep.tick() => pulse.sweep(),
+            }
+        }
+    };
     tokio::select! {
-        () = tasks.wait() => return,
+        () = drained => return,
         () = tokio::time::sleep(stop.drain_timeout()) => {}
         () = stop.now.cancelled() => {}
     }
     // What is dropped with the event loop voids, or settles as its route's `in_doubt` says.
     tracing::warn!(left = tasks.len(), "not everything was finished in time; it is cut off");
+}
+
+fn take<B: Books + 'static>(
+    current: &Arc<Current<B>>,
+    tasks: &TaskTracker,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
+    let worker = current.load();
+    let Some(place) = worker.limits.connect() else {
+        return gateway::turn_away(&worker, stream);
+    };
+    let serving = gateway::serve_connection(Arc::clone(current), stream, peer);
+    tasks.spawn(async move {
+        serving.await;
+        drop(place);
+    });
 }

@@ -15,8 +15,10 @@ use crate::books::embedded::Engine;
 use crate::clock::Clock;
 use crate::config::{self, Changes, Config};
 use crate::directory::snapshot::Live;
+use super::backends::Backends;
 use crate::gateway::admit::Limits;
 use crate::gateway::current::Current;
+use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::span::Tracer;
 use crate::gateway::upstream::Upstream;
@@ -30,6 +32,7 @@ pub(super) struct Parts<'a> {
     pub(super) charges: &'a Arc<dyn Charges>,
     pub(super) clock: &'a Clock,
     pub(super) tracer: Tracer,
+    pub(super) backends: &'a Backends,
 }
 
 /// So many workers.
@@ -42,11 +45,13 @@ pub(super) fn first(
     let labels = Arc::new(labels(config));
     let limits = Arc::new(Limits::new(&config.limits));
     let credentials = credentials(config)?;
+    let known = parts.backends.next(&config.upstream);
     let worker = |_| {
         let upstreams = config.upstream.iter().zip(&credentials).enumerate();
         let upstreams = upstreams
             .map(|(index, (upstream, credential))| {
-                Ok(Arc::new(Upstream::new(index, upstream, credential.clone())?))
+                let addresses = known.addresses(index)?;
+                Ok(Arc::new(Upstream::new(index, upstream, credential.clone(), addresses)?))
             })
             .collect::<anyhow::Result<_>>()?;
         let worker = Worker {
@@ -61,14 +66,17 @@ pub(super) fn first(
             meters: telemetry.worker(&labels),
             tasks: TaskTracker::new(),
             ids: ids()?,
-            trusted_proxies: Vec::new(),
+            pulse: Arc::new(Pulse::new(&config.gateway)),
+            trusted_proxies: config.gateway.trusted_proxies.clone(),
             tracer: parts.tracer.clone(),
             access_log: config.log.access,
             drain: CancellationToken::new(),
         };
         anyhow::Ok(Arc::new(Current::new(Arc::new(worker))))
     };
-    (0..count.max(1)).map(worker).collect()
+    let workers = (0..count.max(1)).map(worker).collect();
+    parts.backends.put(known);
+    workers
 }
 
 /// Gives every worker what `new` says and can change live, or none of them anything. `running` is
@@ -77,11 +85,13 @@ pub(super) fn reload(
     running: &mut Config,
     new: &Config,
     telemetry: &Telemetry,
+    backends: &Backends,
     currents: &[Arc<Current<Session>>],
 ) -> anyhow::Result<Changes> {
     let changes = config::changes(running, new);
     let labels = Arc::new(labels(new));
     let credentials = credentials(new)?;
+    let known = backends.next(&new.upstream);
     let mut limits = None;
     let mut next = Vec::new();
     for current in currents {
@@ -95,7 +105,10 @@ pub(super) fn reload(
             });
             upstreams.push(match kept {
                 Some(kept) => Arc::clone(kept),
-                None => Arc::new(Upstream::new(index, upstream, credential.clone())?),
+                None => {
+                    let addresses = known.addresses(index)?;
+                    Arc::new(Upstream::new(index, upstream, credential.clone(), addresses)?)
+                }
             });
         }
         let limits = limits.get_or_insert_with(|| Arc::new(old.limits.reloaded(&new.limits)));
@@ -111,12 +124,14 @@ pub(super) fn reload(
             meters: telemetry.worker(&labels),
             tasks: old.tasks.clone(),
             ids: ids()?,
-            trusted_proxies: old.trusted_proxies.clone(),
+            pulse: Arc::clone(&old.pulse),
+            trusted_proxies: new.gateway.trusted_proxies.clone(),
             tracer: old.tracer.clone(),
             access_log: new.log.access,
             drain: old.drain.clone(),
         }));
     }
+    backends.put(known);
     for (current, worker) in currents.iter().zip(next) {
         current.swap(worker);
     }

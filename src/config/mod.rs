@@ -13,10 +13,12 @@ mod document;
 mod environment;
 mod error;
 mod load;
+mod network;
 mod not_built;
 mod reload;
 mod route;
 pub mod secret;
+mod table;
 mod text;
 mod upstream;
 mod validate;
@@ -28,13 +30,15 @@ mod tests;
 pub use environment::environment;
 pub use error::{ConfigError, Place, Problem};
 pub use load::{DEFAULT_FILE, Loaded, from_bytes, load};
+pub use network::Network;
 pub use reload::{Changes, changes};
 pub use route::{
     Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
     Route, Usage,
 };
+pub use table::{Table, is_pointer, parameters, statuses};
 pub use text::Url;
-pub use upstream::{Credential, Health, Upstream};
+pub use upstream::{Credential, Health, MAX_URLS, Upstream};
 pub use watch::{WATCH_INTERVAL, Watch};
 
 /// The whole file.
@@ -84,7 +88,19 @@ pub struct Gateway {
     #[serde(with = "text::duration")]
     pub drain_timeout: Duration,
     /// CIDRs whose `Forwarded` and `X-Forwarded-*` are believed.
-    pub trusted_proxies: Vec<String>,
+    pub trusted_proxies: Vec<Network>,
+    /// How long a request's head may take.
+    #[serde(with = "text::duration")]
+    pub header_timeout: Duration,
+    /// How long a request's body may keep the gateway waiting.
+    #[serde(with = "text::duration")]
+    pub body_timeout: Duration,
+    /// How long a connection may be kept without a request.
+    #[serde(with = "text::duration")]
+    pub idle_timeout: Duration,
+    /// How long a client may keep its answer waiting.
+    #[serde(with = "text::duration")]
+    pub write_timeout: Duration,
 }
 
 /// The administrators' listener.
@@ -295,6 +311,11 @@ pub struct Limits {
     pub per_org: Option<RateLimit>,
     /// Requests in flight, over all workers.
     pub max_in_flight: usize,
+    /// Connections of clients, over all workers.
+    pub max_connections: usize,
+    /// Bytes of request bodies that are held to be priced, over all workers.
+    #[serde(with = "text::size")]
+    pub max_buffered: u64,
 }
 
 /// Credentials beyond the directory's keys.
@@ -363,6 +384,10 @@ impl Default for Gateway {
             drain_delay: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(30),
             trusted_proxies: Vec::new(),
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -410,6 +435,12 @@ impl Default for Traces {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { per_user: None, per_org: None, max_in_flight: 10_000 }
+        Self {
+            per_user: None,
+            per_org: None,
+            max_in_flight: 10_000,
+            max_connections: 20_000,
+            max_buffered: 256 << 20,
+        }
     }
 }

@@ -8,7 +8,6 @@ use super::error::Problem;
 
 /// The one list: a key (`*` is any element or name), and which of its values ask for the part.
 const NOT_BUILT: &[(&str, Asks)] = &[
-    ("gateway.trusted_proxies", Asks::NotEmpty),
     ("books.engine", Asks::Word("redis")),
     ("books.durability", Asks::Word("replica")),
     ("books.url", Asks::Always),
@@ -16,9 +15,7 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("books.url_file", Asks::Always),
     ("directory.url", Asks::Always),
     ("directory.org_files", Asks::NotEmpty),
-    ("upstream.*.urls", Asks::Several),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
-    ("upstream.*.health", Asks::Always),
     ("route.*.usage.sse_json", Asks::Always),
     ("route.*.meter.*.usage.sse_json", Asks::Always),
     ("route.*.inject", Asks::NotEmpty),
@@ -26,7 +23,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.pick", Asks::Always),
     ("route.*.sse_receipt", Asks::True),
     ("route.*.compat", Asks::Always),
-    ("route.*.exhausted_status", Asks::Always),
     ("route.*.mode", Asks::Word("observe")),
     ("route.*.front", Asks::Always),
     ("route.*.idempotency", Asks::Always),
@@ -40,7 +36,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
 enum Asks {
     Always,
     NotEmpty,
-    Several,
     True,
     Word(&'static str),
     Prefix(&'static str),
@@ -73,7 +68,6 @@ impl Asks {
             Self::Always => true,
             Self::Feature(_, built) => !built,
             Self::NotEmpty => !empty(),
-            Self::Several => value.as_array().is_some_and(|array| array.len() > 1),
             Self::True => value.as_bool() == Some(true),
             Self::Word(word) => value.as_str() == Some(word),
             Self::Prefix(prefix) => value.as_str().is_some_and(|text| text.starts_with(prefix)),
@@ -87,7 +81,6 @@ impl Asks {
                 format!("this program was built without `{name}`, expected the key to be absent")
             }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
-            Self::Several => "more than one is not built yet, expected one".to_owned(),
             Self::True => "not built yet, expected false".to_owned(),
             Self::Word(word) => format!("{word:?} is not built yet, expected another value"),
             Self::Prefix(prefix) => format!("{prefix} is not built yet, expected http://"),

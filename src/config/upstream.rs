@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::text;
 use crate::core::ids::Id;
 
+/// The most addresses of one backend.
+pub const MAX_URLS: usize = 64;
+
 /// A generative backend.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -19,9 +22,15 @@ pub struct Upstream {
     /// How long a connection may take.
     #[serde(default = "defaults::connect_timeout", with = "text::duration")]
     pub connect_timeout: Duration,
-    /// How long the response's headers may take.
+    /// How long the response's headers may take, from the end of the request.
     #[serde(default = "defaults::response_timeout", with = "text::duration")]
     pub response_timeout: Duration,
+    /// How long the next piece of a response's body may take.
+    #[serde(default = "defaults::idle_timeout", with = "text::duration")]
+    pub idle_timeout: Duration,
+    /// How long a body may take as a whole, in either direction.
+    #[serde(default = "defaults::body_timeout", with = "text::duration")]
+    pub body_timeout: Duration,
     /// Active health checks.
     pub health: Option<Health>,
     /// What the backend is shown instead of the caller's credential.
@@ -62,6 +71,12 @@ mod defaults {
     }
     pub fn response_timeout() -> Duration {
         Duration::from_secs(120)
+    }
+    pub fn idle_timeout() -> Duration {
+        Duration::from_secs(120)
+    }
+    pub fn body_timeout() -> Duration {
+        Duration::from_secs(3600)
     }
     pub fn health_interval() -> Duration {
         Duration::from_secs(5)

@@ -2,12 +2,12 @@
 //! make no sense. Every error is reported, each at its key.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::document::{Document, Key};
 use super::error::Problem;
-use super::{Config, Credential, Upstream};
+use super::{Config, Credential, Gateway, MAX_URLS, Upstream};
 
 mod route;
 
@@ -59,10 +59,14 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     let gateway = root.name("gateway");
     let workers = format!("expected at most {MAX_WORKERS}");
     check.that(config.gateway.workers <= MAX_WORKERS, &gateway.name("workers"), workers);
-    let trusted = gateway.name("trusted_proxies");
-    for (index, cidr) in config.gateway.trusted_proxies.iter().enumerate() {
-        let expected = "expected a CIDR like \"10.0.0.0/8\"";
-        check.that(is_cidr(cidr), &trusted.index(index), expected);
+    let Gateway { header_timeout, body_timeout, idle_timeout, write_timeout, .. } = config.gateway;
+    for (name, timeout) in [
+        ("header_timeout", header_timeout),
+        ("body_timeout", body_timeout),
+        ("idle_timeout", idle_timeout),
+        ("write_timeout", write_timeout),
+    ] {
+        check.above_zero(timeout, &gateway.name(name));
     }
     // Port 0 asks for any free port, so it may be named more than once.
     let listeners: [(&str, SocketAddr); 3] = [
@@ -89,8 +93,11 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     if let Some(credential) = &config.traces.credential {
         self::credential(check, &traces.name("credential"), credential);
     }
-    let in_flight = root.name("limits").name("max_in_flight");
+    let limits = root.name("limits");
+    let in_flight = limits.name("max_in_flight");
     check.that(config.limits.max_in_flight >= 1, &in_flight, "expected at least 1");
+    let connections = limits.name("max_connections");
+    check.that(config.limits.max_connections >= 1, &connections, "expected at least 1");
 }
 
 fn upstreams(check: &mut Check<'_>, key: &Key, upstreams: &[Upstream]) {
@@ -100,6 +107,10 @@ fn upstreams(check: &mut Check<'_>, key: &Key, upstreams: &[Upstream]) {
         let key = key.index(index);
         let urls = key.name("urls");
         check.that(!upstream.urls.is_empty(), &urls, "expected a URL like \"http://host:port\"");
+        let most = format!("expected at most {MAX_URLS} URLs");
+        check.that(upstream.urls.len() <= MAX_URLS, &urls, most);
+        let each = upstream.urls.iter().enumerate();
+        check.unique(each.map(|(index, url)| (urls.index(index), url)), "a URL");
         for (index, url) in upstream.urls.iter().enumerate() {
             // That https is not built yet is said there, where the rest of that list is.
             let fine = is_origin(url) || url.starts_with("https://");
@@ -108,9 +119,13 @@ fn upstreams(check: &mut Check<'_>, key: &Key, upstreams: &[Upstream]) {
         }
         check.above_zero(upstream.connect_timeout, &key.name("connect_timeout"));
         check.above_zero(upstream.response_timeout, &key.name("response_timeout"));
+        check.above_zero(upstream.idle_timeout, &key.name("idle_timeout"));
+        check.above_zero(upstream.body_timeout, &key.name("body_timeout"));
         if let Some(health) = &upstream.health {
             let path = key.name("health").name("path");
-            check.that(health.path.starts_with('/'), &path, "expected a path like \"/healthz\"");
+            let fine = health.path.starts_with('/')
+                && health.path.parse::<http::uri::PathAndQuery>().is_ok();
+            check.that(fine, &path, "expected a path like \"/healthz\"");
             check.above_zero(health.interval, &key.name("health").name("interval"));
         }
         if let Some(credential) = &upstream.credential {
@@ -147,15 +162,4 @@ fn is_origin(url: &str) -> bool {
     parsed.is_some_and(|authority| {
         !authority.host().is_empty() && authority.port_u16().is_some_and(|port| port != 0)
     })
-}
-
-fn is_cidr(text: &str) -> bool {
-    let Some((address, length)) = text.split_once('/') else { return false };
-    let longest = match address.parse() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
-    };
-    let digits = length.bytes().all(|byte| byte.is_ascii_digit());
-    digits && length.parse().is_ok_and(|length: u8| length <= longest)
 }

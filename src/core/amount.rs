@@ -164,7 +164,11 @@ pub fn parse_micro(text: &str) -> Result<u64, AmountError> {
         return Err(AmountError::Syntax);
     }
     let whole: u64 = whole.parse().map_err(|_| AmountError::TooLarge)?;
-    let mut micro = whole.checked_mul(MICRO).ok_or(AmountError::TooLarge)?;
+    // Checked before anything is added: what wraps would be small again (f57).
+    if whole > MAX_MICRO / MICRO {
+        return Err(AmountError::TooLarge);
+    }
+    let mut micro = whole * MICRO;
     let mut scale = MICRO / 10;
     for digit in fraction.bytes() {
         micro += u64::from(digit - b'0') * scale;
@@ -372,6 +376,13 @@ mod tests {
             assert_eq!(parse_micro(text), Err(AmountError::Syntax), "{text:?}");
         }
         for text in ["9007199254.740992", "99999999999999999999", "18446744073709551616"] {
+            assert_eq!(parse_micro(text), Err(AmountError::TooLarge), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn f57_an_amount_that_would_wrap_to_a_small_one_is_too_large() {
+        for text in ["18446744073709.551616", "18446744073709.999999", "9007199255.000000"] {
             assert_eq!(parse_micro(text), Err(AmountError::TooLarge), "{text:?}");
         }
     }

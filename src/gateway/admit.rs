@@ -10,6 +10,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::Refused;
+use super::body::Room;
 use super::identify::Caller;
 use crate::config;
 use crate::core::account::Stem;
@@ -24,6 +25,22 @@ pub struct Limits {
     max_in_flight: usize,
     /// Added to by `admit`, taken from by the drop of a [`Permit`]; goes on over reloads.
     in_flight: Arc<AtomicUsize>,
+    max_connections: usize,
+    /// Added to by `connect`, taken from by the drop of a [`Place`]; goes on over reloads.
+    connections: Arc<AtomicUsize>,
+    max_buffered: usize,
+    /// For bodies that are held to be priced.
+    pub room: Arc<Room>,
+}
+
+/// A place among the connections, until it is dropped.
+#[must_use]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A rate and who asked how often; `None` costs nothing.
@@ -51,24 +68,42 @@ impl Limits {
             clock: DefaultClock::default(),
             max_in_flight: config.max_in_flight,
             in_flight: Arc::default(),
+            max_connections: config.max_connections,
+            connections: Arc::default(),
+            max_buffered: config.max_buffered,
+            room: Arc::new(Room::new(config.max_buffered)),
         }
     }
 
     /// Limits as another configuration has them: what is in flight stays counted, and a rate that
     /// did not change goes on where it stands.
     pub fn reloaded(&self, config: &config::Limits) -> Self {
+        let room = match config.max_buffered == self.max_buffered {
+            true => Arc::clone(&self.room),
+            false => Arc::new(Room::new(config.max_buffered)),
+        };
         Self {
             per_user: rate(config.per_user, self.per_user.as_ref()),
             per_org: rate(config.per_org, self.per_org.as_ref()),
             clock: self.clock.clone(),
             max_in_flight: config.max_in_flight,
             in_flight: Arc::clone(&self.in_flight),
+            max_connections: config.max_connections,
+            connections: Arc::clone(&self.connections),
+            max_buffered: config.max_buffered,
+            room,
         }
     }
 
     /// How many requests are in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
+    }
+
+    /// A place for one more connection, if there is one.
+    pub fn connect(&self) -> Option<Place> {
+        let place = Place(Arc::clone(&self.connections));
+        (self.connections.fetch_add(1, Relaxed) < self.max_connections).then_some(place)
     }
 
     /// Admits a caller, or not.

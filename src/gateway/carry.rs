@@ -25,13 +25,16 @@ impl<T: Send + 'static> Future for Carried<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        let Some(future) = &mut self.future else {
+        // Taken out: one that panics is dropped by that, and does not go on as a task (f83).
+        let Some(mut future) = self.future.take() else {
             // Polled again after its end, which no caller does.
             return Poll::Pending;
         };
-        let output = std::task::ready!(future.as_mut().poll(context));
-        self.future = None;
-        Poll::Ready(output)
+        let polled = future.as_mut().poll(context);
+        if polled.is_pending() {
+            self.future = Some(future);
+        }
+        polled
     }
 }
 

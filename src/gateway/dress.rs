@@ -1,16 +1,19 @@
 //! What a backend is shown of a request, and what a client is shown of a response.
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
-    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Request, Version, response};
 use smallvec::SmallVec;
 
 use super::identify::{Caller, TOLLGATE_USER};
+use super::outgoing::Outgoing;
+use super::proxies;
 use super::route::Route;
-use super::upstream::{Outgoing, Upstream};
+use super::screen::looks_like;
+use super::upstream::Upstream;
 use super::worker::Connection;
 use crate::core::ids::Id;
 
@@ -20,20 +23,17 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// What that is counted against.
 pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const TOLLGATE_ORG: HeaderName = HeaderName::from_static("tollgate-org");
 const TOLLGATE_CHARGE: HeaderName = HeaderName::from_static("tollgate-charge");
 
 /// Removes what belongs to the connection it came over, and what only the gateway says
-/// (f60, f61). Run before a request is priced: a header that is not forwarded decides no price.
-pub fn strip(headers: &mut HeaderMap) {
+/// (f60, f61); `also` says what else goes. Run before a request is priced: a header that is not forwarded decides no price.
+pub fn strip(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
     let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
     for name in headers.keys() {
-        if is_hop_by_hop(name) || is_ours(name) {
+        if is_hop_by_hop(name) || is_ours(name) || is_disguised(name) || also(name) {
             gone.push(name.clone());
         }
     }
@@ -70,6 +70,26 @@ fn is_ours(name: &HeaderName) -> bool {
     bytes.starts_with(b"tollgate") && bytes.get(8).is_some_and(|byte| !byte.is_ascii_alphanumeric())
 }
 
+/// Headers that frame a message or that the gateway itself sets, in the spelling of a backend
+/// that makes the same variable of `_` and `-`.
+const DISGUISED: [&str; 7] = [
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "accept-encoding",
+    "content-encoding",
+    "x-request-id",
+    "proxy-authorization",
+];
+
+/// True for a header that is none of those, but looks like one.
+fn is_disguised(name: &HeaderName) -> bool {
+    let bytes = name.as_str().as_bytes();
+    let odd = |odd: bool, byte: &u8| odd | !(byte.is_ascii_alphanumeric() | (*byte == b'-'));
+    bytes.iter().fold(false, odd)
+        && DISGUISED.iter().any(|known| looks_like(bytes, known.as_bytes()))
+}
+
 /// The id a caller gave its request, if it may be passed on.
 pub fn own_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID)?;
@@ -104,24 +124,7 @@ pub fn dress(
         headers.remove(AUTHORIZATION);
     }
     headers.remove(EXPECT);
-    let mut value = connection.peer.clone();
-    if connection.trusted {
-        if let Some(before) = headers.get(X_FORWARDED_FOR) {
-            let chain = [before.as_bytes(), b", ", value.as_bytes()].concat();
-            value = HeaderValue::from_bytes(&chain).unwrap_or(value);
-        }
-    } else {
-        headers.remove(FORWARDED);
-    }
-    headers.insert(X_FORWARDED_FOR, value);
-    if !connection.trusted || !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-    if let Some(host) = headers.remove(HOST)
-        && (!connection.trusted || !headers.contains_key(X_FORWARDED_HOST))
-    {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
+    proxies::announce(connection, headers);
     headers.insert(TOLLGATE_ORG, id(&caller.org.id));
     if let Some(user) = &caller.user {
         headers.insert(TOLLGATE_USER, id(&user.id));
@@ -131,6 +134,7 @@ pub fn dress(
     }
     headers.insert(X_REQUEST_ID, request_id);
     if let Some((name, secret)) = &upstream.credential {
+        remove_like(headers, name);
         headers.insert(name.clone(), secret.clone());
     }
     if route.metered.as_ref().is_some_and(|metered| !metered.pricing.response.is_empty()) {
@@ -146,6 +150,17 @@ pub fn dress(
     Request::from_parts(parts, body)
 }
 
+/// Removes what a backend could take for a header.
+fn remove_like(headers: &mut HeaderMap, name: &HeaderName) {
+    let like = |other: &&HeaderName| {
+        *other != name && looks_like(other.as_str().as_bytes(), name.as_str().as_bytes())
+    };
+    let gone: SmallVec<[HeaderName; 1]> = headers.keys().filter(like).cloned().collect();
+    for name in gone {
+        headers.remove(name);
+    }
+}
+
 fn id(id: &Id) -> HeaderValue {
     // Ids are visible ASCII.
     HeaderValue::from_str(id.as_str()).unwrap_or_else(|_| HeaderValue::from_static(""))
@@ -154,7 +169,7 @@ fn id(id: &Id) -> HeaderValue {
 /// Removes from a response what belongs to the backend's connection and what only the gateway
 /// says.
 pub fn undress(head: &mut response::Parts) {
-    strip(&mut head.headers);
+    strip(&mut head.headers, |_| false);
     head.headers.remove(RATE_LIMIT);
     head.headers.remove(RATE_LIMIT_POLICY);
     head.version = Version::HTTP_11;

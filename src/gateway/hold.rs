@@ -9,10 +9,10 @@ use jiff::Timestamp;
 
 use super::Refused;
 use super::identify::Caller;
+use super::outgoing::Upload;
 use super::quote::Quoted;
 use super::route::{Metered, Route};
 use super::span::Context;
-use super::upstream::Upload;
 use super::worker::Worker;
 use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
 use crate::core::account::{LegKind, Legs, Slot, View, sum_of};

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::CONTENT_ENCODING;
 use http_body::{Body, Frame, SizeHint};
 use smallvec::SmallVec;
 use tokio::time::timeout;
 
 use super::admit::Permit;
 use super::carry::Carried;
+use super::flow::{Break, Flow};
 use super::hold::Held;
 use super::quote::{UsagePlace, quantity_of};
 use super::route::Metered;
 use super::settle::{self, Actual};
-use super::upstream::Flow;
+use super::worker::Turn;
 use crate::books::Books;
 use crate::config::OnDisconnect;
 use crate::core::amount::parse_micro;
@@ -35,6 +37,7 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Reply<B: Books + 'static> {
     content: Content<B>,
     _permit: Option<Permit>,
+    _turn: Turn,
 }
 
 /// What a response's body is made of.
@@ -50,9 +53,9 @@ pub enum Content<B: Books + 'static> {
 }
 
 impl<B: Books + 'static> Reply<B> {
-    /// A body that holds its request's place until it was sent.
-    pub fn new(content: Content<B>, permit: Option<Permit>) -> Self {
-        Self { content, _permit: permit }
+    /// A body that holds its request's place until it was sent, and its connection's turn.
+    pub fn new(content: Content<B>, permit: Option<Permit>, turn: Turn) -> Self {
+        Self { content, _permit: permit, _turn: turn }
     }
 }
 
@@ -137,7 +140,11 @@ impl Reading {
             }
             _ => None,
         });
-        Self { told: told.collect(), kept: Vec::new(), keeps: !metered.pricing.response.is_empty() }
+        // Encoded although nobody asked for it: it is not inspected, so nothing it could unpack to
+        // fills the memory (f74).
+        let encoded = || headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+        let keeps = !metered.pricing.response.is_empty() && !encoded();
+        Self { told: told.collect(), kept: Vec::new(), keeps }
     }
 
     /// Reads one more piece of the body.
@@ -308,7 +315,7 @@ impl<B: Books + 'static> MeteredBody<B> {
                         }
                         None => self.settle(End::Complete, None),
                         Some(Err(error)) => {
-                            let end = truncated(&open.held, open.delivered);
+                            let end = truncated(&open.held, &error, open.delivered);
                             self.settle(end, None);
                             // Settled by a task of its own; the client is only told that the
                             // response is broken.
@@ -346,11 +353,12 @@ impl<B: Books + 'static> Drop for MeteredBody<B> {
     }
 }
 
-/// The end of a response that broke off. Where the client broke off its request first, the
-/// backend could not finish: that is a client that left, or else whoever never ends an upload
-/// would have its answer for nothing.
-fn truncated<B: Books + 'static>(held: &Held<B>, delivered: bool) -> End {
-    if held.upload.broke_off() { End::Abandoned { delivered } } else { End::Truncated }
+/// The end of a response that broke off. Where the client broke off its request first, or keeps
+/// the backend waiting for the rest of it, the backend could not finish: that is a client that
+/// left, or else whoever never ends an upload would have its answer for nothing.
+fn truncated<B: Books + 'static>(held: &Held<B>, error: &Break, delivered: bool) -> End {
+    let waits = matches!(error, Break::Stalled) && held.upload.is_open();
+    if waits || held.upload.broke_off() { End::Abandoned { delivered } } else { End::Truncated }
 }
 
 async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
@@ -361,9 +369,10 @@ async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     if finishes {
         let bound: Duration = held.worker.upstreams[held.route.upstream].response_timeout;
         let drained = timeout(bound, drain(&mut flow, &mut reading)).await;
-        end = match drained.ok().flatten() {
-            Some(End::Truncated) => truncated(&held, delivered),
-            drained => drained.unwrap_or(end),
+        end = match drained {
+            Ok(Ok(true)) => End::Complete,
+            Ok(Err(error @ Break::Broken(_))) => truncated(&held, &error, delivered),
+            _ => end,
         };
     }
     // The connection is closed before the books are asked, so that a backend whose work nobody
@@ -373,19 +382,16 @@ async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     let _ = settle(&mut held, &reading, end, status).await;
 }
 
-async fn drain(flow: &mut Flow, reading: &mut Reading) -> Option<End> {
+/// Reads what is left of a response; false where that is too much.
+async fn drain(flow: &mut Flow, reading: &mut Reading) -> Result<bool, Break> {
     let mut bytes = 0;
-    loop {
-        match flow.next().await {
-            None => return Some(End::Complete),
-            Some(Err(_)) => return Some(End::Truncated),
-            Some(Ok(piece)) => {
-                bytes += piece.len() as u64;
-                reading.feed(&piece);
-                if bytes > MAX_DRAINED {
-                    return None;
-                }
-            }
+    while let Some(piece) = flow.next().await {
+        let piece = piece?;
+        bytes += piece.len() as u64;
+        reading.feed(&piece);
+        if bytes > MAX_DRAINED {
+            return Ok(false);
         }
     }
+    Ok(true)
 }

@@ -6,62 +6,78 @@
 
 mod access;
 pub mod admit;
+mod body;
 mod carry;
 pub mod current;
 mod dress;
+mod endpoint;
+mod flow;
 mod forward;
+pub mod health;
 mod hold;
 mod identify;
 mod meter_body;
+mod outgoing;
+pub mod pace;
 pub mod pick;
 pub mod problem;
+mod proxies;
 mod quote;
 mod reserved;
 pub mod route;
+mod screen;
 mod settle;
 pub mod span;
 pub mod upstream;
+mod wire;
 pub mod worker;
 
 use std::convert::Infallible;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HeaderValue, UPGRADE};
-use http::request::Parts;
-use http::{Method, Request, Response};
+use http::header::{EXPECT, HeaderValue};
+use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::books::Books;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{OrgMeters, Outcome};
 use admit::Permit;
+use body::ClientBody;
 use current::Current;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use meter_body::{Content, Reply};
+use outgoing::{Outgoing, Upload};
+use pace::Late;
 pub use problem::Refused;
 use quote::Asked;
-use upstream::{Outgoing, Upload};
+use wire::{Facts, Wire};
+use worker::Turn;
 pub use worker::{ChargeIds, Charges, Connection, FoundCharge, Worker};
 
 /// The pipeline.
 async fn serve<B: Books + 'static>(
     worker: &Arc<Worker<B>>,
     connection: &Connection,
-    request: Request<Incoming>,
+    (request, facts): (Request<ClientBody>, Facts),
     trace: &mut Trace,
 ) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
     let (mut parts, body) = request.into_parts();
     trace.request_id = dress::own_request_id(&parts.headers);
-    screen(&parts)?;
+    screen::screen(&parts, facts)?;
     let now = worker.clock.now();
     if let Some(path) = parts.uri.path().strip_prefix(reserved::PREFIX) {
         return reserved::answer(worker, connection, &parts, path, now, trace).await;
@@ -73,7 +89,7 @@ async fn serve<B: Books + 'static>(
         trace.who = Some(access::Who::of(&caller));
     }
     let permit = Some(worker.limits.admit(&caller)?);
-    dress::strip(&mut parts.headers);
+    dress::strip(&mut parts.headers, |name| proxies::is_unbelieved(connection, name));
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
     trace.route = Some(route.index);
@@ -82,20 +98,25 @@ async fn serve<B: Books + 'static>(
     let Some(metered) = &route.metered else {
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
-        let body = Outgoing::Streamed(body, Upload::default());
+        let upload = Upload::of(&body);
+        let expects = parts.headers.contains_key(EXPECT);
+        let body = Outgoing::streamed(body, upload.clone(), expects, &worker.tasks);
         let request = dress::dress(parts, body, &route, upstream, dressing);
         let span = trace.span.context().child("upstream");
         let mut request = request;
         span.propagate(request.headers_mut());
-        return Ok((forward::free(worker, &caller, upstream, &route, request).await?, permit));
+        let sent = forward::free(worker, &caller, upstream, &route, request, &upload);
+        return Ok((sent.await?, permit));
     };
     trace.exhausted_status = metered.exhausted_status;
     let upload = Upload::of(&body);
     let (body, priced) = if metered.pricing.reads_body() {
-        let bytes = forward::read_body(&parts.headers, body, metered.max_body).await?;
+        let room = &worker.limits.room;
+        let bytes = body::read(&parts.headers, body, metered.max_body, room).await?;
         (Outgoing::Whole(Some(bytes.clone())), bytes)
     } else {
-        (Outgoing::Streamed(body, upload.clone()), Bytes::new())
+        let expects = parts.headers.contains_key(EXPECT);
+        (Outgoing::streamed(body, upload.clone(), expects, &worker.tasks), Bytes::new())
     };
     let asked = Asked {
         headers: &parts.headers,
@@ -151,24 +172,6 @@ fn id_header(id: crate::core::ids::ChargeId) -> HeaderValue {
     HeaderValue::from_str(id.text(&mut [0; 36])).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Refuses what no stage should see.
-fn screen(parts: &Parts) -> Result<(), Refused> {
-    // The connection's buffer bounds what it waits for, not what came in one piece.
-    let block = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-    if block.sum::<usize>() > MAX_HEADER_BLOCK {
-        let detail = "a request's header block is at most 64 KiB";
-        return Err(Refusal::new(Code::HeadersTooLarge, detail).into());
-    }
-    if parts.method == Method::CONNECT {
-        return Err(Refusal::new(Code::NotImplemented, "the gateway opens no tunnels").into());
-    }
-    route::check_path(parts.uri.path())?;
-    if parts.headers.contains_key(UPGRADE) {
-        return Err(Refusal::new(Code::NotImplemented, "the gateway upgrades to nothing").into());
-    }
-    Ok(())
-}
-
 /// Refuses whatever comes after the worker stopped accepting connections: its task tracker is
 /// closed then.
 fn still_serving<B>(worker: &Worker<B>) -> Result<(), Refused> {
@@ -186,19 +189,18 @@ fn no_card() -> Refused {
 /// Answers one request, whatever becomes of it.
 async fn answer<B: Books + 'static>(
     worker: &Arc<Worker<B>>,
-    connection: &Connection,
-    request: Request<Incoming>,
+    connection: Arc<Connection>,
+    request: (Request<ClientBody>, Facts),
 ) -> Response<Reply<B>> {
     let began = Instant::now();
-    let span = worker.tracer.begin(request.headers());
+    let span = worker.tracer.begin(request.0.headers());
     let mut trace = Trace { span, ..Trace::default() };
-    let line = worker.access_log.then(|| access::Line::new(connection, &request));
-    let (mut response, waited) = match serve(worker, connection, request, &mut trace).await {
-        Ok((Forwarded { response, waited }, permit)) => {
-            (response.map(|content| Reply::new(content, permit)), waited)
-        }
-        Err(refused) => refuse(worker, &mut trace, &refused),
+    let line = worker.access_log.then(|| access::Line::new(&connection, &request.0));
+    let (response, permit, waited) = match serve(worker, &connection, request, &mut trace).await {
+        Ok((Forwarded { response, waited }, permit)) => (response, permit, waited),
+        Err(refused) => refuse(worker, &connection, &mut trace, refused),
     };
+    let mut response = response.map(|content| Reply::new(content, permit, Turn(connection)));
     let took = began.elapsed();
     if let Some(line) = line {
         line.write(&trace, response.status().as_u16(), took, waited);
@@ -220,12 +222,17 @@ async fn answer<B: Books + 'static>(
 
 fn refuse<B: Books + 'static>(
     worker: &Worker<B>,
+    connection: &Connection,
     trace: &mut Trace,
-    refused: &Refused,
-) -> (Response<Reply<B>>, Duration) {
+    mut refused: Refused,
+) -> (Response<Content<B>>, Option<Permit>, Duration) {
+    if refused.refusal.code == Code::UpstreamFailed && connection.pace.late() == Some(Late::Body) {
+        // The backend failed for want of the rest of the body.
+        refused = Refused { counted: refused.counted, waited: refused.waited, ..body::too_late() };
+    }
     let id = trace.id(worker, worker.clock.now());
     let request_id = id.to_str().unwrap_or_default();
-    let (response, body) = problem::respond(refused, request_id, trace.exhausted_status);
+    let (response, body) = problem::respond(&refused, request_id, trace.exhausted_status);
     let code = refused.refusal.code;
     if code >= Code::BooksUnavailable
         && code != Code::Draining
@@ -241,16 +248,15 @@ fn refuse<B: Books + 'static>(
         let outcome = if broken { Outcome::Error } else { Outcome::Refused };
         meters.request(trace.route, outcome, Some(response.status().as_u16()));
     }
-    let response = response.map(|()| Reply::new(Content::Whole(Some(body)), None));
-    (response, refused.waited)
+    (response.map(|()| Content::Whole(Some(body))), None, refused.waited)
 }
 
-/// How long a request's header block may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most headers of a request.
-const MAX_HEADERS: usize = 128;
 /// The largest header block, and the most that is buffered of a connection at once.
 const MAX_HEADER_BLOCK: usize = 64 << 10;
+/// How long a client is listened to that was told to stop, so that it gets to read why (RFC 9112,
+/// 9.6), and how many bytes.
+const FAREWELL: Duration = Duration::from_secs(5);
+const MAX_FAREWELL: usize = 1 << 20;
 
 /// Serves a connection until the client closes it, or the worker drains: then what is being
 /// served is finished, and the connection is closed.
@@ -264,29 +270,94 @@ pub async fn serve_connection<B: Books + 'static>(
     let worker = current.load();
     let drain = worker.drain.clone();
     let connection = Arc::new(Connection::new(&worker, peer));
+    worker.pulse.watch(&connection);
     // An idle connection does not keep an old configuration in memory.
     drop(worker);
-    let service = service_fn(move |request| {
-        let worker = current.load();
-        let connection = Arc::clone(&connection);
-        async move { Ok::<_, Infallible>(answer(&worker, &connection, request).await) }
+    let (serving, own) = (Arc::clone(&current), Arc::clone(&connection));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (worker, connection) = (serving.load(), Arc::clone(&own));
+        let facts = connection.request_began(!request.body().is_end_stream());
+        let request = request.map(|body| ClientBody::new(body, &connection));
+        async move { Ok::<_, Infallible>(answer(&worker, connection, (request, facts)).await) }
     });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_headers(MAX_HEADERS)
+    // More than hyper's 100 headers would cost an allocation a request.
+    let mut served = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_header_size(MAX_HEADER_BLOCK)
         .max_buf_size(MAX_HEADER_BLOCK)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut served = pin!(served);
-    // Errors are the client's: it left, or did not speak HTTP. Both were answered or counted.
-    tokio::select! {
+        .serve_connection(TokioIo::new(Wire::new(stream, Arc::clone(&connection))), service);
+    std::future::poll_fn(|context| {
+        connection.pace.wakes(context.waker());
+        Poll::Ready(())
+    })
+    .await;
+    let ended = tokio::select! {
         biased;
-        _ = served.as_mut() => {}
+        ended = &mut served => ended,
         () = drain.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            let _ = served.await;
+            std::pin::Pin::new(&mut served).graceful_shutdown();
+            (&mut served).await
         }
+    };
+    let (stream, sends) = served.into_parts().io.into_inner().into_inner();
+    let refused = ended.err().and_then(|error| unreadable(&connection, &error));
+    if refused.is_some() || (sends && connection.unread.load(Relaxed)) {
+        let answer = refused.map(|refused| alone(&current.load(), &refused));
+        let _ = tokio::time::timeout(FAREWELL, part(stream, answer)).await;
     }
+}
+
+/// Why a head could not be read, where the client can be told: no answer is under way, and it is
+/// no client that left or never said anything.
+fn unreadable(connection: &Connection, error: &hyper::Error) -> Option<Refused> {
+    if !connection.pace.is_between_requests() {
+        return None;
+    }
+    let refusal = if error.is_parse_too_large() {
+        Refusal::new(Code::HeadersTooLarge, "a header block is at most 64 KiB and 100 headers")
+    } else if error.is_parse() {
+        Refusal::new(Code::BadRequest, format!("the request is not HTTP/1.1: {error}"))
+    } else if connection.pace.late() == Some(Late::Header) {
+        Refusal::new(Code::RequestTimeout, "the request's head did not come in time")
+    } else {
+        return None;
+    };
+    Some(refusal.into())
+}
+
+/// The answer to a client that hyper does not serve; counted like any other refusal.
+fn alone<B: Books + 'static>(worker: &Worker<B>, refused: &Refused) -> Vec<u8> {
+    let (now, meters) = (worker.clock.now(), worker.meters.nobody());
+    let id = worker.ids.next(now);
+    meters.refusal(refused.refusal.code);
+    let status = problem::status(refused.refusal.code).as_u16();
+    meters.request(None, Outcome::Refused, Some(status));
+    problem::respond_alone(refused, id.text(&mut [0; 36]), now)
+}
+
+/// Sends a last answer, ends this side, and reads on for a while: a connection that is closed
+/// with bytes unread is reset, and the client may never see what it was told.
+async fn part(mut stream: TcpStream, answer: Option<Vec<u8>>) -> std::io::Result<()> {
+    if let Some(answer) = answer {
+        stream.write_all(&answer).await?;
+    }
+    stream.shutdown().await?;
+    let mut rest = stream.take(MAX_FAREWELL as u64);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// Turns a client away that is one too many. Never waits.
+pub fn turn_away<B: Books + 'static>(worker: &Worker<B>, stream: TcpStream) {
+    let detail = "the gateway has as many connections as it may have";
+    let mut refused = Refused::from(Refusal::new(Code::TooManyInFlight, detail));
+    refused.retry_after = Some(1);
+    let answer = alone(worker, &refused);
+    // The event loop knows nothing of the stream yet, and a fresh one takes this much at once.
+    let Ok(mut stream) = stream.into_std() else { return };
+    // What the client has sent already is read, so that the answer reaches it.
+    let _ = stream.read(&mut [0; 4096]);
+    let _ = stream.write(&answer);
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
+use crate::config::is_pointer;
+
 /// What was found, by the order in which the pointers were given.
 pub type Picked<'a> = SmallVec<[Option<&'a RawValue>; 4]>;
 
@@ -41,17 +43,12 @@ impl Picker {
     /// # Errors
     /// When the text is not a pointer.
     pub fn add(&mut self, pointer: &str) -> Result<usize, PointerError> {
-        let fail = || PointerError(pointer.to_owned());
+        if !is_pointer(pointer) {
+            return Err(PointerError(pointer.to_owned()));
+        }
         let mut node = &mut self.root;
         // The empty pointer is the whole document.
-        let tokens = match pointer {
-            "" => None,
-            _ => Some(pointer.strip_prefix('/').ok_or_else(fail)?),
-        };
-        for token in tokens.into_iter().flat_map(|tokens| tokens.split('/')) {
-            if token.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
-                return Err(fail());
-            }
+        for token in pointer.split('/').skip(1) {
             let key = token.replace("~1", "/").replace("~0", "~");
             let at = node.children.iter().position(|(name, _)| **name == *key);
             let at = at.unwrap_or_else(|| {
@@ -169,6 +166,10 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
     }
 
     fn visit_seq<A: SeqAccess<'a>>(self, mut items: A) -> Result<(), A::Error> {
+        let index = |(name, _): &(Box<str>, Node)| name.bytes().all(|byte| byte.is_ascii_digit());
+        if self.strict && !self.node.children.iter().all(index) {
+            return Err(de::Error::custom("there is an array where an object is read"));
+        }
         for index in 0_usize.. {
             let child = self.node.children.iter().find(|(name, _)| {
                 // `01` is not an index (RFC 6901, section 4).
@@ -192,22 +193,33 @@ impl<'a> Visitor<'a> for Walk<'_, '_, 'a> {
     }
 
     // Pointers that lead into a scalar find nothing.
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
+        self.scalar()
     }
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
+        self.scalar()
     }
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
+        self.scalar()
     }
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
+        self.scalar()
     }
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
+        self.scalar()
     }
+    // Where there is nothing, nothing is in it.
     fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+impl Walk<'_, '_, '_> {
+    /// A scalar where a pointer goes on: what a backend makes of it is not known (f70).
+    fn scalar<E: de::Error>(&self) -> Result<(), E> {
+        if self.strict && !self.node.children.is_empty() {
+            return Err(E::custom("there is a value where an object is read"));
+        }
         Ok(())
     }
 }
@@ -317,6 +329,28 @@ mod tests {
         let whole = picker(&[""]);
         for text in ["[]", r#""n=60""#, " 60 ", "null", "{}"] {
             assert!(whole.pick_strictly(text.as_bytes()).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn f70_another_kind_on_the_way_of_a_pointer_is_refused_where_a_backend_reads_too() {
+        let nested = picker(&["/a/n", "/b/0/n"]);
+        for text in [
+            r#"{"a": [{"n": 60}]}"#,
+            r#"{"a": []}"#,
+            r#"{"a": "n=60"}"#,
+            r#"{"a": 60}"#,
+            r#"{"a": -6.5}"#,
+            r#"{"a": true}"#,
+            r#"{"b": [[60]]}"#,
+            r#"{"b": [60]}"#,
+            r#"{"b": "n"}"#,
+        ] {
+            assert!(nested.pick_strictly(text.as_bytes()).is_err(), "{text}");
+            assert!(nested.pick(text.as_bytes()).is_ok(), "{text}");
+        }
+        for text in [r#"{"a": null, "b": [null, 7]}"#, r#"{"b": [{"n": 1}, 2]}"#, r#"{"b": []}"#] {
+            assert!(nested.pick_strictly(text.as_bytes()).is_ok(), "{text}");
         }
     }
 

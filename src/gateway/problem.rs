@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use jiff::Timestamp;
@@ -156,7 +157,38 @@ pub fn respond(
     if let Some(allow) = allow {
         headers.insert(ALLOW, allow.clone());
     }
+    if closes(code) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     (response, body.into())
+}
+
+/// True where it is not sure what comes next over the connection.
+fn closes(code: Code) -> bool {
+    code <= Code::Misdirected || code == Code::RequestTimeout
+}
+
+/// The same as bytes, for a client that hyper does not serve. The connection is closed behind it.
+pub fn respond_alone(refused: &Refused, request_id: &str, now: Timestamp) -> Vec<u8> {
+    let (mut response, body) = respond(refused, request_id, None);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    let status = response.status();
+    let reason = status.canonical_reason().unwrap_or_default();
+    let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT");
+    let mut bytes = format!(
+        "HTTP/1.1 {} {reason}\r\ndate: {date}\r\nx-request-id: {request_id}\r\ncontent-length: {}\r\n",
+        status.as_str(),
+        body.len(),
+    )
+    .into_bytes();
+    for (name, value) in response.headers() {
+        bytes.extend_from_slice(
+            &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat(),
+        );
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(&body);
+    bytes
 }
 
 fn pool_facts(facts: &Facts) -> PoolFacts<'_> {

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use super::Refused;
 use super::pick::{Picked, Picker};
 use super::route::Metered;
+use super::screen::looks_like;
 use crate::config;
 use crate::core::amount::parse_micro;
 use crate::core::ids::Id;
@@ -346,7 +347,7 @@ impl Place {
     fn text<'a>(&self, asked: &Asked<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
         match self {
             Place::Header(name) => {
-                if asked.headers.keys().any(|other| other != name && looks_like(other, name)) {
+                if asked.headers.keys().any(|other| other != name && is_like(other, name)) {
                     return Err(unquotable(format!("a header could be taken for {name}")));
                 }
                 let mut values = asked.headers.get_all(name).iter();
@@ -369,16 +370,13 @@ impl Place {
     }
 }
 
-/// True for names that CGI and its heirs make the same variable of.
-fn looks_like(one: &HeaderName, other: &HeaderName) -> bool {
-    let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'_' };
-    let (one, other) = (one.as_str().as_bytes(), other.as_str().as_bytes());
-    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| plain(*a) == plain(*b))
+fn is_like(one: &HeaderName, other: &HeaderName) -> bool {
+    looks_like(one.as_str().as_bytes(), other.as_str().as_bytes())
 }
 
 /// True for a body that a backend reads as a form's fields, whatever else it could be read as.
 fn is_form(headers: &HeaderMap) -> bool {
-    let told = headers.iter().filter(|(name, _)| looks_like(name, &CONTENT_TYPE));
+    let told = headers.iter().filter(|(name, _)| is_like(name, &CONTENT_TYPE));
     let mut parts = told.flat_map(|(_, value)| value.as_bytes().split(|b| b";,".contains(b)));
     parts.any(|part| {
         let (part, multipart) = (part.trim_ascii(), b"multipart/");
@@ -436,7 +434,7 @@ fn key_looks_like(key: &str, name: &str) -> bool {
 }
 
 /// Resolves escapes, and `+` in a query.
-fn unescape(text: &str, plus: bool) -> Result<Cow<'_, str>, Refusal> {
+pub fn unescape(text: &str, plus: bool) -> Result<Cow<'_, str>, Refusal> {
     if !text.bytes().any(|byte| byte == b'%' || (plus && byte == b'+')) {
         return Ok(Cow::Borrowed(text));
     }

@@ -10,9 +10,9 @@ use http::Method;
 use http::header::HeaderValue;
 
 use super::Refused;
-use super::quote::{Meter, Pricing, UsagePlace};
+use super::quote::{Meter, Pricing, UsagePlace, unescape};
 use crate::books::InDoubt;
-use crate::config::{self, OnDisconnect};
+use crate::config::{self, OnDisconnect, Table};
 use crate::core::ids::Id;
 use crate::core::refusal::{Code, Refusal};
 
@@ -68,10 +68,7 @@ pub struct RouteError {
 /// The routes of a gateway.
 #[derive(Debug)]
 pub struct Routes {
-    /// For methods that some route names: its routes and those of any method.
-    by_method: Vec<(Method, matchit::Router<Arc<Route>>)>,
-    /// For all other methods.
-    any: matchit::Router<Arc<Route>>,
+    table: Table<Arc<Route>>,
     /// By their places in the configuration.
     names: Vec<Box<str>>,
 }
@@ -108,35 +105,17 @@ impl Routes {
                 at.ok_or_else(|| fail(format!("there is no upstream {}", route.upstream)))?;
             let metered = if route.free { None } else { Some(metered(route).map_err(fail)?) };
             let name = route.path.as_str().into();
-            compiled.push((method, Arc::new(Route { name, index, upstream, metered })));
+            let entry = Arc::new(Route { name, index, upstream, metered });
+            compiled.push((method, &*route.path, entry));
         }
-        let mut methods: Vec<&Method> = compiled.iter().filter_map(|(m, _)| m.as_ref()).collect();
-        methods.sort_unstable_by_key(|method| method.as_str());
-        methods.dedup();
-        let router = |of: Option<&Method>| {
-            let named = |wanted: bool| {
-                compiled
-                    .iter()
-                    .filter(move |(m, _)| m.is_some() == wanted && (m.as_ref() == of || !wanted))
-            };
-            let mut router = matchit::Router::new();
-            let mut taken: Vec<&str> = Vec::new();
-            for (method, route) in named(true).chain(named(false)) {
-                // A route of this method goes before one of any method on the same path.
-                if method.is_none() && of.is_some() && taken.contains(&&*route.name) {
-                    continue;
-                }
-                taken.push(&route.name);
-                router.insert(&*route.name, Arc::clone(route)).map_err(|error| RouteError {
-                    path: route.name.to_string(),
-                    problem: error.to_string(),
-                })?;
+        let names = compiled.iter().map(|(_, _, route)| route.name.clone()).collect();
+        let (table, errors) = Table::new(&compiled);
+        match errors.into_iter().next() {
+            None => Ok(Self { table, names }),
+            Some((index, error)) => {
+                Err(RouteError { path: routes[index].path.clone(), problem: error.to_string() })
             }
-            Ok(router)
-        };
-        let by_method = methods.iter().map(|&method| Ok((method.clone(), router(Some(method))?)));
-        let names = compiled.iter().map(|(_, route)| route.name.clone()).collect();
-        Ok(Self { by_method: by_method.collect::<Result<_, _>>()?, any: router(None)?, names })
+        }
     }
 
     /// A route's name, by its place in the configuration.
@@ -149,15 +128,12 @@ impl Routes {
     /// # Errors
     /// `unknown_route`, or `method_not_allowed` with the methods that are.
     pub fn find<'p>(&'p self, method: &Method, path: &'p str) -> Result<Matched<'p>, Refused> {
-        let own = self.by_method.iter().find(|(known, _)| known == method);
-        let router = own.map_or(&self.any, |(_, router)| router);
-        if let Ok(found) = router.at(path) {
-            return Ok(Matched { route: Arc::clone(found.value), params: found.params });
-        }
-        let allowed: Vec<&str> = (self.by_method.iter())
-            .filter(|(_, router)| router.at(path).is_ok())
-            .map(|(method, _)| method.as_str())
-            .collect();
+        let allowed = match self.table.find(method, path) {
+            Ok(found) => {
+                return Ok(Matched { route: Arc::clone(found.value), params: found.params });
+            }
+            Err(allowed) => allowed,
+        };
         if allowed.is_empty() {
             let detail = "no route of this gateway has this path";
             return Err(Refusal::new(Code::UnknownRoute, detail).into());
@@ -187,8 +163,8 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
     for (name, attribute) in &route.attributes {
         pricing.attribute(name.clone(), attribute)?;
     }
-    let params = matchit_params(&route.path);
-    if let Some(missing) = pricing.paths().find(|name| !params.contains(name)) {
+    let known = |name: &&str| config::parameters(&route.path).any(|known| known == *name);
+    if let Some(missing) = pricing.paths().find(|name| !known(name)) {
         return Err(format!("its path has no parameter {{{missing}}}"));
     }
     let charge_on = route.charge_on.iter().map(|text| statuses(text)).collect::<Result<_, _>>()?;
@@ -231,28 +207,9 @@ fn meter(
     Ok(Meter { name, quantity, usage })
 }
 
-/// The names of a pattern's parameters.
-fn matchit_params(path: &str) -> Vec<&str> {
-    path.split('{')
-        .skip(1)
-        .filter_map(|part| part.split_once('}'))
-        .map(|(name, _)| name.trim_start_matches('*'))
-        .collect()
-}
-
-/// `2xx`, or one status.
 fn statuses(text: &str) -> Result<(u16, u16), String> {
     let fail = || format!("`charge_on` takes statuses like \"2xx\" or \"404\", got {text:?}");
-    if let Some(class) = text.strip_suffix("xx") {
-        let class: u16 = class.parse().map_err(|_| fail())?;
-        return if (1..=5).contains(&class) {
-            Ok((class * 100, class * 100 + 99))
-        } else {
-            Err(fail())
-        };
-    }
-    let status: u16 = text.parse().map_err(|_| fail())?;
-    if (100..=599).contains(&status) { Ok((status, status)) } else { Err(fail()) }
+    config::statuses(text).ok_or_else(fail)
 }
 
 /// Refuses a path that a backend could read as another one (f69): empty and dot segments,
@@ -268,7 +225,7 @@ pub fn check_path(path: &str) -> Result<(), Refused> {
         return refuse("the request's target must be a path");
     }
     // The usual path is letters, digits and single slashes; one look at each byte tells.
-    let mut at = 0;
+    let (mut at, mut foreign) = (0, false);
     while let Some(&byte) = bytes.get(at) {
         match byte {
             b'/' => match bytes.get(at + 1..) {
@@ -291,13 +248,20 @@ pub fn check_path(path: &str) -> Result<(), Refused> {
                     Some(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
                         return refuse("the path escapes a character that needs no escape");
                     }
-                    Some(_) => at += 2,
+                    Some(byte) => {
+                        foreign |= !byte.is_ascii();
+                        at += 2;
+                    }
                 }
             }
             0x21..=0x7e => {}
             _ => return refuse("the path has a control or non-ASCII character"),
         }
         at += 1;
+    }
+    // Overlong forms of `.` and `/` are none, and some decoders take them (RFC 3629, section 10).
+    if foreign && unescape(path, false).is_err() {
+        return refuse("the path escapes what is no UTF-8");
     }
     Ok(())
 }
@@ -363,6 +327,9 @@ mod tests {
             "/a%zz",
             "/a%00",
             "/a%252e",
+            "/%c0%ae",
+            "/%e0%80%af",
+            "/%ff",
             "/é",
             "/a\u{7f}",
         ] {

@@ -1,103 +1,37 @@
-//! Backends: a pool of connections per worker and backend, last in, first out.
+//! Backends, as one worker reaches them: which address a request goes to, how long it may take,
+//! and when it is sent again.
+//!
+//! A request is sent again only where nothing of it can have been processed (f16): no connection,
+//! or one that ended before anything was written to it; or where its method is safe, its body
+//! empty, and a connection that had been idle ended before an answer (RFC 9110 section 9.2.2,
+//! RFC 9112 section 9.3.1).
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
+use super::endpoint::Endpoint;
+use super::flow::Lease;
+use super::health::{Addresses, Standing};
+use super::outgoing::{Outgoing, Upload};
 use crate::config;
 
-/// How many idle connections a worker keeps to one backend.
-const MAX_IDLE: usize = 512;
-
-/// A request's body on its way to a backend.
-#[derive(Debug)]
-pub enum Outgoing {
-    /// It was held to be priced.
-    Whole(Option<Bytes>),
-    /// It passes through as it comes.
-    Streamed(Incoming, Upload),
-}
-
-/// Whether the client broke off a body that passes through: what its answer then lacks is the
-/// client's doing, and not the backend's.
-#[derive(Clone, Debug, Default)]
-pub struct Upload(Option<Arc<AtomicBool>>);
-
-impl Upload {
-    /// Of a body that may still be coming.
-    pub fn of(body: &Incoming) -> Self {
-        Self((!body.is_end_stream()).then(Arc::default))
-    }
-
-    /// Whether it broke off.
-    pub fn broke_off(&self) -> bool {
-        self.0.as_ref().is_some_and(|broke| broke.load(Relaxed))
-    }
-
-    fn break_off(&self) {
-        if let Some(broke) = &self.0 {
-            broke.store(true, Relaxed);
-        }
-    }
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut *self {
-            Outgoing::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Outgoing::Streamed(body, upload) => {
-                let frame = std::task::ready!(Pin::new(body).poll_frame(context));
-                if let Some(Err(_)) = &frame {
-                    upload.break_off();
-                }
-                Poll::Ready(frame)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Outgoing::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Outgoing::Streamed(body, _) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Outgoing::Whole(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Outgoing::Streamed(body, _) => body.size_hint(),
-        }
-    }
-}
+/// How many addresses a request is tried at that finds no connection.
+const MAX_TRIES: usize = 3;
 
 /// Why a backend did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// There is no connection, so nothing was sent.
     Unreachable,
-    /// The exchange broke.
+    /// The exchange broke, or the answer is none that can be passed on.
     Broken,
     /// No response head in time.
     Timeout,
@@ -115,49 +49,35 @@ pub struct UpstreamError {
 pub struct Upstream {
     /// Its place in the configuration, for metrics.
     pub index: usize,
-    /// How long a response's head may take.
+    /// How long a response's head may take, from the end of the request.
     pub response_timeout: Duration,
+    /// How long the next piece of a response's body may take.
+    pub idle_timeout: Duration,
+    /// How long a body may take as a whole.
+    pub body_timeout: Duration,
     /// What the backend is shown instead of the caller's credential.
     pub credential: Option<(HeaderName, HeaderValue)>,
-    connect_timeout: Duration,
-    endpoints: Box<[Endpoint]>,
-    /// Where the next request goes; only this worker's requests count it up.
+    /// Its addresses.
+    pub(super) endpoints: Box<[Endpoint]>,
+    /// Shared with all workers.
+    health: Arc<Addresses>,
+    /// Where the search for an address begins; only this worker's requests count it up.
     next: AtomicUsize,
     /// Tasks that drive connections. Nobody waits for them: what they carry is waited for.
     drivers: TaskTracker,
 }
 
-struct Endpoint {
-    authority: HeaderValue,
-    /// `host:port`.
-    address: Box<str>,
-    /// Connections without a request, the last used on top. Only this worker's tasks take the
-    /// lock, so it is never waited for.
-    idle: Mutex<Vec<SendRequest<Outgoing>>>,
-}
-
-/// A connection that is in use; given back when its response was read to the end, closed when
-/// it is dropped before that.
-pub struct Lease {
-    upstream: Arc<Upstream>,
-    endpoint: usize,
-    sender: SendRequest<Outgoing>,
-}
-
-impl Lease {
-    /// Puts the connection back for the next request.
-    pub fn give_back(self) {
-        if !self.sender.is_closed() {
-            let mut idle = self.upstream.endpoints[self.endpoint].idle.lock();
-            if idle.len() < MAX_IDLE {
-                idle.push(self.sender);
-            }
-        }
-    }
+/// What became of a request that was given to a connection.
+enum Sent {
+    Answered(Response<Incoming>),
+    /// The connection had ended; nothing was written.
+    Unsent(Box<Request<Outgoing>>),
+    Failed(Failure),
 }
 
 impl Upstream {
-    /// A backend from its configuration, and the header it is shown instead of the caller's.
+    /// A backend from its configuration, the header it is shown instead of the caller's, and the
+    /// health of its addresses.
     ///
     /// # Errors
     /// What is wrong with its URLs.
@@ -165,201 +85,212 @@ impl Upstream {
         index: usize,
         config: &config::Upstream,
         credential: Option<(HeaderName, HeaderValue)>,
+        health: Arc<Addresses>,
     ) -> Result<Self, UpstreamError> {
         let fail = |problem| UpstreamError { name: config.name.to_string(), problem };
-        let endpoints: Box<[Endpoint]> = (config.urls.iter())
-            .map(|url| endpoint(url).ok_or_else(|| fail("`urls` are like \"http://host:port\"")))
-            .collect::<Result<_, _>>()?;
-        if endpoints.is_empty() {
-            return Err(fail("`urls` is empty"));
+        let endpoint = |url: &String| {
+            Endpoint::new(url, config.connect_timeout)
+                .ok_or_else(|| fail("`urls` are like \"http://host:port\""))
+        };
+        let endpoints: Box<[Endpoint]> =
+            config.urls.iter().map(endpoint).collect::<Result<_, _>>()?;
+        if endpoints.is_empty() || endpoints.len() > config::MAX_URLS {
+            return Err(fail("`urls` is empty, or too long"));
         }
         Ok(Self {
             index,
             response_timeout: config.response_timeout,
+            idle_timeout: config.idle_timeout,
+            body_timeout: config.body_timeout,
             credential,
-            connect_timeout: config.connect_timeout,
             endpoints,
+            health,
             next: AtomicUsize::new(0),
             drivers: TaskTracker::new(),
         })
     }
 
-    /// Sends a request and waits for the response's head.
-    ///
-    /// A request that found its pooled connection closed before anything was sent is sent once
-    /// more on a new one (f16); nothing else is ever repeated.
+    /// The address with the fewest requests of this worker under way among those in use and not
+    /// in the set `tried`; one whose time out is over goes first, because one request finds out
+    /// for all. Where none is in use, one is tried all the same. The flag says that the request
+    /// is a probe.
+    fn choose(&self, tried: u64) -> Option<(usize, bool)> {
+        let count = self.endpoints.len();
+        if tried.count_ones() as usize >= count.min(MAX_TRIES) {
+            return None;
+        }
+        if count == 1 {
+            return Some((0, self.health.standing(0) == Standing::Probe));
+        }
+        let first = self.next.fetch_add(1, Relaxed) % count;
+        let mut best: Option<(usize, usize)> = None;
+        for at in (first..count).chain(0..first).filter(|at| tried & (1 << at) == 0) {
+            match self.health.standing(at) {
+                Standing::Out => {}
+                Standing::Probe => return Some((at, true)),
+                Standing::InUse => {
+                    let load = self.endpoints[at].in_flight.load(Relaxed);
+                    if best.is_none_or(|(_, least)| load < least) {
+                        best = Some((at, load));
+                    }
+                }
+            }
+        }
+        let in_use = best.map(|(at, _)| (at, false));
+        in_use.or_else(|| self.health.least_out(tried).map(|at| (at, true)))
+    }
+
+    /// Sends a request and waits for the response's head. `upload` is how far its body has come.
     ///
     /// # Errors
     /// See [`Failure`].
     pub async fn send(
         self: &Arc<Self>,
-        request: Request<Outgoing>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
-        match timeout(self.response_timeout, self.exchange(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Failure::Timeout),
-        }
-    }
-
-    async fn exchange(
-        self: &Arc<Self>,
         mut request: Request<Outgoing>,
+        upload: &Upload,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let count = self.endpoints.len();
-        let first = if count > 1 { self.next.fetch_add(1, Relaxed) % count } else { 0 };
-        let mut pooled = self.endpoints[first].take();
-        for attempt in 0..=count {
-            let endpoint = match pooled {
-                Some(_) => first,
-                None => (first + attempt) % count,
-            };
-            let mut sender = match pooled.take() {
-                Some(sender) => sender,
-                None => match self.connect(endpoint).await {
-                    Some(sender) => sender,
-                    None if attempt + 1 < count => continue,
-                    None => return Err(Failure::Unreachable),
-                },
-            };
-            let authority = self.endpoints[endpoint].authority.clone();
-            request.headers_mut().insert(HOST, authority);
-            match sender.try_send_request(request).await {
-                // The gateway asks for no other protocol, so nobody could speak it (f65).
-                Ok(response) if response.status().is_informational() => {
-                    return Err(Failure::Broken);
+        let mut tried = 0;
+        while let Some((at, probe)) = self.choose(tried) {
+            tried |= 1 << at;
+            let endpoint = &self.endpoints[at];
+            request.headers_mut().insert(HOST, endpoint.authority.clone());
+            let mut pooled = endpoint.take();
+            loop {
+                let (link, reused) = match pooled.take() {
+                    Some(link) => (link, true),
+                    None => match endpoint.connect(&self.drivers).await {
+                        Some(connected) => connected,
+                        None => break,
+                    },
+                };
+                let mut lease = Lease::new(self, at, link);
+                let again = if reused { repeatable(&request) } else { None };
+                match self.exchange(&mut lease, request, upload).await {
+                    Sent::Answered(response) => {
+                        endpoint.answered.fetch_add(1, Relaxed);
+                        if response.status().is_server_error() {
+                            self.health.failed(at, probe);
+                        } else {
+                            self.health.worked(at);
+                        }
+                        return Ok((response, lease));
+                    }
+                    Sent::Unsent(unsent) => {
+                        request = *unsent;
+                        if !reused {
+                            break;
+                        }
+                    }
+                    Sent::Failed(failure) => match again {
+                        Some(again) if failure == Failure::Broken => request = again,
+                        _ => {
+                            // Whoever breaks off an upload, or does not go on with it, harms only
+                            // its own request.
+                            if !upload.broke_off() && !upload.is_open() {
+                                self.health.failed(at, probe);
+                            }
+                            return Err(failure);
+                        }
+                    },
                 }
-                Ok(response) => {
-                    return Ok((response, Lease { upstream: Arc::clone(self), endpoint, sender }));
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(Failure::Broken),
-                },
             }
+            self.health.failed(at, probe);
         }
         Err(Failure::Unreachable)
     }
 
+    async fn exchange(
+        &self,
+        lease: &mut Lease,
+        request: Request<Outgoing>,
+        upload: &Upload,
+    ) -> Sent {
+        let Some(link) = &mut lease.link else { return Sent::Unsent(Box::new(request)) };
+        let mut answering = std::pin::pin!(link.sender.try_send_request(request));
+        let began = Instant::now();
+        let mut pieces = upload.pieces();
+        let mut until = began + self.response_timeout;
+        loop {
+            return match timeout_at(until.into(), answering.as_mut()).await {
+                Ok(Ok(mut response)) => {
+                    if sound(&mut response) {
+                        Sent::Answered(response)
+                    } else {
+                        Sent::Failed(Failure::Broken)
+                    }
+                }
+                Ok(Err(mut error)) => match error.take_message() {
+                    Some(unsent) => Sent::Unsent(Box::new(unsent)),
+                    None => Sent::Failed(Failure::Broken),
+                },
+                // The time runs from the end of the request, and for as long as its body moves.
+                Err(_) => {
+                    let moved = upload.is_open() && upload.pieces() != pieces;
+                    pieces = upload.pieces();
+                    let from = if moved { Some(Instant::now()) } else { upload.ended() };
+                    let next = from.map(|from| from + self.response_timeout);
+                    match next.filter(|next| *next > until && began.elapsed() < self.body_timeout) {
+                        Some(next) => until = next,
+                        None => return Sent::Failed(Failure::Timeout),
+                    }
+                    continue;
+                }
+            };
+        }
+    }
+
     /// How many connections wait for a request.
     pub fn idle(&self) -> usize {
-        let open = |endpoint: &Endpoint| {
-            endpoint.idle.lock().iter().filter(|sender| !sender.is_closed()).count()
-        };
-        self.endpoints.iter().map(open).sum()
-    }
-
-    async fn connect(&self, endpoint: usize) -> Option<SendRequest<Outgoing>> {
-        let address = &*self.endpoints[endpoint].address;
-        let stream = timeout(self.connect_timeout, TcpStream::connect(address)).await.ok()?.ok()?;
-        // A head and a small body are one write; waiting for more would only add latency.
-        let _ = stream.set_nodelay(true);
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        self.drivers.spawn(async move {
-            // An error here is told to whoever waits for the response.
-            let _ = connection.await;
-        });
-        Some(sender)
+        self.endpoints.iter().map(Endpoint::idle).sum()
     }
 }
 
-impl Endpoint {
-    /// The connection used last that can take a request at once.
-    fn take(&self) -> Option<SendRequest<Outgoing>> {
-        let mut idle = self.idle.lock();
-        let mut at = idle.len();
-        while at > 0 {
-            at -= 1;
-            if idle[at].is_closed() {
-                idle.remove(at);
-            } else if idle[at].is_ready() {
-                return Some(idle.remove(at));
-            }
-        }
-        None
-    }
-}
-
-fn endpoint(url: &str) -> Option<Endpoint> {
-    let uri: http::Uri = url.parse().ok()?;
-    let authority = uri.authority()?;
-    let plain = uri.scheme() == Some(&http::uri::Scheme::HTTP)
-        && matches!(uri.path(), "" | "/")
-        && uri.query().is_none()
-        && !authority.as_str().contains('@');
-    if !plain {
+/// A copy of a request that may be processed twice: its method is safe, and it has no body.
+fn repeatable(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
+    if !request.method().is_safe() || !request.body().is_end_stream() {
         return None;
     }
-    let port = authority.port_u16().unwrap_or(80);
-    Some(Endpoint {
-        authority: HeaderValue::from_str(authority.as_str()).ok()?,
-        address: format!("{}:{port}", authority.host()).into(),
-        idle: Mutex::default(),
-    })
+    let mut copy = Request::new(Outgoing::Whole(None));
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
-/// A response's body, and the connection it comes from. Trailers are not passed on.
-pub struct Flow {
-    body: Incoming,
-    lease: Option<Lease>,
+/// Whether a response may be passed on: its framing has one meaning for everybody (RFC 9112
+/// section 6.3), and it is an answer and not another protocol, which nobody asked for (f65).
+fn sound(response: &mut Response<Incoming>) -> bool {
+    !response.status().is_informational() && one_framing(response.headers_mut())
 }
 
-impl Flow {
-    /// A body that has just begun.
-    pub fn new(body: Incoming, lease: Lease) -> Self {
-        let mut flow = Self { body, lease: Some(lease) };
-        flow.release_at_end();
-        flow
-    }
-
-    /// How long it says it is.
-    pub fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-
-    /// Whether it is known to be over.
-    pub fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn release_at_end(&mut self) {
-        if self.body.is_end_stream()
-            && let Some(lease) = self.lease.take()
-        {
-            lease.give_back();
+/// Whether the framing is said in one way. A length that is said several times alike is said once
+/// from here on.
+fn one_framing(headers: &mut HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    let digits = |length: &HeaderValue| {
+        !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+    };
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut several = false;
+    let sound = match (length, codings.next()) {
+        (None, None) => true,
+        (Some(length), None) => {
+            let alike = |other: &HeaderValue| {
+                several = true;
+                other == length
+            };
+            digits(length) && lengths.all(alike)
         }
-    }
-
-    /// The next piece; `None` at a clean end.
-    pub fn poll_data(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, hyper::Error>>> {
-        loop {
-            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                Some(Ok(frame)) => {
-                    self.release_at_end();
-                    if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(data)));
-                    }
-                }
-                Some(Err(error)) => {
-                    self.lease = None;
-                    return Poll::Ready(Some(Err(error)));
-                }
-                None => {
-                    if let Some(lease) = self.lease.take() {
-                        lease.give_back();
-                    }
-                    return Poll::Ready(None);
-                }
-            }
+        (None, Some(coding)) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
         }
+        (Some(_), Some(_)) => false,
+    };
+    if several && let Some(length) = length.cloned() {
+        headers.insert(CONTENT_LENGTH, length);
     }
-
-    /// The next piece; `None` at a clean end.
-    pub async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
-        std::future::poll_fn(|context| self.poll_data(context)).await
-    }
+    sound
 }
 
 #[cfg(test)]
@@ -367,13 +298,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn f80_an_endpoint_is_a_plain_authority() {
-        for url in ["http://127.0.0.1:9100", "http://backend", "http://[::1]:80/"] {
-            assert!(endpoint(url).is_some(), "{url}");
+    fn the_address_with_the_fewest_requests_under_way_is_next() {
+        let text = r#"name = "m"
+            urls = ["http://h:1", "http://h:2", "http://h:3"]"#;
+        let config: config::Upstream = toml::from_str(text).unwrap();
+        let health = Arc::new(Addresses::new(&config));
+        let upstream = Upstream::new(0, &config, None, Arc::clone(&health)).unwrap();
+        let turns: Vec<_> = (0..6).filter_map(|_| upstream.choose(0)).map(|(at, _)| at).collect();
+        assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
+        for (at, count) in [(0, 3), (1, 1), (2, 2)] {
+            upstream.endpoints[at].in_flight.store(count, Relaxed);
         }
-        for url in ["https://a", "a:80", "http://a/b", "http://u:p@a", "http://a?x", "/", ""] {
-            assert!(endpoint(url).is_none(), "{url}");
+        for _ in 0..3 {
+            assert_eq!(upstream.choose(0), Some((1, false)));
+            assert_eq!(upstream.choose(0b010), Some((2, false)));
         }
-        assert_eq!(&*endpoint("http://backend").unwrap().address, "backend:80");
+        assert_eq!(upstream.choose(0b111), None);
+        // Out of use is out of the choice, until nothing else is left.
+        for _ in 0..5 {
+            health.failed(1, false);
+        }
+        assert_eq!(upstream.choose(0), Some((2, false)));
+        assert_eq!(upstream.choose(0b101), Some((1, true)));
+    }
+
+    #[test]
+    fn f63_a_response_is_framed_in_one_way() {
+        let sound = |fields: &[(&str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            }
+            one_framing(&mut headers).then(|| headers.get_all(CONTENT_LENGTH).iter().count())
+        };
+        let (length, coding) = ("content-length", "transfer-encoding");
+        assert_eq!(sound(&[]), Some(0));
+        assert_eq!(sound(&[(length, "5")]), Some(1));
+        assert_eq!(sound(&[(length, "5"), (length, "5")]), Some(1));
+        assert_eq!(sound(&[(coding, "Chunked")]), Some(0));
+        for fields in [
+            &[(length, "5"), (length, "6")][..],
+            &[(length, "5, 5")],
+            &[(length, "+5")],
+            &[(length, "")],
+            &[(length, "5"), (coding, "chunked")],
+            &[(coding, "chunked"), (coding, "chunked")],
+            &[(coding, "gzip, chunked")],
+            &[(coding, "identity")],
+        ] {
+            assert_eq!(sound(fields), None, "{fields:?}");
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! A worker: what one event loop needs to serve requests, and a connection it serves.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use http::header::HeaderValue;
 use jiff::Timestamp;
@@ -13,11 +13,14 @@ use tokio_util::task::TaskTracker;
 
 use super::admit::Limits;
 use super::identify::Known;
+use super::pace::{Pace, Pulse};
 use super::route::Routes;
 use super::span::Tracer;
 use super::upstream::Upstream;
+use super::wire::Facts;
 use crate::books::{Books, BooksError};
 use crate::clock::Clock;
+use crate::config::Network;
 use crate::core::charge::ChargeDocument;
 use crate::core::ids::ChargeId;
 use crate::directory::snapshot::Live;
@@ -48,7 +51,9 @@ pub struct Worker<B> {
     pub tasks: TaskTracker,
     /// Makes charge ids.
     pub ids: ChargeIds,
-    /// Whose `X-Forwarded-*` are believed.
+    /// Its connections, and how long their clients may take.
+    pub pulse: Arc<Pulse>,
+    /// Whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
     /// Where requests are traced.
     pub tracer: Tracer,
@@ -68,7 +73,7 @@ pub trait Charges: Send + Sync {
 pub type FoundCharge<'a> =
     Pin<Box<dyn Future<Output = Result<Option<ChargeDocument>, BooksError>> + Send + 'a>>;
 
-/// A client's connection.
+/// A client's connection. Its fields are written by the worker's thread only.
 pub struct Connection {
     /// The client's address, as `X-Forwarded-For` has it.
     pub peer: HeaderValue,
@@ -77,6 +82,18 @@ pub struct Connection {
     /// Whom its last request was from. Written and read by the connection's own task only; the
     /// lock is never waited for.
     pub last: Mutex<Option<Known>>,
+    /// How long the client takes.
+    pub pace: Pace,
+    /// The [`Facts`] of the head that came last, until its request is served.
+    pub facts: AtomicU8,
+    /// The last request's body was not read to its end.
+    pub unread: AtomicBool,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("peer", &self.peer).finish_non_exhaustive()
+    }
 }
 
 impl Connection {
@@ -88,7 +105,28 @@ impl Connection {
             peer: text.unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             trusted: worker.trusted_proxies.iter().any(|network| network.contains(ip)),
             last: Mutex::default(),
+            pace: worker.pulse.pace(),
+            facts: AtomicU8::new(0),
+            unread: AtomicBool::new(false),
         }
+    }
+
+    /// A request begins; returns what the bytes of its head showed.
+    pub fn request_began(&self, uploading: bool) -> Facts {
+        self.pace.request_began(uploading);
+        self.unread.store(false, Ordering::Relaxed);
+        let facts = self.facts.load(Ordering::Relaxed);
+        self.facts.store(0, Ordering::Relaxed);
+        Facts::from_bits(facts)
+    }
+}
+
+/// An answer that is being sent; its drop says that the last of it was handed to be written.
+pub struct Turn(pub Arc<Connection>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.pace.answered();
     }
 }
 
@@ -130,48 +168,6 @@ fn mix(counter: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// A range of addresses, as CIDR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-/// Why a text is not a network.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected an address or a range like \"10.0.0.0/8\", got {0:?}")]
-pub struct NetworkError(String);
-
-impl std::str::FromStr for Network {
-    type Err = NetworkError;
-
-    fn from_str(text: &str) -> Result<Self, NetworkError> {
-        let fail = || NetworkError(text.to_owned());
-        let (address, bits) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
-        let address: IpAddr = address.parse().map_err(|_| fail())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(most), |bits| bits.parse().map_err(|_| fail()))?;
-        if bits <= most { Ok(Self { address, bits }) } else { Err(fail()) }
-    }
-}
-
-impl Network {
-    /// Whether an address is in the range.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let same = |a: u128, b: u128, width: u8| {
-            let shift = width - self.bits;
-            a.checked_shr(shift.into()).unwrap_or(0) == b.checked_shr(shift.into()).unwrap_or(0)
-        };
-        match (self.address, address) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                same(u128::from(a.to_bits()), u128::from(b.to_bits()), 32)
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.to_bits(), b.to_bits(), 128),
-            _ => false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,20 +179,5 @@ mod tests {
         let made: std::collections::HashSet<ChargeId> =
             (0..10_000).map(|_| ids.next(now)).collect();
         assert_eq!(made.len(), 10_000);
-    }
-
-    #[test]
-    fn networks_hold_their_addresses() {
-        let network: Network = "10.1.0.0/16".parse().unwrap();
-        assert!(network.contains("10.1.255.1".parse().unwrap()));
-        assert!(!network.contains("10.2.0.1".parse().unwrap()));
-        assert!(!network.contains("::1".parse().unwrap()));
-        let all: Network = "::/0".parse().unwrap();
-        assert!(all.contains("2001:db8::1".parse().unwrap()));
-        let one: Network = "127.0.0.1".parse().unwrap();
-        assert!(one.contains("127.0.0.1".parse().unwrap()));
-        assert!(!one.contains("127.0.0.2".parse().unwrap()));
-        assert!("10.0.0.0/33".parse::<Network>().is_err());
-        assert!("ten".parse::<Network>().is_err());
     }
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::org::{OWN, ROBOT, STUDIO};
 use crate::support::world::MEDIA_TOKEN;
-use crate::support::{Access, Call, Org, Script, Setup, World, burst, raw, run, until};
+use crate::support::{Access, Call, Org, Script, Setup, World, burst, run, until};
 
 fn image() -> Call {
     Call::post("/v1/images", "{}")
@@ -176,38 +176,6 @@ fn f69_a_path_that_a_backend_could_read_otherwise_is_refused() {
             "/v1/tile/1?x=%2F;a//..",
             "the bytes that were priced"
         );
-    });
-}
-
-#[test]
-fn f63_f66_f71_malformed_http_is_refused_before_anything_else() {
-    run(async {
-        let world = World::new(&org());
-        let head = |line: &str, more: &str| {
-            format!(
-                "{line}\r\nhost: a\r\nauthorization: Bearer {OWN}\r\nconnection: close\r\n{more}\r\n"
-            )
-        };
-        let post = "POST /v1/images HTTP/1.1";
-        for (request, status) in [
-            (head(post, "content-length: 2\r\ntransfer-encoding: chunked\r\n"), "400"),
-            (head(post, "content-length: 2\r\ncontent-length: 3\r\n"), "400"),
-            (head(post, "transfer-encoding: gzip\r\n"), "400"),
-            (head("POST /v1/images HTTP/1.0", "transfer-encoding: chunked\r\n"), "400"),
-            (head("POST /v1/im ages HTTP/1.1", ""), "400"),
-            (head(post, "bad header: x\r\n"), "400"),
-            (head(post, "x: a\0b\r\n"), "400"),
-            (head("CONNECT backend:80 HTTP/1.1", ""), "501"),
-            (head(post, &format!("x: {}\r\n", "y".repeat(70_000))), "431"),
-        ] {
-            let answer = raw(world.gateway(), format!("{request}{{}}").as_bytes()).await;
-            let shown = &request[..request.len().min(150)];
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{shown}: {answer}");
-        }
-        assert_eq!(world.backend.count(), 0);
-        let fine = head(post, "content-length: 2\r\n") + "{}";
-        let answer = raw(world.gateway(), fine.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     });
 }
 

@@ -5,6 +5,8 @@
 //! - `crash`: killed with charges open, and started again on the same data.
 //! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
 //! - `identity`, `documents`: what is refused, and what callers read.
+//! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
+//! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
 //!   metrics, and what no output may show.
@@ -22,7 +24,12 @@ mod support;
 
 mod burst;
 mod crash;
+mod deadlines;
 mod documents;
+mod early;
+mod failures;
+mod framing;
+mod hygiene;
 mod identity;
 mod operations;
 mod pool;
@@ -33,3 +40,4 @@ mod secrets;
 mod service;
 mod settle;
 mod time;
+mod upstreams;

@@ -85,6 +85,8 @@ pub struct Seen {
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// The head as it came, byte for byte.
+    pub head: String,
     /// The other side left before it was answered.
     pub abandoned: bool,
 }
@@ -244,6 +246,7 @@ impl Wire {
         let mut seen = Seen {
             method: first.next().unwrap().to_owned(),
             target: first.next().unwrap().to_owned(),
+            head: head.clone(),
             ..Seen::default()
         };
         let headers = lines.filter_map(|line| line.split_once(':'));

@@ -5,6 +5,8 @@ pub mod backend;
 pub mod client;
 pub mod faults;
 pub mod org;
+pub mod peer;
+pub mod wild;
 pub mod world;
 
 use std::future::Future;
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, raw};
 pub use org::{Access, Org};
+pub use peer::Peer;
+pub use wild::Wild;
 pub use world::{Setup, World};
 
 /// How long anything may take before a test gives up on it.

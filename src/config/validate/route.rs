@@ -1,7 +1,9 @@
 //! What is wrong with routes.
 
 use super::super::document::Key;
-use super::super::{Attribute, Config, Number, Quantity, Route, Usage};
+use super::super::{
+    Attribute, Config, Number, Quantity, Route, Table, Usage, is_pointer, parameters, statuses,
+};
 use super::{Check, is_header};
 use crate::core::amount::parse_micro;
 
@@ -28,18 +30,21 @@ pub(super) fn routes(check: &mut Check<'_>, key: &Key, config: &Config) {
         check.that(any, &charged, "expected a status; what never charges is `free = true`");
         for (index, status) in route.charge_on.iter().enumerate() {
             let expected = "expected a class like \"2xx\" or a status like \"404\"";
-            check.that(is_status(status), &charged.index(index), expected);
+            check.that(statuses(status).is_some(), &charged.index(index), expected);
         }
-        check.that(route.max_body > 0, &key.name("max_body"), "expected a size above zero");
+        let max_body = key.name("max_body");
+        check.that(route.max_body > 0, &max_body, "expected a size above zero");
+        let held = route.max_body <= config.limits.max_buffered;
+        check.that(held, &max_body, "expected at most `limits.max_buffered`");
         let refusal = route.exhausted_status.is_none_or(|status| matches!(status, 402 | 403 | 429));
         check.that(refusal, &key.name("exhausted_status"), "expected 402, 403 or 429");
     }
 }
 
-/// Paths parse, and no request could belong to two routes. One table of all paths serves every
-/// method, so paths that differ only in the names of their parameters conflict, too.
+/// Paths parse, and no request could belong to two routes.
 fn paths(check: &mut Check<'_>, key: &Key, routes: &[Route]) {
-    let mut table = matchit::Router::new();
+    let mut entries = Vec::new();
+    let mut places = Vec::new();
     for (index, route) in routes.iter().enumerate() {
         let key = key.index(index).name("path");
         let form = route.path.starts_with('/')
@@ -51,21 +56,27 @@ fn paths(check: &mut Check<'_>, key: &Key, routes: &[Route]) {
         }
         let reserved = route.path == "/.tollgate" || route.path.starts_with("/.tollgate/");
         check.that(!reserved, &key, "expected a path outside the reserved prefix /.tollgate/");
-        if routes[..index].iter().any(|earlier| earlier.path == route.path) {
+        let same =
+            |earlier: &Route| (&earlier.method, &earlier.path) == (&route.method, &route.path);
+        let method = route.method.as_ref().map(|text| http::Method::from_bytes(text.as_bytes()));
+        // What is wrong with these is said elsewhere.
+        if routes[..index].iter().any(same) || matches!(method, Some(Err(_))) {
             continue;
         }
-        match table.insert(&*route.path, ()) {
-            Ok(()) => {}
-            Err(matchit::InsertError::Conflict { with }) => {
-                let expected = format!("expected a path that does not conflict with {with:?}");
-                check.that(false, &key, expected);
+        entries.push((method.and_then(Result::ok), &*route.path, ()));
+        places.push(key);
+    }
+    for (index, error) in Table::new(&entries).1 {
+        let expected = match error {
+            matchit::InsertError::Conflict { with } => {
+                format!("expected a path that does not conflict with {with:?}")
             }
-            Err(error) => {
-                let error = error.to_string();
+            error => {
                 let expected = "expected matchit's syntax, {name} or {*rest} at the end";
-                check.that(false, &key, format!("{expected}: {}", error.to_lowercase()));
+                format!("{expected}: {}", error.to_string().to_lowercase())
             }
-        }
+        };
+        check.that(false, &places[index], expected);
     }
     let method_and_path = routes.iter().enumerate().map(|(index, route)| {
         (key.index(index).name("path"), (&*route.path, route.method.as_deref()))
@@ -165,10 +176,7 @@ impl Sources<'_> {
         check.that(header, &key.name("header"), "expected a header's name");
         let named = query.as_deref().is_none_or(|name| !name.is_empty());
         check.that(named, &key.name("query"), "expected a query parameter's name");
-        let parameter = |name: &str| {
-            route.path.contains(&format!("{{{name}}}"))
-                || route.path.contains(&format!("{{*{name}}}"))
-        };
+        let parameter = |name: &str| parameters(&route.path).any(|known| known == name);
         let there = path.as_deref().is_none_or(parameter);
         check.that(
             there,
@@ -180,19 +188,9 @@ impl Sources<'_> {
 
 const POINTER: &str = "expected a JSON pointer like \"/a/b\" (RFC 6901)";
 
-fn is_pointer(text: &str) -> bool {
-    let escaped = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    escaped && (text.is_empty() || text.starts_with('/'))
-}
-
 fn is_amount(number: &Number) -> bool {
     match number {
         Number::Whole(whole) => parse_micro(&whole.to_string()).is_ok(),
         Number::Decimal(text) => parse_micro(text).is_ok(),
     }
-}
-
-/// Interim statuses (1xx) never settle a request.
-fn is_status(text: &str) -> bool {
-    matches!(text.as_bytes(), [b'2'..=b'5', b'x', b'x'] | [b'2'..=b'5', b'0'..=b'9', b'0'..=b'9'])
 }

@@ -24,6 +24,8 @@ use crate::directory::Directory;
 use crate::directory::file::Source;
 use crate::gateway::admit::Limits;
 use crate::gateway::current::Current;
+use crate::gateway::health::Addresses;
+use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Worker, serve_connection};
@@ -389,7 +391,10 @@ impl<B: Books + 'static> Bench<B> {
             generation: 0,
             routes: Routes::new(&config.route, &config.upstream).unwrap(),
             upstreams: upstreams
-                .map(|(index, entry)| Arc::new(Upstream::new(index, entry, None).unwrap()))
+                .map(|(index, entry)| {
+                    let addresses = Arc::new(Addresses::new(entry));
+                    Arc::new(Upstream::new(index, entry, None, addresses).unwrap())
+                })
                 .collect(),
             live: directory.live(),
             books: books(engine.session()),
@@ -399,7 +404,8 @@ impl<B: Books + 'static> Bench<B> {
             meters: telemetry.worker(&Arc::new(labels)),
             tasks: TaskTracker::new(),
             ids: ChargeIds::new().unwrap(),
-            trusted_proxies: Vec::new(),
+            pulse: Arc::new(Pulse::new(&config.gateway)),
+            trusted_proxies: config.gateway.trusted_proxies.clone(),
             tracer,
             access_log: false,
             drain: CancellationToken::new(),
@@ -422,7 +428,8 @@ impl<B: Books + 'static> Bench<B> {
     }
 
     /// Sends a request over a new connection and reads its response.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Answer {
+        request.headers_mut().entry("host").or_insert(http::HeaderValue::from_static("gate"));
         let stream = TokioIo::new(self.connect().await);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
         self._tasks.spawn(async move {

@@ -1,0 +1,202 @@
+//! Bodies of requests: as they come from the client, and held to be priced.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, HeaderMap};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::Refused;
+use super::pace::Late;
+use super::worker::Connection;
+use crate::core::refusal::{Code, Refusal};
+
+/// A request's body as its client sends it, which the client may take so long for.
+#[derive(Debug)]
+pub struct ClientBody {
+    body: Incoming,
+    /// `None` for a body that was there at once: none at all.
+    connection: Option<Arc<Connection>>,
+    turn: u32,
+}
+
+impl ClientBody {
+    /// The body of the request that the connection serves.
+    pub fn new(body: Incoming, connection: &Arc<Connection>) -> Self {
+        let turn = connection.pace.turn();
+        let connection = (!body.is_end_stream()).then(|| Arc::clone(connection));
+        Self { body, connection, turn }
+    }
+
+    /// The connection, while it serves this body's request.
+    fn connection(&self) -> Option<&Arc<Connection>> {
+        self.connection.as_ref().filter(|connection| connection.pace.turn() == self.turn)
+    }
+
+    fn end(&mut self) {
+        if let Some(connection) = self.connection() {
+            connection.pace.upload_ended();
+        }
+        self.connection = None;
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Some(connection) = self.connection() {
+            match &polled {
+                Poll::Pending => connection.pace.body_awaited(),
+                Poll::Ready(Some(Ok(frame))) => {
+                    connection.pace.body_came(frame.data_ref().map_or(0, Bytes::len));
+                }
+                Poll::Ready(_) => {}
+            }
+        }
+        let frame = ready!(polled);
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection() {
+            // The client may still be sending what nobody reads.
+            connection.unread.store(true, Relaxed);
+        }
+        self.end();
+    }
+}
+
+/// How many bytes of bodies are held at once, over all workers. Small ones are not counted:
+/// `max_in_flight` bounds those.
+#[derive(Debug)]
+pub struct Room {
+    left: AtomicU64,
+}
+
+/// The largest body that is not counted.
+const SMALL: u64 = 16 << 10;
+
+impl Room {
+    /// Room for so many bytes.
+    pub fn new(bytes: u64) -> Self {
+        Self { left: AtomicU64::new(bytes) }
+    }
+
+    fn take(self: &Arc<Self>, bytes: u64) -> Result<Share, Refused> {
+        let taken = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes));
+        if taken.is_err() {
+            let detail = "bodies of other requests fill the room there is for them";
+            let mut refused = Refused::from(Refusal::new(Code::TooManyInFlight, detail));
+            refused.retry_after = Some(1);
+            return Err(refused);
+        }
+        Ok(Share { room: Arc::clone(self), bytes })
+    }
+}
+
+/// A share of the room, until it is dropped.
+struct Share {
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.room.left.fetch_add(self.bytes, Relaxed);
+    }
+}
+
+/// A body that is held, and its share of the room.
+struct Held {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads a request's body that decides its price, up to the route's bound.
+///
+/// # Errors
+/// `body_too_large`, before reading where the request says so; `too_many_in_flight` where there is
+/// no room for it; `request_timeout` where it takes too long; `bad_request` where it breaks off.
+pub async fn read(
+    headers: &HeaderMap,
+    mut body: ClientBody,
+    bound: u64,
+    room: &Arc<Room>,
+) -> Result<Bytes, Refused> {
+    let too_large = || {
+        let detail = format!("this route takes bodies of at most {bound} bytes");
+        Refused::from(Refusal::new(Code::BodyTooLarge, detail))
+    };
+    let told = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let told = told.and_then(|text| text.parse::<u64>().ok());
+    if told.is_some_and(|length| length > bound) {
+        return Err(too_large());
+    }
+    // One that does not say how long it is may become as long as it may.
+    let most = told.unwrap_or(if body.is_end_stream() { 0 } else { bound });
+    let share = if most > SMALL { Some(room.take(most)?) } else { None };
+    let connection = body.connection.clone();
+    let (mut whole, mut more, mut size) = (Bytes::new(), BytesMut::new(), 0);
+    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+        let frame = frame.map_err(|_| broke_off(connection.as_deref()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        size += data.len();
+        if size as u64 > bound {
+            return Err(too_large());
+        }
+        // One piece is kept as it is.
+        if size == data.len() {
+            whole = data;
+        } else {
+            more.extend_from_slice(&std::mem::take(&mut whole));
+            more.extend_from_slice(&data);
+        }
+    }
+    let bytes = if more.is_empty() { whole } else { more.freeze() };
+    Ok(match share {
+        None => bytes,
+        Some(share) => Bytes::from_owner(Held { bytes, _share: share }),
+    })
+}
+
+fn broke_off(connection: Option<&Connection>) -> Refused {
+    let late = connection.is_some_and(|connection| connection.pace.late() == Some(Late::Body));
+    if late {
+        return too_late();
+    }
+    Refusal::new(Code::BadRequest, "the request's body broke off").into()
+}
+
+/// The refusal of a request whose body did not come in time.
+pub fn too_late() -> Refused {
+    Refusal::new(Code::RequestTimeout, "the request's body did not come in time").into()
+}
