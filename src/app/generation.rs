@@ -10,12 +10,12 @@ use http::header::{HeaderName, HeaderValue};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::backends::Backends;
 use crate::books::Session;
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
 use crate::config::{self, Changes, Config};
 use crate::directory::snapshot::Live;
-use super::backends::Backends;
 use crate::gateway::admit::Limits;
 use crate::gateway::current::Current;
 use crate::gateway::pace::Pulse;

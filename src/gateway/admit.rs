@@ -28,7 +28,7 @@ pub struct Limits {
     max_connections: usize,
     /// Added to by `connect`, taken from by the drop of a [`Place`]; goes on over reloads.
     connections: Arc<AtomicUsize>,
-    max_buffered: usize,
+    max_buffered: u64,
     /// For bodies that are held to be priced.
     pub room: Arc<Room>,
 }

@@ -162,8 +162,8 @@ fn f83_a_request_that_ends_within_the_drain_is_answered_and_charged() {
 #[test]
 fn f83_d36_what_outlasts_the_drain_is_in_doubt_and_resolved_as_its_route_says() {
     run(async {
-        let env = vec![("TOLLGATE__GATEWAY__DRAIN_TIMEOUT", "300ms".to_owned())];
-        let setup = Setup { env, ..Setup::default() };
+        let environment = vec![("TOLLGATE__GATEWAY__DRAIN_TIMEOUT".to_owned(), "300ms".to_owned())];
+        let setup = Setup { environment, ..Setup::default() };
         let mut world = World::with(setup, &Org::new().user("alice", "10", Access::None));
         let gateway = world.gateway();
         let mut clients = tokio::task::JoinSet::new();
