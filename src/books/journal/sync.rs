@@ -137,6 +137,8 @@ impl Progress {
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Release);
         self.told.send_replace(());
+        // Under the lock, so that nobody is between looking and waiting.
+        let _jobs = self.jobs.lock();
         self.wake.notify_all();
         self.done.notify_all();
     }
