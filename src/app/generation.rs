@@ -10,7 +10,7 @@ use http::header::{HeaderName, HeaderValue};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::backends::Backends;
+use super::backends::{Backends, Next};
 use crate::books::Session;
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
@@ -24,6 +24,9 @@ use crate::gateway::span::Tracer;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::{ChargeIds, Charges, Worker};
 use crate::telemetry::{Labels, RouteLabels, Telemetry};
+
+/// What an upstream is shown instead of the caller's credential.
+type Credential = Option<(HeaderName, HeaderValue)>;
 
 /// What all workers share.
 pub(super) struct Parts<'a> {
@@ -47,17 +50,10 @@ pub(super) fn first(
     let credentials = credentials(config)?;
     let known = parts.backends.next(&config.upstream);
     let worker = |_| {
-        let upstreams = config.upstream.iter().zip(&credentials).enumerate();
-        let upstreams = upstreams
-            .map(|(index, (upstream, credential))| {
-                let addresses = known.addresses(index)?;
-                Ok(Arc::new(Upstream::new(index, upstream, credential.clone(), addresses)?))
-            })
-            .collect::<anyhow::Result<_>>()?;
         let worker = Worker {
             generation: 0,
             routes: Routes::new(&config.route, &config.upstream)?,
-            upstreams,
+            upstreams: upstreams(config, &credentials, &known, &[])?,
             live: Arc::clone(&parts.live),
             books: parts.engine.session(),
             charges: Arc::clone(parts.charges),
@@ -96,26 +92,11 @@ pub(super) fn reload(
     let mut next = Vec::new();
     for current in currents {
         let old = current.load();
-        let mut upstreams = Vec::new();
-        for (index, (upstream, credential)) in new.upstream.iter().zip(&credentials).enumerate() {
-            // One that is the same at the same place keeps its connections, and what is known
-            // of its health.
-            let kept = old.upstreams.get(index).filter(|kept| {
-                running.upstream.get(index) == Some(upstream) && kept.credential == *credential
-            });
-            upstreams.push(match kept {
-                Some(kept) => Arc::clone(kept),
-                None => {
-                    let addresses = known.addresses(index)?;
-                    Arc::new(Upstream::new(index, upstream, credential.clone(), addresses)?)
-                }
-            });
-        }
         let limits = limits.get_or_insert_with(|| Arc::new(old.limits.reloaded(&new.limits)));
         next.push(Arc::new(Worker {
             generation: old.generation + 1,
             routes: Routes::new(&new.route, &new.upstream)?,
-            upstreams,
+            upstreams: upstreams(new, &credentials, &known, &old.upstreams)?,
             live: Arc::clone(&old.live),
             books: old.books.clone(),
             charges: Arc::clone(&old.charges),
@@ -144,6 +125,26 @@ pub(super) fn reload(
     running.upstream.clone_from(&new.upstream);
     running.route.clone_from(&new.route);
     Ok(changes)
+}
+
+/// A worker's way to each backend. One whose addresses and credential are the same as before keeps
+/// its connections.
+fn upstreams(
+    config: &Config,
+    credentials: &[Credential],
+    known: &Next,
+    before: &[Arc<Upstream>],
+) -> anyhow::Result<Vec<Arc<Upstream>>> {
+    let upstream = |(index, (upstream, credential)): (usize, (&config::Upstream, &Credential))| {
+        let addresses = known.addresses(index)?;
+        let same =
+            |kept: &&Arc<Upstream>| kept.reaches(&addresses) && kept.credential == *credential;
+        match before.get(index).filter(same) {
+            Some(kept) => Ok(Arc::clone(kept)),
+            None => Ok(Arc::new(Upstream::new(index, upstream, credential.clone(), addresses)?)),
+        }
+    };
+    config.upstream.iter().zip(credentials).enumerate().map(upstream).collect()
 }
 
 fn ids() -> anyhow::Result<ChargeIds> {
@@ -180,7 +181,7 @@ pub(super) fn tracer(_config: &Config) -> anyhow::Result<(Tracer, Option<JoinHan
 }
 
 /// What each upstream is shown, read anew from its variable or file.
-fn credentials(config: &Config) -> anyhow::Result<Vec<Option<(HeaderName, HeaderValue)>>> {
+fn credentials(config: &Config) -> anyhow::Result<Vec<Credential>> {
     let read = |upstream: &config::Upstream| {
         let variable = |name: &str| std::env::var_os(name);
         let credential = upstream.credential.as_ref();

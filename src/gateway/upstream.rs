@@ -76,6 +76,11 @@ enum Sent {
 }
 
 impl Upstream {
+    /// True when these are its addresses: then nothing of the backend's configuration differs.
+    pub fn reaches(&self, addresses: &Arc<Addresses>) -> bool {
+        Arc::ptr_eq(&self.health, addresses)
+    }
+
     /// A backend from its configuration, the header it is shown instead of the caller's, and the
     /// health of its addresses.
     ///
