@@ -1,6 +1,7 @@
 -- What wrk sends: one POST for a user drawn by Zipf, from strings made before the clock starts.
 --
--- Arguments after `--`: users, exponent, seed, seconds, path, key.
+-- Arguments after `--`: users, exponent, seed, seconds, path, key, and the letter that users' names
+-- begin with.
 -- After `seconds` a connection that has its answer is given nothing to send, so that none is cut
 -- off in flight: what was sent, what was answered and what the backend saw are then one number.
 -- `done` prints it all as one line of JSON.
@@ -72,12 +73,12 @@ function init(args)
   users, length = tonumber(args[1]), tonumber(args[4])
   prepare(tonumber(args[2]))
   math.randomseed(tonumber(args[3]))
-  local path, key = args[5], args[6]
+  local path, key, letter = args[5], args[6], args[7] or "u"
   local bodies = { body(1), body(2), body(3), body(4) }
   requests = {}
   for i = 0, users - 1 do
     requests[i] = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. key
-      .. "\r\nTollgate-User: " .. ("u%07d"):format(i)
+      .. "\r\nTollgate-User: " .. letter .. ("%07d"):format(i)
       .. "\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n" .. bodies[quantity(i)]
   end
 end

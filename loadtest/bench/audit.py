@@ -70,8 +70,9 @@ def compare(
 ) -> list[str]:
     """What differs, in words; nothing where all is one number."""
     wrong = []
-    if seen != answered:
-        wrong.append(f"the backend saw {seen} requests, the driver got {answered} answers")
+    served = 0 if outcome == "refused" else answered
+    if seen != served:
+        wrong.append(f"the backend saw {seen} requests, the driver got {served} answers from it")
     if books is None or outcome is None:
         return wrong
     if books.outcomes != {outcome: answered}:

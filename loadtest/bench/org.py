@@ -1,4 +1,5 @@
-"""The org of a measurement: users by the hundred thousand, three licences each."""
+"""The org of a measurement: users by the hundred thousand, three licences each, and as many who
+have nothing left and no access to the pool."""
 
 from pathlib import Path
 
@@ -26,6 +27,11 @@ credits = "2000"
 [[plan]]
 id = "bottomless"
 credits = "1000000000"
+
+# Never enough for one image, and with nothing else: these users are always refused.
+[[plan]]
+id = "crumb"
+credits = "0.25"
 
 [[group]]
 id = "everyone"
@@ -76,4 +82,10 @@ def write(to: Path, users: int, secret: str) -> Path:
                 for n, plan in enumerate(plans, 1)
             )
             out.write(f'\n[[user]]\nid = "{user}"\ngroups = ["everyone"]\nlicences = [{licences}]\n')
+        for i in range(users):
+            user = f"x{i:07}"
+            licences = ", ".join(
+                f'{{ id = "{user}-{n}", plan = "crumb", priority = {n} }}' for n in (1, 2, 3)
+            )
+            out.write(f'\n[[user]]\nid = "{user}"\nlicences = [{licences}]\n')
     return to
