@@ -22,7 +22,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.hold", Asks::Always),
     ("route.*.pick", Asks::Always),
     ("route.*.sse_receipt", Asks::True),
-    ("route.*.compat", Asks::Always),
     ("route.*.mode", Asks::Word("observe")),
     ("route.*.front", Asks::Always),
     ("route.*.idempotency", Asks::Always),

@@ -62,6 +62,7 @@ use forward::Forwarded;
 use meter_body::{Content, Reply};
 use outgoing::{Outgoing, Upload};
 use pace::Late;
+use problem::Manner;
 pub use problem::Refused;
 use quote::Asked;
 use wire::{Facts, Wire};
@@ -93,6 +94,7 @@ async fn serve<B: Books + 'static>(
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
     trace.route = Some(route.index);
+    trace.manner = route.manner;
     let upstream = &worker.upstreams[route.upstream];
     still_serving(worker)?;
     let Some(metered) = &route.metered else {
@@ -108,7 +110,6 @@ async fn serve<B: Books + 'static>(
         let sent = forward::free(worker, &caller, upstream, &route, request, &upload);
         return Ok((sent.await?, permit));
     };
-    trace.exhausted_status = metered.exhausted_status;
     let upload = Upload::of(&body);
     let (body, priced) = if metered.pricing.reads_body() {
         let room = &worker.limits.room;
@@ -149,7 +150,8 @@ struct Trace {
     meters: Option<Arc<OrgMeters>>,
     route: Option<usize>,
     request_id: Option<HeaderValue>,
-    exhausted_status: Option<u16>,
+    /// How its refusals look.
+    manner: Manner,
     span: span::Span,
     /// Who asked, where requests are logged.
     who: Option<access::Who>,
@@ -195,10 +197,20 @@ async fn answer<B: Books + 'static>(
     let began = Instant::now();
     let span = worker.tracer.begin(request.0.headers());
     let mut trace = Trace { span, ..Trace::default() };
+    // Who is refused before its route is known is answered in that route's manner all the same.
+    let target = (worker.routes.have_manners())
+        .then(|| (request.0.method().clone(), request.0.uri().clone()));
     let line = worker.access_log.then(|| access::Line::new(&connection, &request.0));
     let (response, permit, waited) = match serve(worker, &connection, request, &mut trace).await {
         Ok((Forwarded { response, waited }, permit)) => (response, permit, waited),
-        Err(refused) => refuse(worker, &connection, &mut trace, refused),
+        Err(refused) => {
+            if let (None, Some((method, uri))) = (trace.route, target)
+                && let Ok(matched) = worker.routes.find(&method, uri.path())
+            {
+                trace.manner = matched.route.manner;
+            }
+            refuse(worker, &connection, &mut trace, refused)
+        }
     };
     let mut response = response.map(|content| Reply::new(content, permit, Turn(connection)));
     let took = began.elapsed();
@@ -232,7 +244,7 @@ fn refuse<B: Books + 'static>(
     }
     let id = trace.id(worker, worker.clock.now());
     let request_id = id.to_str().unwrap_or_default();
-    let (response, body) = problem::respond(&refused, request_id, trace.exhausted_status);
+    let (response, body) = problem::respond(&refused, request_id, trace.manner);
     let code = refused.refusal.code;
     if code >= Code::BooksUnavailable
         && code != Code::Draining

@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::config::Compat;
 use crate::core::ids::Id;
 use crate::core::refusal::{Both, Code, DecidedBy, Facts, Missing, Refusal};
 
@@ -34,6 +35,15 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, retry_after: None, allow: None, counted: false, waited: Duration::ZERO }
     }
+}
+
+/// How a route's refusals look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// The status of refusals for lack of credit, instead of 402.
+    pub exhausted: Option<u16>,
+    /// In whose error body they are.
+    pub compat: Option<Compat>,
 }
 
 /// Where the pages of problems are.
@@ -110,17 +120,41 @@ struct PoolFacts<'a> {
     profile: Option<&'a Id>,
 }
 
-/// The response to a refused request. `exhausted` is what the route answers instead of 402.
-pub fn respond(
-    refused: &Refused,
-    request_id: &str,
-    exhausted: Option<u16>,
-) -> (Response<()>, Bytes) {
+/// OpenAI's error body, with the whole problem beside the members its clients read.
+#[derive(Serialize)]
+struct OpenAi<'a> {
+    error: OpenAiError<'a>,
+}
+
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: &'static str,
+    /// The whole problem document.
+    problem: &'a Problem<'a>,
+}
+
+/// What OpenAI's clients know a kind of error by.
+fn openai_type(code: Code, status: StatusCode) -> &'static str {
+    match status {
+        _ if is_exhaustion(code) => "insufficient_quota",
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_server_error() => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// The response to a refused request, in the manner of its route.
+pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response<()>, Bytes) {
     let Refused { refusal, retry_after, allow, .. } = refused;
     let code = refusal.code;
     let mut status = status(code);
     if status == StatusCode::PAYMENT_REQUIRED {
-        let other = exhausted.and_then(|status| StatusCode::from_u16(status).ok());
+        let other = manner.exhausted.and_then(|status| StatusCode::from_u16(status).ok());
         status = other.unwrap_or(status);
     }
     let facts = refusal.facts.as_deref();
@@ -140,11 +174,14 @@ pub fn respond(
         decided_by: facts.and_then(|facts| facts.decided_by.as_ref()).map(|(by, _)| *by),
     };
     // A structure of texts and numbers always serialises.
-    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let (kind, body) = match manner.compat {
+        None => ("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default()),
+        Some(Compat::Openai) => ("application/json", openai(&problem, code, status)),
+    };
     let mut response = Response::new(());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if code == Code::Unauthenticated {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -163,6 +200,17 @@ pub fn respond(
     (response, body.into())
 }
 
+fn openai(problem: &Problem<'_>, code: Code, status: StatusCode) -> Vec<u8> {
+    let error = OpenAiError {
+        message: problem.detail,
+        r#type: openai_type(code, status),
+        param: None,
+        code: problem.code,
+        problem,
+    };
+    serde_json::to_vec(&OpenAi { error }).unwrap_or_default()
+}
+
 /// True where it is not sure what comes next over the connection.
 fn closes(code: Code) -> bool {
     code <= Code::Misdirected || code == Code::RequestTimeout
@@ -170,7 +218,7 @@ fn closes(code: Code) -> bool {
 
 /// The same as bytes, for a client that hyper does not serve. The connection is closed behind it.
 pub fn respond_alone(refused: &Refused, request_id: &str, now: Timestamp) -> Vec<u8> {
-    let (mut response, body) = respond(refused, request_id, None);
+    let (mut response, body) = respond(refused, request_id, Manner::default());
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or_default();
@@ -216,7 +264,7 @@ mod tests {
     use super::*;
 
     fn body(refused: &Refused) -> serde_json::Value {
-        serde_json::from_slice(&respond(refused, "id-1", None).1).unwrap()
+        serde_json::from_slice(&respond(refused, "id-1", Manner::default()).1).unwrap()
     }
 
     #[test]
@@ -243,7 +291,7 @@ mod tests {
             ..Refusal::new(Code::SeatExhausted, "used up")
         };
         let refused = Refused::from(refusal);
-        let (response, _) = respond(&refused, "id-1", None);
+        let (response, _) = respond(&refused, "id-1", Manner::default());
         assert_eq!(response.status(), 402);
         assert_eq!(response.headers()["x-should-retry"], "false");
         assert!(!response.headers().contains_key("retry-after"));
@@ -256,7 +304,16 @@ mod tests {
         assert_eq!(body["required"], serde_json::json!({"credits": "0", "operations": "0"}));
         assert_eq!(body["resets_at"], "1970-01-01T00:00:00Z");
         assert_eq!(body["request_id"], "id-1");
-        assert_eq!(respond(&refused, "", Some(429)).0.status(), 429);
+        let manner = Manner { exhausted: Some(429), compat: Some(Compat::Openai) };
+        let (response, bytes) = respond(&refused, "id-1", manner);
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let error = &serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["error"];
+        assert_eq!(error["type"], "insufficient_quota");
+        assert_eq!(error["code"], "seat_exhausted");
+        assert_eq!(error["message"], "used up");
+        assert_eq!(error["problem"]["status"], 429);
+        assert_eq!(error["problem"]["pool"], body["pool"]);
     }
 
     #[test]
@@ -277,7 +334,7 @@ mod tests {
     fn others_say_when_to_retry_how_to_authenticate_and_which_method() {
         let plain = |code| Refused::from(Refusal::new(code, ""));
         let header = |refused: &Refused, name: &str| {
-            let (response, _) = respond(refused, "", None);
+            let (response, _) = respond(refused, "", Manner::default());
             response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(header(&plain(Code::Draining), "retry-after").as_deref(), Some("5"));

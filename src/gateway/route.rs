@@ -10,6 +10,7 @@ use http::Method;
 use http::header::HeaderValue;
 
 use super::Refused;
+use super::problem::Manner;
 use super::quote::{Meter, Pricing, UsagePlace, unescape};
 use crate::books::InDoubt;
 use crate::config::{self, OnDisconnect, Table};
@@ -27,6 +28,8 @@ pub struct Route {
     pub upstream: usize,
     /// What is metered; `None` for a free route.
     pub metered: Option<Metered>,
+    /// How its refusals look.
+    pub manner: Manner,
 }
 
 /// What is metered on a route, and how it is settled.
@@ -46,8 +49,6 @@ pub struct Metered {
     pub on_timeout: InDoubt,
     /// What happens when the gateway dies in between (D36).
     pub in_doubt: InDoubt,
-    /// The status of refusals for lack of credit.
-    pub exhausted_status: Option<u16>,
 }
 
 impl Metered {
@@ -71,6 +72,8 @@ pub struct Routes {
     table: Table<Arc<Route>>,
     /// By their places in the configuration.
     names: Vec<Box<str>>,
+    /// True where some route has refusals of its own kind.
+    manners: bool,
 }
 
 /// A request's route, and what its path says.
@@ -105,17 +108,28 @@ impl Routes {
                 at.ok_or_else(|| fail(format!("there is no upstream {}", route.upstream)))?;
             let metered = if route.free { None } else { Some(metered(route).map_err(fail)?) };
             let name = route.path.as_str().into();
-            let entry = Arc::new(Route { name, index, upstream, metered });
+            let exhausted = match route.exhausted_status {
+                None | Some(402 | 403 | 429) => route.exhausted_status,
+                Some(_) => return Err(fail("`exhausted_status` is 402, 403 or 429".to_owned())),
+            };
+            let manner = Manner { exhausted, compat: route.compat };
+            let entry = Arc::new(Route { name, index, upstream, metered, manner });
             compiled.push((method, &*route.path, entry));
         }
         let names = compiled.iter().map(|(_, _, route)| route.name.clone()).collect();
+        let manners = compiled.iter().any(|(_, _, route)| route.manner != Manner::default());
         let (table, errors) = Table::new(&compiled);
         match errors.into_iter().next() {
-            None => Ok(Self { table, names }),
+            None => Ok(Self { table, names, manners }),
             Some((index, error)) => {
                 Err(RouteError { path: routes[index].path.clone(), problem: error.to_string() })
             }
         }
+    }
+
+    /// True where the route of a request decides how its refusal looks.
+    pub fn have_manners(&self) -> bool {
+        self.manners
     }
 
     /// A route's name, by its place in the configuration.
@@ -176,10 +190,6 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         on_disconnect: route.on_disconnect,
         on_timeout: route.on_timeout,
         in_doubt: route.in_doubt,
-        exhausted_status: match route.exhausted_status {
-            None | Some(402 | 403 | 429) => route.exhausted_status,
-            Some(_) => return Err("`exhausted_status` is 402, 403 or 429".to_owned()),
-        },
     })
 }
 

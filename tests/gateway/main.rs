@@ -23,6 +23,7 @@
 mod support;
 
 mod burst;
+mod compat;
 mod crash;
 mod deadlines;
 mod documents;

@@ -326,7 +326,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
             "true",
             "route[0].sse_receipt: not built yet, expected false".to_owned(),
         ),
-        ("ROUTE__0__COMPAT", "openai", format!("route[0].compat: {absent}")),
         ("ROUTE__0__MODE", "observe", format!("route[0].mode: \"observe\" {word}")),
         ("ROUTE__0__FRONT", "hold", format!("route[0].front: {absent}")),
         ("ROUTE__0__IDEMPOTENCY", "required", format!("route[0].idempotency: {absent}")),
@@ -344,6 +343,7 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("TOLLGATE__ROUTE__0__ON_DISCONNECT", "cancel"),
         ("TOLLGATE__ROUTE__0__INJECT", "{}"),
         ("TOLLGATE__ROUTE__0__EXHAUSTED_STATUS", "429"),
+        ("TOLLGATE__ROUTE__0__COMPAT", "openai"),
         ("TOLLGATE__UPSTREAM__0__URLS__1", "http://h:2"),
         ("TOLLGATE__UPSTREAM__0__HEALTH__PATH", "/healthz"),
     ];
