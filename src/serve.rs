@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::books::Books;
 use crate::gateway;
+use crate::gateway::Worker;
 use crate::gateway::current::Current;
 use crate::gateway::pace::SWEEP_INTERVAL;
 
@@ -153,9 +154,10 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
         }
     };
     // Reloads leave these as they are.
-    let (tasks, drain, pulse) = {
+    let (tasks, drain, cut_off, pulse) = {
         let worker = current.load();
-        (worker.tasks.clone(), worker.drain.clone(), Arc::clone(&worker.pulse))
+        let Worker { tasks, drain, cut_off, pulse, .. } = &*worker;
+        (tasks.clone(), drain.clone(), cut_off.clone(), Arc::clone(pulse))
     };
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -213,6 +215,7 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
         () = stop.now.cancelled() => {}
     }
     // What is dropped with the event loop voids, or settles as its route's `in_doubt` says.
+    cut_off.cancel();
     tracing::warn!(left = tasks.len(), "not everything was finished in time; it is cut off");
 }
 

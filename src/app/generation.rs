@@ -67,6 +67,7 @@ pub(super) fn first(
             tracer: parts.tracer.clone(),
             access_log: config.log.access,
             drain: CancellationToken::new(),
+            cut_off: CancellationToken::new(),
         };
         anyhow::Ok(Arc::new(Current::new(Arc::new(worker))))
     };
@@ -110,6 +111,7 @@ pub(super) fn reload(
             tracer: old.tracer.clone(),
             access_log: new.log.access,
             drain: old.drain.clone(),
+            cut_off: old.cut_off.clone(),
         }));
     }
     backends.put(known);

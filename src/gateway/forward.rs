@@ -80,7 +80,7 @@ pub async fn metered<B: Books + 'static>(
     request: Request<Outgoing>,
 ) -> Result<Forwarded<B>, Refused> {
     if cancelled_by_leaving(&held).is_some() {
-        // Dropped before anything was delivered, the charge is voided (D33).
+        held.stage = Stage::Cancellable;
         return exchange(held, request).await;
     }
     held.stage = Stage::Forwarded;
@@ -152,6 +152,8 @@ async fn deliver<B: Books + 'static>(
             let state = held.receipt(State::Held, held.quoted.quote.price.cost.micro(), &held.legs);
             head.headers.insert(TOLLGATE_RECEIPT, state);
             rate_limits(&mut head, &held);
+            // From here on its body knows what a client that leaves has got.
+            held.stage = Stage::Forwarded;
             let body = MeteredBody::new(held, reading, flow, prefix, status);
             let content = Content::Metered(Box::new(body));
             return Ok(Forwarded { response: Response::from_parts(head, content), waited });

@@ -8,6 +8,7 @@ use http::header::HeaderValue;
 use jiff::Timestamp;
 
 use super::Refused;
+use super::admit::Permit;
 use super::identify::Caller;
 use super::outgoing::Upload;
 use super::quote::Quoted;
@@ -52,6 +53,9 @@ pub struct Held<B: Books + 'static> {
     pub spans: Context,
     /// How far it came.
     pub stage: Stage,
+    /// Its place among the requests in flight: work that goes on for a client that left still
+    /// fills it.
+    _permit: Arc<Permit>,
 }
 
 /// How far a charge came.
@@ -59,6 +63,8 @@ pub struct Held<B: Books + 'static> {
 pub enum Stage {
     /// Nothing was sent to the backend.
     Held,
+    /// The backend may have worked, nothing was delivered, and whoever leaves now cancels (D33).
+    Cancellable,
     /// The books failed at the hold, and may have made it all the same. Its request is refused,
     /// and counts as that.
     Refused,
@@ -123,6 +129,7 @@ pub async fn hold<B: Books + 'static>(
     caller: Caller,
     route: Arc<Route>,
     quoted: Quoted,
+    permit: &Arc<Permit>,
     now: Timestamp,
     request_id: Option<&HeaderValue>,
 ) -> Result<Box<Held<B>>, Refused> {
@@ -140,6 +147,7 @@ pub async fn hold<B: Books + 'static>(
         upload: Upload::default(),
         spans: Context::default(),
         stage: Stage::Held,
+        _permit: Arc::clone(permit),
     });
     match held.post(request_id.and_then(|id| id.to_str().ok())).await {
         Ok((legs, standing)) => {
@@ -288,21 +296,21 @@ pub fn unavailable(error: &BooksError) -> Refused {
 
 impl<B: Books + 'static> Drop for Held<B> {
     fn drop(&mut self) {
+        let mut in_doubt = false;
         let capture = match self.stage {
             Stage::Resolved => return,
             Stage::Held | Stage::Refused => false,
+            Stage::Cancellable if !std::thread::panicking() && !self.worker.is_cut_off() => false,
             // Only a defect or the end of the process comes here: whoever forwards settles.
-            Stage::Forwarded => {
+            Stage::Cancellable | Stage::Forwarded => {
+                in_doubt = true;
                 self.metered().is_some_and(|metered| metered.in_doubt == InDoubt::Capture)
             }
         };
         let keep: smallvec::SmallVec<[u64; 6]> =
             self.legs.iter().map(|leg| if capture { leg.amount } else { 0 }).collect();
-        let (state, flags) = match (capture, self.stage) {
-            (true, _) => (State::Captured, Flags::IN_DOUBT),
-            (false, Stage::Forwarded) => (State::Voided, Flags::IN_DOUBT),
-            (false, _) => (State::Voided, Flags::default()),
-        };
+        let state = if capture { State::Captured } else { State::Voided };
+        let flags = if in_doubt { Flags::IN_DOUBT } else { Flags::default() };
         let cost = if capture { self.quoted.quote.price.cost } else { Default::default() };
         let memo = OutcomeMemo { cost, measures: None, flags };
         let now = self.worker.clock.now();

@@ -46,6 +46,25 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// The same caller as the directory has it now, for a request that took its time.
+    ///
+    /// # Errors
+    /// `unauthenticated`, or those of [`Shown::identify`].
+    pub fn again<B: Books>(self, worker: &Worker<B>, now: Timestamp) -> Result<Self, Refused> {
+        let snapshot = worker.live.load();
+        let gone = || unauthenticated("the key is not known");
+        let key = snapshot.keys.get(&self.key.hash).ok_or_else(gone)?;
+        let org = snapshot.orgs.get(&key.org).ok_or_else(gone)?;
+        not_expired(key, now)?;
+        let user = match &self.user {
+            None => None,
+            Some(user) => Some(user_of(org, key, user.id.as_str())?),
+        };
+        Ok(Self { org: Arc::clone(org), key: Arc::clone(key), user, ..self })
+    }
+}
+
 static NOBODY: std::sync::LazyLock<
     Result<Arc<crate::core::entitlement::Access>, Arc<[crate::core::refusal::Missing]>>,
 > = std::sync::LazyLock::new(|| Err(Arc::from([])));
@@ -116,9 +135,7 @@ pub fn authenticate<'h, B: Books>(
             (key, org, meters)
         }
     };
-    if key.expires.is_some_and(|end| end <= now) {
-        return Err(unauthenticated("the key has expired"));
-    }
+    not_expired(&key, now)?;
     // Whoever sends the key twice means it for the gateway both times.
     let again = authorization.and_then(|value| bearer(value).ok()) == Some(secret);
     Ok(Shown { org, key, meters, by_authorization: own.is_none() || again, named })
@@ -146,7 +163,7 @@ impl Shown<'_> {
     /// # Errors
     /// `user_required`, `unknown_user`, `user_suspended`, `key_not_allowed`, in this order.
     pub fn identify(self) -> Result<Caller, Refused> {
-        let user = user_of(&self.org, &self.key, self.named)?;
+        let user = named_user(&self.org, &self.key, self.named)?;
         let Self { org, key, meters, by_authorization, .. } = self;
         Ok(Caller { org, key, user, meters, by_authorization })
     }
@@ -165,17 +182,23 @@ fn find(snapshot: &Snapshot, secret: &[u8]) -> Result<(Arc<Key>, Arc<Org>), Refu
     Ok((Arc::clone(key), Arc::clone(org)))
 }
 
+fn not_expired(key: &Key, now: Timestamp) -> Result<(), Refused> {
+    match key.expires {
+        Some(end) if end <= now => Err(unauthenticated("the key has expired")),
+        _ => Ok(()),
+    }
+}
+
 /// The user a key acts for; `None` for a principal.
-fn user_of(
+fn named_user(
     org: &Org,
     key: &Key,
     named: Option<&HeaderValue>,
 ) -> Result<Option<Arc<User>>, Refused> {
     let refuse = |code, detail| Err(Refusal::new(code, detail).into());
-    let unknown = || Refusal::new(Code::UnknownUser, "the org has no user with this id");
     let named = match named {
         None => None,
-        Some(named) => Some(named.to_str().map_err(|_| unknown())?),
+        Some(named) => Some(named.to_str().map_err(|_| unknown_user())?),
     };
     let id = match (&key.kind, named) {
         (KeyKind::Service(_), None) => {
@@ -192,7 +215,16 @@ fn user_of(
             return refuse(Code::KeyNotAllowed, "a principal's key acts for no user");
         }
     };
-    let user = org.users.get(id).ok_or_else(unknown)?;
+    user_of(org, key, id).map(Some)
+}
+
+fn unknown_user() -> Refusal {
+    Refusal::new(Code::UnknownUser, "the org has no user with this id")
+}
+
+fn user_of(org: &Org, key: &Key, id: &str) -> Result<Arc<User>, Refused> {
+    let refuse = |code, detail| Err(Refusal::new(code, detail).into());
+    let user = org.users.get(id).ok_or_else(unknown_user)?;
     if user.suspended {
         return refuse(Code::UserSuspended, "an admin has suspended the user");
     }
@@ -202,7 +234,7 @@ fn user_of(
             return refuse(Code::KeyNotAllowed, "the key may act for other users only");
         }
     }
-    Ok(Some(Arc::clone(user)))
+    Ok(Arc::clone(user))
 }
 
 /// The only value of a header that decides who asks (f59).

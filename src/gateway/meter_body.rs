@@ -2,6 +2,7 @@
 //! reaches the client only after the capture is recorded (D30).
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A response's body, and its place among the requests in flight.
 pub struct Reply<B: Books + 'static> {
     content: Content<B>,
-    _permit: Option<Permit>,
+    _permit: Option<Arc<Permit>>,
     _turn: Turn,
 }
 
@@ -54,7 +55,7 @@ pub enum Content<B: Books + 'static> {
 
 impl<B: Books + 'static> Reply<B> {
     /// A body that holds its request's place until it was sent, and its connection's turn.
-    pub fn new(content: Content<B>, permit: Option<Permit>, turn: Turn) -> Self {
+    pub fn new(content: Content<B>, permit: Option<Arc<Permit>>, turn: Turn) -> Self {
         Self { content, _permit: permit, _turn: turn }
     }
 }

@@ -48,6 +48,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use jiff::SignedDuration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -75,7 +76,7 @@ async fn serve<B: Books + 'static>(
     connection: &Connection,
     (request, facts): (Request<ClientBody>, Facts),
     trace: &mut Trace,
-) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
+) -> Result<(Forwarded<B>, Option<Arc<Permit>>), Refused> {
     let (mut parts, body) = request.into_parts();
     trace.request_id = dress::own_request_id(&parts.headers);
     screen::screen(&parts, facts)?;
@@ -89,15 +90,15 @@ async fn serve<B: Books + 'static>(
     if worker.access_log {
         trace.who = Some(access::Who::of(&caller));
     }
-    let permit = Some(worker.limits.admit(&caller)?);
+    let permit = Arc::new(worker.limits.admit(&caller)?);
     dress::strip(&mut parts.headers, |name| proxies::is_unbelieved(connection, name));
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
     trace.route = Some(route.index);
     trace.manner = route.manner;
     let upstream = &worker.upstreams[route.upstream];
-    still_serving(worker)?;
     let Some(metered) = &route.metered else {
+        still_serving(worker)?;
         let request_id = trace.id(worker, now);
         let dressing = Dressing { caller: &caller, connection, charge: None, request_id };
         let upload = Upload::of(&body);
@@ -108,12 +109,18 @@ async fn serve<B: Books + 'static>(
         let mut request = request;
         span.propagate(request.headers_mut());
         let sent = forward::free(worker, &caller, upstream, &route, request, &upload);
-        return Ok((sent.await?, permit));
+        return Ok((sent.await?, Some(permit)));
     };
     let upload = Upload::of(&body);
+    let (mut caller, mut now) = (caller, now);
     let (body, priced) = if metered.pricing.reads_body() {
         let room = &worker.limits.room;
         let bytes = body::read(&parts.headers, body, metered.max_body, room).await?;
+        // Priced and held at the instant at which all of it is known: a body may take its time.
+        let began = std::mem::replace(&mut now, worker.clock.now());
+        if now.duration_since(began) >= SHORT {
+            caller = caller.again(worker, now)?;
+        }
         (Outgoing::Whole(Some(bytes.clone())), bytes)
     } else {
         let expects = parts.headers.contains_key(EXPECT);
@@ -132,7 +139,8 @@ async fn serve<B: Books + 'static>(
     let request_id = trace.request_id.as_ref();
     let spans = trace.span.context();
     let span = spans.child("hold");
-    let mut held = hold::hold(worker, caller, route, quoted, now, request_id).await?;
+    still_serving(worker)?;
+    let mut held = hold::hold(worker, caller, route, quoted, &permit, now, request_id).await?;
     span.end(Vec::new);
     held.spans = spans;
     held.upload = upload;
@@ -141,8 +149,12 @@ async fn serve<B: Books + 'static>(
     let charge = Some(charge);
     let dressing = Dressing { caller: &held.caller, connection, charge, request_id };
     let request = dress::dress(parts, body, &held.route, upstream, dressing);
-    Ok((forward::metered(held, request).await?, permit))
+    Ok((forward::metered(held, request).await?, Some(permit)))
 }
+
+/// How old what is known of a caller may be when it is decided upon: what an admin takes away is
+/// gone within a second (D9, D13).
+const SHORT: SignedDuration = SignedDuration::from_millis(500);
 
 /// What is known of a request so far, for whatever its response will be.
 #[derive(Default)]
@@ -237,7 +249,7 @@ fn refuse<B: Books + 'static>(
     connection: &Connection,
     trace: &mut Trace,
     mut refused: Refused,
-) -> (Response<Content<B>>, Option<Permit>, Duration) {
+) -> (Response<Content<B>>, Option<Arc<Permit>>, Duration) {
     if refused.refusal.code == Code::UpstreamFailed && connection.pace.late() == Some(Late::Body) {
         // The backend failed for want of the rest of the body.
         refused = Refused { counted: refused.counted, waited: refused.waited, ..body::too_late() };

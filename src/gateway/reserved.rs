@@ -39,7 +39,7 @@ pub async fn answer<B: Books + 'static>(
     path: &str,
     now: Timestamp,
     trace: &mut Trace,
-) -> Result<(Forwarded<B>, Option<Permit>), Refused> {
+) -> Result<(Forwarded<B>, Option<Arc<Permit>>), Refused> {
     if let Some(page) = path.strip_prefix("problems/").and_then(problem::page) {
         get_only(parts)?;
         worker.meters.nobody().request(None, Outcome::Free, Some(200));
@@ -70,7 +70,7 @@ pub async fn answer<B: Books + 'static>(
         Refused::from(Refusal::new(Code::Internal, "the document cannot be written"))
     })?;
     caller.meters.request(None, Outcome::Free, Some(200));
-    Ok((reply("application/json", body.into()), Some(permit)))
+    Ok((reply("application/json", body.into()), Some(Arc::new(permit))))
 }
 
 /// The balance of the user who asks.

@@ -9,10 +9,10 @@ use smallvec::SmallVec;
 use super::Refused;
 use super::hold::{Held, Stage, unavailable};
 use crate::books::{Books, BooksError, Resolution, Resolved};
-use crate::core::account::{LegKind, Legs, Taken, View, sum_of};
+use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::price::Price;
-use crate::core::waterfall::{self, Excess, Settlement};
+use crate::core::waterfall::{self, Excess, MAX_PLANS, Settlement};
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// What was really used.
@@ -47,22 +47,33 @@ pub async fn capture<B: Books + 'static>(
     status: Option<u16>,
 ) -> Result<Settled, Refused> {
     let _span = held.spans.child("settle");
-    let (price, mut memo) = price(held, actual);
+    let (mut price, mut memo) = price(held, actual);
     memo.cost = price.cost;
-    let Settlement { keep, excess } = match actual {
+    let Settlement { keep, mut excess } = match actual {
         Actual::Reported(_) => waterfall::settle(&held.legs, &price),
         _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
     };
     let mut known = None;
+    let mut plans = 0;
     let extra = loop {
-        match post(held, &keep, excess.as_ref(), known.as_deref(), &memo).await {
+        let paid = excess.as_ref().map(|excess| pay(held, excess, known.as_deref(), plans));
+        match post(held, &keep, paid.as_ref(), &memo).await {
             Ok(Resolved::Done(extra, after)) => {
                 held.stage = Stage::Resolved;
                 held.standing.update(&after);
                 break extra;
             }
             // Balances moved since `known`, so some other charge got through.
-            Ok(Resolved::Short(view)) => known = Some(Box::new(view)),
+            Ok(Resolved::Short(view)) if plans < MAX_PLANS => {
+                (known, plans) = (Some(Box::new(view)), plans + 1);
+            }
+            // The excess does not fit into its accounts: the hold is captured all the same.
+            Err(BooksError::Range) if excess.is_some() => {
+                tracing::error!(charge = %held.charge, "an excess is beyond what accounts hold");
+                excess = None;
+                price = held.quoted.quote.price;
+                memo.cost = price.cost;
+            }
             other => return ended(held, other, status),
         }
     };
@@ -121,26 +132,36 @@ fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, Outcome
     }
 }
 
-/// Asks the books to capture what is kept, and to take the excess in the same step. All of the
+/// How an excess is paid on what is known; owed whole where balances moved too often.
+fn pay<B: Books + 'static>(
+    held: &Held<B>,
+    excess: &Excess,
+    known: Option<&View>,
+    plans: usize,
+) -> Post {
+    let (position, pool) = (held.position(), held.quoted.quote.pool);
+    if plans == MAX_PLANS {
+        return waterfall::owe(excess, pool, &position);
+    }
+    let nothing = View::new(0);
+    waterfall::plan_excess(excess, pool, &position, known.unwrap_or(&nothing))
+}
+
+/// Asks the books to capture what is kept, and to take an excess in the same step. All of the
 /// asking happens in this call; the future only waits, and is small, because it lives in every
 /// request's.
 fn post<B: Books + 'static>(
     held: &Held<B>,
     keep: &[u64],
-    excess: Option<&Excess>,
-    known: Option<&View>,
+    excess: Option<&Post>,
     memo: &OutcomeMemo,
 ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
     let now = held.worker.clock.now();
     let capture = |extra| Resolution { state: State::Captured, keep, extra, now, memo };
-    let Some(excess) = excess else {
-        return resolve(held, &capture(None));
-    };
-    let position = held.position();
-    let nothing = View::new(0);
-    let known = known.unwrap_or(&nothing);
-    let post = waterfall::plan_excess(excess, held.quoted.quote.pool, &position, known);
-    resolve(held, &capture(Some((&position.accounts[..], &post))))
+    match excess {
+        None => resolve(held, &capture(None)),
+        Some(post) => resolve(held, &capture(Some((&held.position().accounts[..], post)))),
+    }
 }
 
 fn resolve<B: Books + 'static>(

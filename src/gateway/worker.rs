@@ -61,6 +61,15 @@ pub struct Worker<B> {
     pub access_log: bool,
     /// Ends keep-alive: connections finish what they serve, and close.
     pub drain: CancellationToken,
+    /// Cancelled when what is not finished is dropped with the event loop.
+    pub cut_off: CancellationToken,
+}
+
+impl<B> Worker<B> {
+    /// True where work is dropped because the process ends, and not because a client left.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off.is_cancelled()
+    }
 }
 
 /// Charges, open or resolved, as they may be read back by id.

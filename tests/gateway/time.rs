@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::support::peer::head;
 use crate::support::world::micro;
-use crate::support::{Access, Call, Org, Script, Setup, World, burst, run, until};
+use crate::support::{Access, Call, Org, Peer, Script, Setup, World, burst, run, until};
 
 fn image(user: &str) -> Call {
     Call::post("/v1/images", "{}").user(user)
@@ -239,5 +240,35 @@ fn f53_a_plan_changed_mid_cycle_is_recorded_and_overwrites_nothing() {
         world.seat("alice", "0", "3", "0");
         plan("6");
         world.send(&image("alice")).await.is(200).tells(&[("seat-remaining", "5")]);
+    });
+}
+
+#[test]
+fn d04_d09_a_request_is_held_when_it_is_whole_and_not_when_it_began() {
+    run(async {
+        let world = World::new(&Org::new().user("alice", "1", Access::None));
+        let begin = async |length: usize| {
+            let mut peer = Peer::connect(world.gateway()).await;
+            let more = format!("content-length: {length}\r\n");
+            peer.send(head("POST /v1/images HTTP/1.1", &more) + "{").await;
+            let in_flight = || world.metric("tollgate_in_flight_requests", &[]);
+            until("its head was read", || (in_flight() == 1.0).then_some(())).await;
+            peer
+        };
+        // It began in November and ends in December: so does what pays for it.
+        let mut slow = begin(2).await;
+        world.pass_until("2026-12-01T00:00:00Z");
+        slow.send("}").await;
+        assert_eq!(slow.answer().await.status, 200);
+        assert_eq!(world.last_charge()["cycle"], "2026-12-01");
+        world.seat("alice", "1", "0", "0");
+        // What an admin changes while it comes counts too.
+        world.pass_until("2027-01-01T00:00:00Z");
+        let mut slow = begin(2).await;
+        world.apply(&Org::new().user("alice", "0.5", Access::None));
+        world.clock(&json!({ "pass": 1 }));
+        slow.send("}").await;
+        slow.answer().await.refused(402, "seat_exhausted");
+        assert_eq!(world.backend.count(), 1);
     });
 }

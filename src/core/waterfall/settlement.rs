@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::super::account::{LegKind, Legs, Payer, Post, Slot, Source, Taken, View, sum_of};
 use super::super::amount::{prorate_down, prorate_up};
 use super::super::price::Price;
-use super::{PoolAccess, Position, Split};
+use super::{PoolAccess, PoolSide, Position, Split};
 
 /// What of a hold a capture keeps, and what it still owes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,17 +115,35 @@ pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &
         let draw = side.draw_source(paid);
         post.sources.push(Source { below: short(draw_available), ..draw });
     }
-    let forced = |amount, slot| Source {
-        forced: true,
-        ..Source::take(amount, [Payer { slot, kind: LegKind::Overdraft, cap: None }])
-    };
-    match (position.overdraft, side) {
-        (Some(slot), _) => post.sources.push(forced(unpaid, slot)),
-        // A principal's overdraft falls on the pool, in Operations.
-        (None, Some(side)) => post.sources.push(forced(operations - paid, side.pool)),
-        (None, None) => {}
-    }
+    post.sources.extend(owed(position, side, unpaid, operations - paid));
     post
+}
+
+/// An excess that is owed whole: what is posted where balances moved each time it was planned.
+pub fn owe(excess: &Excess, pool: bool, position: &Position<'_>) -> Post {
+    let side = match &position.pool {
+        PoolAccess::Open(side) if pool => Some(side),
+        _ => None,
+    };
+    let sources = owed(position, side, excess.credits, excess.operations).into_iter().collect();
+    Post { sources, ..Post::default() }
+}
+
+/// What nobody can pay: the user's overdraft in credits, or a principal's, which falls on the
+/// pool, in Operations.
+fn owed(
+    position: &Position<'_>,
+    side: Option<&PoolSide>,
+    credits: u64,
+    operations: u64,
+) -> Option<Source> {
+    let (amount, slot) = match (position.overdraft, side) {
+        (Some(slot), _) => (credits, slot),
+        (None, Some(side)) => (operations, side.pool),
+        (None, None) => return None,
+    };
+    let payer = Payer { slot, kind: LegKind::Overdraft, cap: None };
+    Some(Source { forced: true, ..Source::take(amount, [payer]) })
 }
 
 /// Adds what an excess took to what was kept of a hold: one leg per account and kind.

@@ -1,6 +1,7 @@
 //! The bench: one worker, one backend, one org.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -339,6 +340,7 @@ pub struct Bench<B: Books + 'static = Session> {
     pub engine: Arc<Engine>,
     pub telemetry: Telemetry,
     address: std::net::SocketAddr,
+    connections: Arc<AtomicUsize>,
     _dir: TempDir,
     _tasks: TaskTracker,
 }
@@ -409,17 +411,30 @@ impl<B: Books + 'static> Bench<B> {
             tracer,
             access_log: false,
             drain: CancellationToken::new(),
+            cut_off: CancellationToken::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = Arc::new(Current::new(Arc::clone(&worker)));
         let spawner = tasks.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let open = Arc::clone(&connections);
         tasks.spawn(async move {
             while let Ok((stream, peer)) = listener.accept().await {
-                spawner.spawn(serve_connection(Arc::clone(&serving), stream, peer));
+                let (serving, open) = (Arc::clone(&serving), Arc::clone(&open));
+                open.fetch_add(1, Ordering::SeqCst);
+                spawner.spawn(async move {
+                    serve_connection(serving, stream, peer).await;
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Self { backend, worker, engine, telemetry, address, _dir: dir, _tasks: tasks }
+        Self { connections, backend, worker, engine, telemetry, address, _dir: dir, _tasks: tasks }
+    }
+
+    /// How many connections are being served.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// A connection of its own, for whatever is not a well-behaved request.
