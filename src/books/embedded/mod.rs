@@ -289,6 +289,24 @@ impl Engine {
         self.shared.journal.has_failed()
     }
 
+    /// Why the books have failed, if they have.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.journal.failure().borrow().clone()
+    }
+
+    /// Waits until the books fail, and says why; most never do.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut failure = self.shared.journal.failure();
+        async move {
+            let why = failure.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            match why {
+                Some(why) => why,
+                // The books are gone, and can fail no more.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Where the journal is.
     pub fn dir(&self) -> &Path {
         self.shared.journal.dir()
@@ -302,7 +320,8 @@ impl Engine {
     pub fn snapshot(&self) -> Result<bool, RecoverError> {
         let mut last = self.snapshot.lock();
         let sealed = self.shared.journal.sealed();
-        if sealed <= *last {
+        // What a sync failed on may be read back and still not be on the disk (f41).
+        if sealed <= *last || self.has_failed() {
             return Ok(false);
         }
         let recovered = recover(self.dir(), Some(sealed))?;

@@ -81,10 +81,8 @@ impl Session {
         if queue.frames.is_empty() {
             return inner.shared.check();
         }
-        let position = inner.shared.journal.append(&mut queue.frames).map_err(|error| {
-            tracing::error!(%error, "the journal cannot be written; the books are closed");
-            BooksError::Unavailable(error.to_string())
-        })?;
+        let appended = inner.shared.journal.append(&mut queue.frames);
+        let position = appended.map_err(|error| BooksError::Unavailable(error.to_string()))?;
         let Queue { after, open, .. } = &mut *queue;
         for effect in after.drain(..) {
             take_effect(effect, open);
