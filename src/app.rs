@@ -35,7 +35,7 @@ use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
 use crate::ops::{self, Health, Shown};
 use crate::self_check::SelfCheck;
-use crate::serve::{Listeners, Stop, Workers};
+use crate::serve::{self, Deadlines, Listeners, Stop, Workers};
 use crate::telemetry::Telemetry;
 
 /// How often sealed segments are looked for, to fold them into a snapshot.
@@ -152,7 +152,9 @@ impl App {
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
-        let control = control(runtime, served, upkeep, &end)?;
+        let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
+        let deadlines = Deadlines { header: header_timeout, write: write_timeout };
+        let control = control(runtime, served, deadlines, upkeep, &end)?;
         let mut background = vec![
             follow(archive, &end)?,
             fold(Arc::clone(&engine), SelfCheck::new(mismatched), &end)?,
@@ -414,6 +416,7 @@ fn bind(
 fn control(
     runtime: tokio::runtime::Runtime,
     faces: [(TcpListener, axum::Router); 2],
+    deadlines: Deadlines,
     upkeep: impl Future<Output = ()> + Send + 'static,
     end: &CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -421,20 +424,15 @@ fn control(
     let work = async move {
         let tasks = TaskTracker::new();
         for (listener, router) in faces {
-            let end = end.clone();
-            tasks.spawn(async move {
-                let serving = axum::serve(listener, router);
-                if let Err(error) = serving.with_graceful_shutdown(end.cancelled_owned()).await {
-                    tracing::error!(%error, "a control listener failed");
-                }
-            });
+            let (end, of_clients) = (end.clone(), tasks.clone());
+            tasks.spawn(serve::control(listener, router, deadlines, of_clients, end));
         }
         tasks.close();
         tokio::select! {
             () = upkeep => {}
             () = end.cancelled() => {}
         }
-        // Idle keep-alive connections would wait for ever.
+        // What a client has begun may still be answered, for a while.
         let _left = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
     };
     std::thread::Builder::new().name("control".to_owned()).spawn(move || runtime.block_on(work))

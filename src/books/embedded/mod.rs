@@ -49,7 +49,6 @@ pub enum OpenError {
 }
 
 /// The embedded books of a data dir, open.
-#[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
     /// Resolves what the previous process left open, and serves whoever is no worker.
@@ -78,7 +77,6 @@ pub struct Recovery {
 }
 
 /// What the sessions of an engine share.
-#[derive(Debug)]
 pub(super) struct Shared {
     table: Table,
     journal: Journal,
@@ -340,6 +338,20 @@ impl Engine {
         }
         let synced = self.shared.journal.sync();
         synced.map_err(|error| BooksError::Unavailable(error.to_string()))
+    }
+}
+
+/// What the books hold is in a circle of sessions and what they share, and is too much to print.
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("dir", &self.dir())
+            .field("accounts", &self.shared.table.len())
+            .field("sessions", &self.shared.sessions.read().len())
+            .field("records_written", &self.records_written())
+            .field("written", &self.written())
+            .field("failure", &self.failure())
+            .finish_non_exhaustive()
     }
 }
 

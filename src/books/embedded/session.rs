@@ -24,10 +24,9 @@ use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record};
 
 /// A session with the embedded books. Cheap to clone; clones share the session.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Session(Arc<Inner>);
 
-#[derive(Debug)]
 pub(super) struct Inner {
     shared: Arc<Shared>,
     /// Open holds, records that wait, and what follows from their being written. Held during the
@@ -57,6 +56,16 @@ enum After {
     Settle([u8; 16]),
     /// An upward adjustment.
     Raise(Arc<Entry>, i64),
+}
+
+/// No lock is taken, and what all sessions share is not shown by each.
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("batches_written", &self.0.written.load(Ordering::Relaxed))
+            .field("position", &self.0.position.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
 }
 
 impl Session {
