@@ -35,11 +35,13 @@ use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
 use crate::ops::{self, Health, Shown};
 use crate::self_check::SelfCheck;
-use crate::serve::{Listeners, Stop, Workers};
+use crate::serve::{self, Deadlines, Listeners, Stop, Workers};
 use crate::telemetry::Telemetry;
 
 /// How often sealed segments are looked for, to fold them into a snapshot.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long requests that wait for failed books have to be told so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long the archive rests after an error before it tries again.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(5);
 
@@ -50,7 +52,14 @@ pub struct Options {
     pub clock: Clock,
     /// The operator's token, where the environment has one.
     pub admin_token: Option<SecretString>,
+    /// Cancelled when the books' files fail: then the process has to stop (f41).
+    pub failed: CancellationToken,
 }
+
+/// Why the books are not as they should be at the end of a process.
+#[derive(Debug, thiserror::Error)]
+#[error("the books' files failed ({0}); look at the disk, then start again: the start recovers")]
+pub struct BooksFailed(String);
 
 /// A running gateway with everything around it.
 pub struct App {
@@ -68,7 +77,9 @@ pub struct App {
     stop: Stop,
     /// Cancelled last: admin and ops listeners, archive, snapshots.
     end: CancellationToken,
+    failed: CancellationToken,
     workers: Workers,
+    control: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
     engine: Arc<Engine>,
 }
@@ -127,6 +138,8 @@ impl App {
         );
         let health = Arc::new(health(&engine, &reloads));
         let workers = Workers::start(faces.gateway, currents.clone(), &stop)?;
+        let failed = options.failed.clone();
+        runtime.spawn(give_up(Arc::clone(&engine), Arc::clone(&health), stop.clone(), failed));
 
         let admin_router = admin::router(Arc::new(Admin {
             directory,
@@ -139,8 +152,10 @@ impl App {
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
+        let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
+        let deadlines = Deadlines { header: header_timeout, write: write_timeout };
+        let control = control(runtime, served, deadlines, upkeep, &end)?;
         let mut background = vec![
-            control(runtime, served, upkeep, &end)?,
             follow(archive, &end)?,
             fold(Arc::clone(&engine), SelfCheck::new(mismatched), &end)?,
         ];
@@ -160,7 +175,9 @@ impl App {
             health,
             stop,
             end,
+            failed: options.failed,
             workers,
+            control,
             background,
             engine,
         })
@@ -221,15 +238,20 @@ impl App {
         self.stop.now.clone()
     }
 
+    /// Cancelled when the books' files fail: whoever runs this has to shut it down (f41).
+    pub fn failed(&self) -> &CancellationToken {
+        &self.failed
+    }
+
     /// Stops: not ready at once, serving for the drain delay, finishing what is in flight within
     /// the drain timeout, then everything on the disk. Blocks.
     ///
     /// # Errors
-    /// When the books cannot be written to the end; what is open is then in doubt.
+    /// [`BooksFailed`] when the books failed, before or now: what is open is then in doubt.
     pub fn shut_down(self) -> anyhow::Result<()> {
         self.health.draining.store(true, Ordering::Release);
         let delay = self.config.lock().gateway.drain_delay;
-        if !delay.is_zero() {
+        if !delay.is_zero() && !self.stop.accepting.is_cancelled() {
             tracing::info!(?delay, "draining: not ready, still serving");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
             let now = self.stop.now.clone();
@@ -242,15 +264,40 @@ impl App {
         let closed = self.engine.close();
         self.end.cancel();
         drop(self.currents);
-        for thread in self.background {
-            if thread.join().is_err() {
-                tracing::error!("a background thread panicked");
-            }
+        join(self.control);
+        if let Err(error) = closed {
+            // The other threads may wait for the same disk, and leave nothing that a start does
+            // not find: they end with the process.
+            let why = self.engine.failure().unwrap_or_else(|| error.to_string());
+            return Err(BooksFailed(why).into());
         }
-        closed.context("the books cannot be closed")?;
+        self.background.into_iter().for_each(join);
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a background thread panicked");
+    }
+}
+
+/// When the books fail nothing more can be charged, and nothing of them is tried again (f41).
+/// Takes no more connections, lets requests that wait for the books be told, and cuts off the
+/// rest, also in the middle of a drain.
+async fn give_up(engine: Arc<Engine>, health: Arc<Health>, stop: Stop, failed: CancellationToken) {
+    let why = engine.failed().await;
+    tracing::error!(
+        %why,
+        "the books' files failed, and the process stops: look at the disk, then start again, \
+         which recovers from the files"
+    );
+    health.draining.store(true, Ordering::Release);
+    stop.accepting.cancel();
+    failed.cancel();
+    tokio::time::sleep(LAST_WORDS).await;
+    stop.now.cancel();
 }
 
 impl Charges for ChargeBook {
@@ -369,6 +416,7 @@ fn bind(
 fn control(
     runtime: tokio::runtime::Runtime,
     faces: [(TcpListener, axum::Router); 2],
+    deadlines: Deadlines,
     upkeep: impl Future<Output = ()> + Send + 'static,
     end: &CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -376,20 +424,15 @@ fn control(
     let work = async move {
         let tasks = TaskTracker::new();
         for (listener, router) in faces {
-            let end = end.clone();
-            tasks.spawn(async move {
-                let serving = axum::serve(listener, router);
-                if let Err(error) = serving.with_graceful_shutdown(end.cancelled_owned()).await {
-                    tracing::error!(%error, "a control listener failed");
-                }
-            });
+            let (end, of_clients) = (end.clone(), tasks.clone());
+            tasks.spawn(serve::control(listener, router, deadlines, of_clients, end));
         }
         tasks.close();
         tokio::select! {
             () = upkeep => {}
             () = end.cancelled() => {}
         }
-        // Idle keep-alive connections would wait for ever.
+        // What a client has begun may still be answered, for a while.
         let _left = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
     };
     std::thread::Builder::new().name("control".to_owned()).spawn(move || runtime.block_on(work))

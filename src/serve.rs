@@ -3,6 +3,10 @@
 //! The kernel spreads connections over the sockets (`SO_REUSEPORT`), so workers share nothing on
 //! the way of a request but the books' accounts, the directory's snapshot and the limits.
 
+mod control;
+
+pub use control::{Deadlines, control};
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;

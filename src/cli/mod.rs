@@ -1,5 +1,5 @@
 //! The command line. Each command is a function that returns the process's exit code: 0 fine,
-//! 1 the thing asked for failed, 2 usage or configuration.
+//! 1 the thing asked for failed, 2 usage or configuration; `apply --dry-run` has 3, `serve` has 4.
 
 pub mod apply;
 pub mod balance;
@@ -25,6 +25,8 @@ use clap::{Parser, Subcommand};
 pub const FAILED: u8 = 1;
 /// Usage or configuration.
 pub const USAGE: u8 = 2;
+/// The books' files failed while a gateway ran (f41). 3 is of [`apply`].
+pub const BOOKS_FAILED: u8 = 4;
 
 /// A metering gateway for generative features: prices a request, debits the user's monthly
 /// credits and the org's pool in one atomic step, forwards it, and settles on what happened.
@@ -43,7 +45,8 @@ const EXAMPLES: &str = "Examples:
   tollgate balance alice --org acme      what has a user left?
   tollgate ledger verify -c tollgate.toml
 
-Exit codes: 0 fine, 1 the thing asked for failed, 2 usage or configuration.";
+Exit codes: 0 fine, 1 the thing asked for failed, 2 usage or configuration;
+serve: 4 the books' files failed, look at the disk and start again.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -7,9 +7,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use clap::Args;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
-use super::{FAILED, USAGE, fail};
-use crate::app::{App, Options as AppOptions};
+use super::{BOOKS_FAILED, FAILED, USAGE, fail};
+use crate::app::{App, BooksFailed, Options as AppOptions};
 use crate::clock::Clock;
 use crate::config;
 use crate::log::Logs;
@@ -29,11 +30,12 @@ pub struct Options {
     test_clock: Option<Timestamp>,
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. SIGHUP and a change of the file read the
+/// Runs until SIGTERM or SIGINT, then drains; or until the books' files fail (f41). SIGHUP and a change of the file read the
 /// configuration again; a second SIGTERM or SIGINT ends the drain.
 pub fn run(options: &Options) -> ExitCode {
     // First of all: a SIGHUP that nobody expects would end the process.
-    let events = match events() {
+    let failed = CancellationToken::new();
+    let events = match events(failed.clone()) {
         Ok(events) => events,
         Err(error) => return fail(FAILED, format!("signals cannot be received: {error}")),
     };
@@ -48,6 +50,7 @@ pub fn run(options: &Options) -> ExitCode {
     let app_options = AppOptions {
         clock: options.test_clock.map(Clock::manual).unwrap_or_default(),
         admin_token: std::env::var("TOLLGATE_ADMIN_TOKEN").ok().map(Into::into),
+        failed,
     };
     let app = match App::start(&loaded.config, app_options) {
         Ok(app) => app,
@@ -59,7 +62,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
     loop {
         match events.recv_timeout(config::WATCH_INTERVAL) {
-            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            Ok(Event::Stop | Event::Failed) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) if !watch.has_changed() => {}
             Ok(Event::Reload) | Err(RecvTimeoutError::Timeout) => {
                 watch.reads();
@@ -83,23 +86,27 @@ pub fn run(options: &Options) -> ExitCode {
                     now.cancel();
                 }
                 Event::Reload => tracing::warn!("no reload while the process stops"),
+                // It cuts off what is in flight by itself.
+                Event::Failed => {}
             }
         }
     });
     match app.shut_down() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<BooksFailed>() => fail(BOOKS_FAILED, error),
         Err(error) => fail(FAILED, format!("{error:#}")),
     }
 }
 
-/// What the process is asked for from outside.
+/// Why the process does something else than to serve.
 enum Event {
     Stop,
     Reload,
+    Failed,
 }
 
-/// Receives signals on a thread of its own, from now on.
-fn events() -> std::io::Result<mpsc::Receiver<Event>> {
+/// Receives signals on a thread of its own, from now on, and whether the books `failed`.
+fn events(failed: CancellationToken) -> std::io::Result<mpsc::Receiver<Event>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut terminate, mut interrupt, mut hang_up) = {
         let _in = runtime.enter();
@@ -111,8 +118,13 @@ fn events() -> std::io::Result<mpsc::Receiver<Event>> {
     };
     let (sender, events) = mpsc::channel();
     let receive = async move {
+        let mut is_told = false;
         loop {
             let event = tokio::select! {
+                () = failed.cancelled(), if !is_told => {
+                    is_told = true;
+                    Event::Failed
+                }
                 _ = terminate.recv() => Event::Stop,
                 _ = interrupt.recv() => Event::Stop,
                 _ = hang_up.recv() => Event::Reload,
@@ -136,11 +148,11 @@ fn rust_log() -> Option<String> {
     std::env::var("RUST_LOG").ok()
 }
 
-/// Waits for SIGTERM or SIGINT.
+/// Waits for SIGTERM or SIGINT, or for `failed`.
 ///
 /// # Errors
 /// When signals cannot be received.
-pub fn wait_for_signal() -> std::io::Result<()> {
+pub fn wait_for_signal(failed: &CancellationToken) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -148,6 +160,7 @@ pub fn wait_for_signal() -> std::io::Result<()> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = failed.cancelled() => {}
         }
         Ok(())
     })

@@ -37,6 +37,11 @@ impl ClientBody {
         self.connection.as_ref().filter(|connection| connection.pace.turn() == self.turn)
     }
 
+    /// Whether its client took too long to go on with it.
+    pub fn is_late(&self) -> bool {
+        self.connection().is_some_and(|connection| connection.pace.late() == Some(Late::Body))
+    }
+
     fn end(&mut self) {
         if let Some(connection) = self.connection() {
             connection.pace.upload_ended();

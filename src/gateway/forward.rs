@@ -11,6 +11,7 @@ use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
 use super::Refused;
+use super::body;
 use super::carry::Carried;
 use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, undress};
 use super::flow::{Break, Flow};
@@ -62,7 +63,7 @@ pub async fn free<B: Books + 'static>(
     let waited = sent.elapsed();
     worker.meters.upstream(upstream.index, Phase::Headers, waited);
     let (response, lease) =
-        answer.map_err(|failure| Refused { waited, ..failed(failure, false) })?;
+        answer.map_err(|failure| Refused { waited, ..no_answer(failure, upload, false) })?;
     let (mut head, body) = response.into_parts();
     undress(&mut head);
     caller.meters.request(Some(route.index), Outcome::Free, Some(head.status.as_u16()));
@@ -268,7 +269,7 @@ fn cancelled_by_leaving<B: Books + 'static>(held: &Held<B>) -> Option<TaskTracke
 async fn unanswered<B: Books + 'static>(mut held: Box<Held<B>>, failure: Failure) -> Refused {
     let captures = failure == Failure::Timeout
         && held.metered().is_some_and(|metered| metered.on_timeout == InDoubt::Capture);
-    let refused = failed(failure, true);
+    let refused = no_answer(failure, &held.upload, true);
     let status = Some(super::problem::status(refused.refusal.code).as_u16());
     let settled = if captures {
         // Carried, because a capture that has begun is not cancelled by leaving.
@@ -282,6 +283,14 @@ async fn unanswered<B: Books + 'static>(mut held: Box<Held<B>>, failure: Failure
         Ok(_) => refused,
         Err(unrecorded) => unrecorded,
     }
+}
+
+/// Why there is no answer. A backend that failed for want of the rest of a body did not fail.
+fn no_answer(failure: Failure, upload: &Upload, counted: bool) -> Refused {
+    if failure == Failure::Broken && upload.is_late() {
+        return Refused { counted, ..body::too_late() };
+    }
+    failed(failure, counted)
 }
 
 fn failed(failure: Failure, counted: bool) -> Refused {

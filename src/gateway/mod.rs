@@ -221,7 +221,7 @@ async fn answer<B: Books + 'static>(
             {
                 trace.manner = matched.route.manner;
             }
-            refuse(worker, &connection, &mut trace, refused)
+            refuse(worker, &mut trace, refused)
         }
     };
     let mut response = response.map(|content| Reply::new(content, permit, Turn(connection)));
@@ -246,14 +246,9 @@ async fn answer<B: Books + 'static>(
 
 fn refuse<B: Books + 'static>(
     worker: &Worker<B>,
-    connection: &Connection,
     trace: &mut Trace,
-    mut refused: Refused,
+    refused: Refused,
 ) -> (Response<Content<B>>, Option<Arc<Permit>>, Duration) {
-    if refused.refusal.code == Code::UpstreamFailed && connection.pace.late() == Some(Late::Body) {
-        // The backend failed for want of the rest of the body.
-        refused = Refused { counted: refused.counted, waited: refused.waited, ..body::too_late() };
-    }
     let id = trace.id(worker, worker.clock.now());
     let request_id = id.to_str().unwrap_or_default();
     let (response, body) = problem::respond(&refused, request_id, trace.manner);

@@ -70,6 +70,7 @@ struct Progress {
 const OPEN: u8 = 0;
 const ENDED: u8 = 1;
 const BROKE_OFF: u8 = 2;
+const LATE: u8 = 3;
 
 impl Upload {
     /// Of a body that may still be coming.
@@ -77,9 +78,14 @@ impl Upload {
         Self((!body.is_end_stream()).then(Arc::default))
     }
 
-    /// Whether the client broke it off.
+    /// Whether the client broke it off, or did not go on with it.
     pub fn broke_off(&self) -> bool {
-        self.is(BROKE_OFF)
+        self.is(BROKE_OFF) || self.is_late()
+    }
+
+    /// Whether the client took too long to go on with it.
+    pub fn is_late(&self) -> bool {
+        self.is(LATE)
     }
 
     /// Whether there may be more of it.
@@ -122,6 +128,8 @@ impl Streamed {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         self.readable = true;
+        // Its end forgets whose it was.
+        let late = body.is_late();
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
         match frame {
             Some(Ok(frame)) if frame.is_data() => {
@@ -132,7 +140,7 @@ impl Streamed {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                self.upload.end(BROKE_OFF);
+                self.upload.end(if late { LATE } else { BROKE_OFF });
                 Poll::Ready(Some(Err(error)))
             }
             // Trailers, or the end.

@@ -104,6 +104,17 @@ fn f72_a_body_that_does_not_come_in_time_is_refused_and_costs_nothing() {
         );
         world.seat("alice", "0", "100", "0");
         assert_eq!(world.metric("tollgate_refusals_total", &["request_timeout"]), 4.0);
+        // It is counted as what its client was told, and not as a failure of the backend.
+        let counted = |class: &str| {
+            let class = format!("status_class=\"{class}\"");
+            world.metric("tollgate_requests_total", &["outcome=\"voided\"", &class])
+        };
+        assert_eq!((counted("4xx"), counted("5xx")), (1.0, 0.0));
+        // The same where nothing is charged.
+        let mut peer = Peer::connect(world.gateway()).await;
+        peer.send(head("POST /v1/models HTTP/1.1", "content-length: 20\r\n") + "{").await;
+        peer.answer().await.refused(408, "request_timeout");
+        peer.ends().await;
     });
 }
 
@@ -282,5 +293,76 @@ fn f72_a_process_without_a_free_file_rests_and_goes_on() {
         peer.send(&request).await;
         assert_eq!(peer.answer().await.status, 200);
         world.send(&image()).await.is(200);
+    });
+}
+
+/// Whoever says nothing, or only half of it, has a connection to administrators' and operators'
+/// listeners no longer than one to the gateway.
+#[test]
+fn f72_the_control_listeners_wait_for_nobody_for_ever() {
+    run(async {
+        let world = world("header_timeout = \"400ms\"\nwrite_timeout = \"400ms\"");
+        for address in [world.admin_address(), world.ops_address()] {
+            let mut silent = Peer::connect(address).await;
+            let mut half = Peer::connect(address).await;
+            half.send("GET /livez HTTP/1.1\r\nhost: a\r\nx: ").await;
+            let mut idle = Peer::connect(address).await;
+            idle.send("GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            idle.answer().await;
+            let (mut from, mut to) =
+                tokio::net::TcpStream::connect(address).await.unwrap().into_split();
+            let trickle = async {
+                while to.write_all(b"x").await.is_ok() {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            };
+            let read = async { from.read_to_end(&mut Vec::new()).await };
+            tokio::select! {
+                () = trickle => {}
+                _ = read => {}
+            }
+            for peer in [&mut silent, &mut half, &mut idle] {
+                peer.ends().await;
+            }
+            // Nor does it answer for ever who does not read.
+            let deaf = tokio::net::TcpStream::connect(address).await.unwrap();
+            let requests = "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000);
+            until("who does not read is left", || match deaf.try_write(requests.as_bytes()) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
+                written => written.err(),
+            })
+            .await;
+        }
+        assert_eq!(world.ops("/livez").0, 200);
+        assert_eq!(world.admin("/v1/orgs/acme/pool").0, 200);
+    });
+}
+
+#[test]
+fn f72_a_control_listener_has_a_bound_on_connections() {
+    run(async {
+        let world = world("header_timeout = \"10m\"");
+        let (mut peers, begun) = (Vec::new(), "GET /v1/orgs HTTP/1.1\r\nhost: a\r\n");
+        for _ in 0..256 {
+            let mut peer = Peer::connect(world.admin_address()).await;
+            peer.send(begun).await;
+            peers.push(peer);
+        }
+        for _ in 0..20 {
+            Peer::connect(world.admin_address()).await.ends().await;
+        }
+        // The other listener has its own, and those who are there are served.
+        assert_eq!(world.ops("/livez").0, 200);
+        let mut last = peers.pop().unwrap();
+        last.send("\r\n").await;
+        assert_eq!(last.answer().await.status, 401);
+        drop(last);
+        loop {
+            let mut next = Peer::connect(world.admin_address()).await;
+            next.send(format!("{begun}\r\n")).await;
+            if next.try_answer().await.is_some() {
+                break;
+            }
+        }
     });
 }

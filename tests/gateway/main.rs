@@ -3,7 +3,7 @@
 //!
 //! - `burst`: 2,000 requests at once against credit for K of them.
 //! - `crash`: killed with charges open, and started again on the same data.
-//! - `seats`, `pool`, `price`, `settle`: the rules of the domain.
+//! - `seats`, `pool`, `price`, `settle`: the rules of the domain; `races`: two that end one hold.
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
@@ -35,6 +35,7 @@ mod identity;
 mod operations;
 mod pool;
 mod price;
+mod races;
 mod reload;
 mod seats;
 mod secrets;

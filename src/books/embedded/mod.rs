@@ -49,7 +49,6 @@ pub enum OpenError {
 }
 
 /// The embedded books of a data dir, open.
-#[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
     /// Resolves what the previous process left open, and serves whoever is no worker.
@@ -78,7 +77,6 @@ pub struct Recovery {
 }
 
 /// What the sessions of an engine share.
-#[derive(Debug)]
 pub(super) struct Shared {
     table: Table,
     journal: Journal,
@@ -289,6 +287,24 @@ impl Engine {
         self.shared.journal.has_failed()
     }
 
+    /// Why the books have failed, if they have.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.journal.failure().borrow().clone()
+    }
+
+    /// Waits until the books fail, and says why; most never do.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut failure = self.shared.journal.failure();
+        async move {
+            let why = failure.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            match why {
+                Some(why) => why,
+                // The books are gone, and can fail no more.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Where the journal is.
     pub fn dir(&self) -> &Path {
         self.shared.journal.dir()
@@ -302,7 +318,8 @@ impl Engine {
     pub fn snapshot(&self) -> Result<bool, RecoverError> {
         let mut last = self.snapshot.lock();
         let sealed = self.shared.journal.sealed();
-        if sealed <= *last {
+        // What a sync failed on may be read back and still not be on the disk (f41).
+        if sealed <= *last || self.has_failed() {
             return Ok(false);
         }
         let recovered = recover(self.dir(), Some(sealed))?;
@@ -321,6 +338,20 @@ impl Engine {
         }
         let synced = self.shared.journal.sync();
         synced.map_err(|error| BooksError::Unavailable(error.to_string()))
+    }
+}
+
+/// What the books hold is in a circle of sessions and what they share, and is too much to print.
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("dir", &self.dir())
+            .field("accounts", &self.shared.table.len())
+            .field("sessions", &self.shared.sessions.read().len())
+            .field("records_written", &self.records_written())
+            .field("written", &self.written())
+            .field("failure", &self.failure())
+            .finish_non_exhaustive()
     }
 }
 

@@ -24,10 +24,9 @@ use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record};
 
 /// A session with the embedded books. Cheap to clone; clones share the session.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Session(Arc<Inner>);
 
-#[derive(Debug)]
 pub(super) struct Inner {
     shared: Arc<Shared>,
     /// Open holds, records that wait, and what follows from their being written. Held during the
@@ -59,6 +58,16 @@ enum After {
     Raise(Arc<Entry>, i64),
 }
 
+/// No lock is taken, and what all sessions share is not shown by each.
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("batches_written", &self.0.written.load(Ordering::Relaxed))
+            .field("position", &self.0.position.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}
+
 impl Session {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let queue = Mutex::new(Queue { batch: 1, ..Queue::default() });
@@ -81,10 +90,8 @@ impl Session {
         if queue.frames.is_empty() {
             return inner.shared.check();
         }
-        let position = inner.shared.journal.append(&mut queue.frames).map_err(|error| {
-            tracing::error!(%error, "the journal cannot be written; the books are closed");
-            BooksError::Unavailable(error.to_string())
-        })?;
+        let appended = inner.shared.journal.append(&mut queue.frames);
+        let position = appended.map_err(|error| BooksError::Unavailable(error.to_string()))?;
         let Queue { after, open, .. } = &mut *queue;
         for effect in after.drain(..) {
             take_effect(effect, open);

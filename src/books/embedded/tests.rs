@@ -71,6 +71,19 @@ fn balances(engine: &Engine) -> HashMap<String, Balance> {
     live
 }
 
+/// Sessions and what they share know each other; printing them came to no end.
+#[test]
+fn an_engine_and_a_session_can_be_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let session = engine.session();
+    for n in 1..=50 {
+        held(run(session.hold(&ask(n, &[account("a", 100, 1)], &take(1, &[0]))))).unwrap();
+    }
+    let printed = format!("{engine:#?} {session:#?}");
+    assert!(printed.contains("accounts: 1,") && printed.len() < 1000, "{printed}");
+}
+
 #[test]
 fn f24_an_unseen_account_is_created_and_debited_in_one_step() {
     let dir = tempfile::tempdir().unwrap();

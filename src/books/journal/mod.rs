@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use self::sync::Syncer;
 use super::Durability;
@@ -216,7 +217,7 @@ impl Journal {
         }
         frames.bind(writer.position);
         if let Err(error) = self.write(&mut writer, &frames.bytes) {
-            progress.fail();
+            progress.fail("a record cannot be written", &error);
             return Err(error);
         }
         self.records.fetch_add(frames.len() as u64, Ordering::Relaxed);
@@ -281,6 +282,11 @@ impl Journal {
     /// True after a write error.
     pub fn has_failed(&self) -> bool {
         self.syncer.progress.has_failed()
+    }
+
+    /// Why there was one, as soon as there is.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.syncer.progress.failure()
     }
 
     /// True while there is no space for another segment: what is left is for settling (f40).

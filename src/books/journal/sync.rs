@@ -38,6 +38,8 @@ pub(super) struct Progress {
     told: watch::Sender<()>,
     /// Nothing is written or synced any more (f41).
     failed: AtomicBool,
+    /// Why; wakes those whose business it is.
+    failure: watch::Sender<Option<String>>,
     /// There is no space for another segment: what is there is for settling (f40).
     full: AtomicBool,
     jobs: Mutex<Jobs>,
@@ -99,6 +101,7 @@ impl Syncer {
             synced: AtomicU64::new(position),
             told: watch::Sender::new(()),
             failed: AtomicBool::new(false),
+            failure: watch::Sender::new(None),
             full: AtomicBool::new(false),
             jobs: Mutex::new(jobs),
             wake: Condvar::new(),
@@ -133,9 +136,19 @@ impl Progress {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Closes the journal for good, and tells whoever waits.
-    pub(super) fn fail(&self) {
+    /// Why it has failed, as soon as it has.
+    pub(super) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failure.subscribe()
+    }
+
+    /// Closes the journal for good, and tells whoever waits. The first reason is the one.
+    pub(super) fn fail(&self, what: &str, error: &io::Error) {
         self.failed.store(true, Ordering::Release);
+        self.failure.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert_with(|| format!("{what}: {error}"));
+            is_first
+        });
         self.told.send_replace(());
         // Under the lock, so that nobody is between looking and waiting.
         let _jobs = self.jobs.lock();
@@ -224,8 +237,7 @@ impl Progress {
     fn run(&self) {
         if let Err(error) = self.serve() {
             // Never tried again: the kernel may have dropped what it could not write (f41).
-            tracing::error!(%error, "the journal cannot be synced; the books are closed");
-            self.fail();
+            self.fail("a segment cannot be synced, or made", &error);
         }
     }
 

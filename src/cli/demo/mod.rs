@@ -78,7 +78,7 @@ fn serve_demo(options: &Options, app: &App, backend: &Backend) -> anyhow::Result
         return walk::play(app.gateway(), app.admin(), &token);
     }
     say(&format!("{}\n", welcome(app, backend)))?;
-    serve::wait_for_signal()?;
+    serve::wait_for_signal(app.failed())?;
     say("stopping\n")?;
     Ok(true)
 }
