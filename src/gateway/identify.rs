@@ -193,12 +193,12 @@ fn user_of(
         }
     };
     let user = org.users.get(id).ok_or_else(unknown)?;
-    if user.suspended {
+    if user.standing.suspended {
         return refuse(Code::UserSuspended, "an admin has suspended the user");
     }
     if let KeyKind::Service(ActsFor::Some { users, groups }) = &key.kind {
-        let listed = users.contains(&user.id);
-        if !listed && !user.groups.iter().any(|group| groups.contains(group)) {
+        let listed = users.iter().any(|listed| listed.as_str() == id);
+        if !listed && !user.standing.groups.iter().any(|group| groups.contains(group)) {
             return refuse(Code::KeyNotAllowed, "the key may act for other users only");
         }
     }
