@@ -6,9 +6,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 
 use super::reassign::Tenure;
-use super::rows::{self, Details, KeyKind, Licence as LicenceRow, Rows, Table, instant_of};
+use super::rows::{self, Details, KeyKind, Licence as LicenceRow, Rows, Table, When, instant_of};
 use super::snapshot::{
-    self, Decision, Key, KeyHash, Licence, Org, PoolTerm, ProfileCap, Shared, User, Users, stems,
+    self, Decision, Key, KeyHash, Licence, Org, PoolTerm, ProfileCap, Shared, Standing, Terms,
+    User, Users, stems,
 };
 use crate::core::account::Version;
 use crate::core::amount::Operations;
@@ -36,6 +37,19 @@ pub struct Builder<'a> {
     by_group: HashMap<&'a Id, Vec<usize>>,
     /// Users with the same profiles and limit share one decision: there are few kinds of users.
     decisions: HashMap<(Vec<usize>, Option<Operations>), Decision>,
+    /// So do those who stand alike, of whom there are many.
+    standings: HashMap<Kind, Arc<Standing>>,
+    /// What licences have alike, by plan and end.
+    terms: HashMap<(Id, Option<When>), Arc<Terms>>,
+}
+
+/// All that a user's standing follows from.
+#[derive(PartialEq, Eq, Hash)]
+struct Kind {
+    suspended: bool,
+    groups: Vec<Id>,
+    profiles: Vec<Id>,
+    pool_limit: Option<Operations>,
 }
 
 impl<'a> Builder<'a> {
@@ -49,6 +63,8 @@ impl<'a> Builder<'a> {
             by_id: HashMap::new(),
             by_group: HashMap::new(),
             decisions: HashMap::new(),
+            standings: HashMap::new(),
+            terms: HashMap::new(),
         };
         for (id, row) in &details.profiles {
             let index = builder.profiles.len();
@@ -100,29 +116,51 @@ impl<'a> Builder<'a> {
         });
         let licences: Result<_, _> =
             held.into_iter().map(|(licence, row)| self.licence(id, licence, row)).collect();
-        Ok(User {
-            id: id.clone(),
-            email: row.email.as_deref().map(Into::into),
-            suspended: row.suspended,
-            licences: licences?,
-            // The table's own ids, so that a million members do not hold a million copies.
-            groups: row.groups.iter().map(|group| interned(&self.details.groups, group)).collect(),
-            profiles: row
-                .profiles
-                .iter()
-                .map(|profile| interned(&self.details.profiles, profile))
-                .collect(),
-            access: self.access(row),
-            stem: stems::user(self.id.as_str(), id.as_str()),
-        })
+        let stem = stems::user(self.id.as_str(), id.as_str());
+        Ok(User::new(id, row.email.as_deref(), self.standing(row), licences?, stem))
     }
 
-    fn licence(&self, holder: &Id, id: &Id, row: &LicenceRow) -> Result<Licence, Unbuildable> {
-        let (plan, value) = self
-            .details
-            .plans
-            .get_key_value(&row.plan)
-            .ok_or_else(|| Unbuildable(format!("licence {id} is of no plan: {}", row.plan)))?;
+    fn standing(&mut self, row: &rows::User) -> Arc<Standing> {
+        let kind = Kind {
+            suspended: row.suspended,
+            groups: row.groups.clone(),
+            profiles: row.profiles.clone(),
+            pool_limit: row.pool_limit,
+        };
+        if let Some(known) = self.standings.get(&kind) {
+            return Arc::clone(known);
+        }
+        let standing = Arc::new(Standing {
+            suspended: row.suspended,
+            // The table's own ids: standings may be many too.
+            groups: row.groups.iter().map(|id| interned(&self.details.groups, id)).collect(),
+            profiles: row.profiles.iter().map(|id| interned(&self.details.profiles, id)).collect(),
+            access: self.access(row),
+        });
+        self.standings.insert(kind, Arc::clone(&standing));
+        standing
+    }
+
+    fn terms(&mut self, licence: &Id, row: &LicenceRow) -> Result<Arc<Terms>, Unbuildable> {
+        let key = (row.plan.clone(), row.expires);
+        if let Some(known) = self.terms.get(&key) {
+            return Ok(Arc::clone(known));
+        }
+        let (plan, value) =
+            self.details.plans.get_key_value(&row.plan).ok_or_else(|| {
+                Unbuildable(format!("licence {licence} is of no plan: {}", row.plan))
+            })?;
+        let terms = Arc::new(Terms {
+            plan: plan.clone(),
+            credits: value.credits.micro(),
+            expires: row.expires.map(|expires| expires.instant(self.schedule)),
+        });
+        self.terms.insert(key, Arc::clone(&terms));
+        Ok(terms)
+    }
+
+    fn licence(&mut self, holder: &Id, id: &Id, row: &LicenceRow) -> Result<Licence, Unbuildable> {
+        let terms = self.terms(id, row)?;
         let stem = |bucket: &Id| stems::licence(self.id.as_str(), id.as_str(), bucket.as_str());
         let moved = row.moved.as_ref();
         let tenure = moved.and_then(|moved| Some((moved, moved.tenures.last()?)));
@@ -143,14 +181,8 @@ impl<'a> Builder<'a> {
             let (bucket, stem) = (last.bucket.clone(), stem(&last.bucket));
             Some(Box::new(Shared { until, bucket, stem, pays_from, takers }))
         });
-        Ok(Licence {
-            id: id.clone(),
-            plan: plan.clone(),
-            credits: value.credits.micro(),
-            stem: stem(holder),
-            expires: row.expires.map(|expires| expires.instant(self.schedule)),
-            shared,
-        })
+        let stem = stem(holder);
+        Ok(Licence { id: id.as_str().into(), terms, stem, shared })
     }
 
     fn access(&mut self, row: &rows::User) -> Decision {

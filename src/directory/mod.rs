@@ -260,8 +260,7 @@ fn some_users(
         .collect();
     let built = builder.users(&rebuilt, &after.licences)?;
     let removed = touched.into_iter().filter(|id| !after.users.contains_key(*id));
-    let removed = removed.map(|id| (id.clone(), None));
-    Ok(org.users.with(built.into_iter().map(|user| (user.id.clone(), Some(user))).chain(removed)))
+    Ok(org.users.with(built, removed))
 }
 
 fn differing<'a, T: PartialEq>(

@@ -205,7 +205,7 @@ pub struct Secret {
 }
 
 /// An instant, or the first instant of a local date.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum When {
     /// The start of this date in the org's zone.
     Date(Date),

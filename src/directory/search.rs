@@ -75,7 +75,7 @@ type Place = (i128, Flipped);
 /// An id that sorts from the end where asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Flipped {
-    id: Id,
+    id: Box<str>,
     flips: bool,
 }
 
@@ -176,11 +176,11 @@ impl UserSearch {
     pub fn wants(&self, org: &Org, user: &User) -> bool {
         let query = &self.query;
         let named = |text: &str| {
-            let email = user.email.as_deref().unwrap_or_default();
-            contains(user.id.as_str(), text) || contains(email, text)
+            let email = user.email().unwrap_or_default();
+            contains(user.id(), text) || contains(email, text)
         };
         query.q.as_deref().is_none_or(named)
-            && query.group.as_ref().is_none_or(|group| user.groups.contains(group))
+            && query.group.as_ref().is_none_or(|group| user.standing.groups.contains(group))
             && query
                 .profiles
                 .as_ref()
@@ -193,7 +193,7 @@ impl UserSearch {
         let value = if sort.descending { -value } else { value };
         let flips = sort.flips();
         let later = |(other, id): &Place| {
-            let by_id = || if flips { id.id.cmp(&user.id) } else { user.id.cmp(&id.id) };
+            let by_id = || if flips { (*id.id).cmp(user.id()) } else { user.id().cmp(&id.id) };
             value.cmp(other).then_with(by_id).is_gt()
         };
         let full = self.found.len() > self.query.limit;
@@ -201,7 +201,7 @@ impl UserSearch {
         if beyond || self.after.as_ref().is_some_and(|after| !later(after)) {
             return;
         }
-        self.found.insert((value, Flipped { id: user.id.clone(), flips }), Arc::clone(user));
+        self.found.insert((value, Flipped { id: user.id().into(), flips }), Arc::clone(user));
         if full {
             self.found.pop_last();
         }
@@ -233,8 +233,8 @@ fn place(cursor: &str, sort: Sort) -> Option<Place> {
     let text = String::from_utf8(bytes?).ok()?;
     let mut words = text.split(' ');
     let (order, value, id) = (words.next()?, words.next()?, words.next()?);
-    let same = words.next().is_none() && order.parse() == Ok(sort);
-    let id = Flipped { id: id.parse().ok()?, flips: sort.flips() };
+    let same = words.next().is_none() && order.parse() == Ok(sort) && Id::is_valid(id);
+    let id = Flipped { id: id.into(), flips: sort.flips() };
     same.then_some((value.parse().ok()?, id))
 }
 

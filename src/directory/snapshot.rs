@@ -145,37 +145,69 @@ pub struct Moment {
     pub until: Timestamp,
 }
 
-/// A user.
+/// A user. There are many, so what many have alike is shared and their own texts are no longer
+/// than they have to be.
 #[derive(Debug)]
 pub struct User {
-    /// Its id.
-    pub id: Id,
-    /// An attribute, not an identity.
-    pub email: Option<Box<str>>,
-    /// Refused while true.
-    pub suspended: bool,
+    /// Its id and behind it the e-mail address: one text for both.
+    text: Box<str>,
+    /// How much of it is the id: 128 bytes at most.
+    id_length: u8,
+    has_email: bool,
+    /// What many users have alike.
+    pub standing: Arc<Standing>,
     /// Licences in burn order: soonest expiry, then priority, then id (D3).
     pub licences: Box<[Licence]>,
+    /// Identity of the overdraft and draw accounts.
+    pub stem: Stem,
+}
+
+/// What of a user many others have alike; users who stand alike share it.
+#[derive(Debug)]
+pub struct Standing {
+    /// Refused while true.
+    pub suspended: bool,
     /// Groups, by id.
     pub groups: Box<[Id]>,
     /// Profiles that name the user directly, by id.
     pub profiles: Box<[Id]>,
     /// Pool access, or what is missing for it (D12, D14).
     pub access: Decision,
-    /// Identity of the overdraft and draw accounts.
-    pub stem: Stem,
 }
 
 impl User {
+    /// A user.
+    pub fn new(
+        id: &Id,
+        email: Option<&str>,
+        standing: Arc<Standing>,
+        licences: Box<[Licence]>,
+        stem: Stem,
+    ) -> Self {
+        let text = [id.as_str(), email.unwrap_or_default()].concat().into();
+        let (id_length, has_email) = (id.as_str().len() as u8, email.is_some());
+        Self { text, id_length, has_email, standing, licences, stem }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        self.text.split_at(usize::from(self.id_length)).0
+    }
+
+    /// An attribute, not an identity.
+    pub fn email(&self) -> Option<&str> {
+        self.has_email.then(|| self.text.split_at(usize::from(self.id_length)).1)
+    }
+
     /// The user's balance document, at a position and balances of its own (D11).
     pub fn balance(&self, org: &Org, position: &Position<'_>, view: &View) -> BalanceDocument {
-        let access = self.access.as_ref().ok();
+        let access = self.standing.access.as_ref().ok();
         let limit = access.and_then(|access| access.limit.as_ref()).map(|limit| limit.limit);
         let plan_of = |id: &str| {
-            let licence = self.licences.iter().find(|licence| licence.id.as_str() == id);
-            licence.map_or("", |licence| licence.plan.as_str())
+            let licence = self.licences.iter().find(|licence| &*licence.id == id);
+            licence.map_or("", |licence| licence.terms.plan.as_str())
         };
-        balance::document(org.id.as_str(), self.id.as_str(), position, view, limit, plan_of)
+        balance::document(org.id.as_str(), self.id(), position, view, limit, plan_of)
     }
 }
 
@@ -183,18 +215,25 @@ impl User {
 #[derive(Debug)]
 pub struct Licence {
     /// Its id.
-    pub id: Id,
-    /// The plan it is an instance of.
-    pub plan: Id,
-    /// The plan's credits a month, in millionths.
-    pub credits: u64,
-    /// Until when it pays; `None` for always.
-    pub expires: Option<Timestamp>,
+    pub id: Box<str>,
+    /// What it pays, and until when.
+    pub terms: Arc<Terms>,
     /// Identity of its holder's own bucket.
     pub stem: Stem,
     /// Where several users pay from one bucket in the cycle in which it changed hands. Few
     /// licences do, so the others carry nothing of it.
     pub shared: Option<Box<Shared>>,
+}
+
+/// What licences of one plan that end together have alike; they share it.
+#[derive(Debug)]
+pub struct Terms {
+    /// The plan they are instances of.
+    pub plan: Id,
+    /// The plan's credits a month, in millionths.
+    pub credits: u64,
+    /// Until when they pay; `None` for always.
+    pub expires: Option<Timestamp>,
 }
 
 /// A bucket that several users pay from (D10).
@@ -221,7 +260,7 @@ impl Licence {
 
     fn pays_at(&self, now: Timestamp) -> bool {
         let waits = |shared: &Shared| shared.pays_from.is_some_and(|from| now < from);
-        self.expires.is_none_or(|end| now < end) && !self.shared_at(now).is_some_and(waits)
+        self.terms.expires.is_none_or(|end| now < end) && !self.shared_at(now).is_some_and(waits)
     }
 }
 
@@ -281,7 +320,7 @@ impl<'a> Payer<'a> {
     /// Pool access, or what is missing.
     pub fn access(&self) -> Result<&'a Access, &'a [Missing]> {
         let access = match self {
-            Payer::User(user) => &user.access,
+            Payer::User(user) => &user.standing.access,
             Payer::Principal(_, access) => access,
         };
         match access {
@@ -294,9 +333,10 @@ impl<'a> Payer<'a> {
 impl Org {
     /// Whether a user is a member of a profile, directly or through a group.
     pub fn is_member(&self, user: &User, profile: &Id) -> bool {
-        let through =
-            |row: &super::rows::Profile| row.groups.iter().any(|group| user.groups.contains(group));
-        user.profiles.contains(profile)
+        let standing = &user.standing;
+        let in_one_of = |groups: &[Id]| groups.iter().any(|id| standing.groups.contains(id));
+        let through = |row: &super::rows::Profile| in_one_of(&row.groups);
+        standing.profiles.contains(profile)
             || self.details.profiles.get(profile).is_some_and(|row| through(row))
     }
 
@@ -349,18 +389,19 @@ impl Org {
             let pays = |licence: &&Licence| licence.pays_at(now);
             // A seat of more than a hundred licences would not fit the slots beside the pool.
             for licence in user.licences.iter().filter(pays).take(MAX_LICENCES) {
-                let mut own = (&user.id, licence.stem);
+                let mut own = (user.id(), licence.stem);
                 if let Some(shared) = licence.shared_at(now) {
-                    own = (&shared.bucket, shared.stem);
+                    own = (shared.bucket.as_str(), shared.stem);
                     sharing.push((accounts.len() as Slot, licence, shared));
                 }
                 let (bucket, stem) = own;
-                let ids = [licence.id.as_str(), bucket.as_str()];
+                let ids = [&*licence.id, bucket];
                 let kind = AccountKind::Licence;
-                accounts.push(self.account(kind, stem, ids, cycle.label, licence.credits));
+                let credits = licence.terms.credits;
+                accounts.push(self.account(kind, stem, ids, cycle.label, credits));
             }
             overdraft = Some(accounts.len() as Slot);
-            let ids = [user.id.as_str(), ""];
+            let ids = [user.id(), ""];
             accounts.push(self.account(AccountKind::Overdraft, user.stem, ids, cycle.label, 0));
         }
         let licences = overdraft.unwrap_or(0);
@@ -395,7 +436,7 @@ impl Org {
             if accounts.len() > usize::from(Slot::MAX) {
                 return;
             }
-            let ids = [licence.id.as_str(), taker.as_str()];
+            let ids = [&*licence.id, taker.as_str()];
             let base = Credits::MAX.micro();
             tallies.push(Tally { licence: slot, account: accounts.len() as Slot, own });
             accounts.push(self.account(AccountKind::Tally, *stem, ids, period, base));
@@ -434,7 +475,7 @@ impl Org {
         let [pool, overage] = self.term_accounts(term);
         let pool = push(pool);
         let (stem, who) = match payer {
-            Payer::User(user) => (user.stem, ["user", user.id.as_str()]),
+            Payer::User(user) => (user.stem, ["user", user.id()]),
             Payer::Principal(key, _) => (key.stem, ["key", key.id.as_str()]),
         };
         let limit = access.limit.as_ref().map_or(Operations::MAX, |limit| limit.limit).micro();

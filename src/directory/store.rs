@@ -20,6 +20,10 @@ pub use write::write;
 /// Rows of one statement: a statement costs more than a row, and holds at most 32,766 values.
 const BATCH: usize = 500;
 
+/// How many rows the database's thread reads ahead of whoever asked: with few of them the two
+/// threads wake each other all the time when an org is read.
+const AHEAD: usize = 4096;
+
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -48,6 +52,7 @@ pub async fn open(data_dir: &Path) -> Result<SqliteConnection, StoreError> {
         .journal_mode(SqliteJournalMode::Wal)
         // A change that was acknowledged survives a power failure.
         .synchronous(SqliteSynchronous::Full)
+        .row_buffer_size(AHEAD)
         .disable_statement_logging();
     let mut connection = options.connect().await?;
     sqlx::migrate!("src/directory/migrations").run(&mut connection).await?;

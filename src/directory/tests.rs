@@ -161,7 +161,7 @@ impl Bench {
     }
 
     fn access(&self, user: &str) -> Result<Arc<crate::core::entitlement::Access>, Vec<String>> {
-        let decision = self.org().users.get(user).unwrap().access.clone();
+        let decision = self.org().users.get(user).unwrap().standing.access.clone();
         decision.map_err(|missing| missing.iter().map(rows::word).collect())
     }
 }

@@ -13,7 +13,6 @@ use http::{Method, Request, Uri};
 use super::Trace;
 use super::identify::Caller;
 use super::worker::Connection;
-use crate::core::ids::Id;
 use crate::directory::snapshot::{Key, Org, User};
 
 /// Who asked.
@@ -47,7 +46,7 @@ impl Line {
 
     /// Writes the line when the response's head is ready.
     pub fn write(&self, trace: &Trace, status: u16, took: Duration, waited: Duration) {
-        let id = |id: Option<&Id>| id.map(Id::as_str).map(str::to_owned);
+        let id = |id: Option<&str>| id.map(str::to_owned);
         let who = trace.who.as_ref();
         tracing::info!(
             target: "tollgate::access",
@@ -56,9 +55,9 @@ impl Line {
             method = self.method.as_str(),
             path = self.uri.path(),
             status,
-            org = id(who.map(|who| &who.org.id)),
-            key = id(who.map(|who| &who.key.id)),
-            user = id(who.and_then(|who| who.user.as_ref()).map(|user| &user.id)),
+            org = id(who.map(|who| who.org.id.as_str())),
+            key = id(who.map(|who| who.key.id.as_str())),
+            user = id(who.and_then(|who| who.user.as_ref()).map(|user| user.id())),
             took_us = micros(took),
             backend_us = micros(waited),
             "request"

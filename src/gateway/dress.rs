@@ -15,7 +15,6 @@ use super::route::Route;
 use super::screen::looks_like;
 use super::upstream::Upstream;
 use super::worker::Connection;
-use crate::core::ids::Id;
 
 /// The request's id, in both directions.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -125,9 +124,9 @@ pub fn dress(
     }
     headers.remove(EXPECT);
     proxies::announce(connection, headers);
-    headers.insert(TOLLGATE_ORG, id(&caller.org.id));
+    headers.insert(TOLLGATE_ORG, id(caller.org.id.as_str()));
     if let Some(user) = &caller.user {
-        headers.insert(TOLLGATE_USER, id(&user.id));
+        headers.insert(TOLLGATE_USER, id(user.id()));
     }
     if let Some(charge) = charge {
         headers.insert(TOLLGATE_CHARGE, charge);
@@ -161,9 +160,9 @@ fn remove_like(headers: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-fn id(id: &Id) -> HeaderValue {
+fn id(id: &str) -> HeaderValue {
     // Ids are visible ASCII.
-    HeaderValue::from_str(id.as_str()).unwrap_or_else(|_| HeaderValue::from_static(""))
+    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Removes from a response what belongs to the backend's connection and what only the gateway

@@ -236,7 +236,7 @@ impl<B: Books + 'static> Held<B> {
         let names = meters.iter().map(|meter| meter.name.as_ref().map(Id::as_str));
         let memo = HoldMemo {
             org: org.id.as_str(),
-            user: self.caller.user.as_ref().map(|user| user.id.as_str()),
+            user: self.caller.user.as_ref().map(|user| user.id()),
             key: self.caller.key.id.as_str(),
             feature,
             route: &self.route.name,

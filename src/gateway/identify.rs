@@ -59,7 +59,7 @@ impl Caller {
         not_expired(key, now)?;
         let user = match &self.user {
             None => None,
-            Some(user) => Some(user_of(org, key, user.id.as_str())?),
+            Some(user) => Some(user_of(org, key, user.id().as_str())?),
         };
         Ok(Self { org: Arc::clone(org), key: Arc::clone(key), user, ..self })
     }
@@ -225,12 +225,12 @@ fn unknown_user() -> Refusal {
 fn user_of(org: &Org, key: &Key, id: &str) -> Result<Arc<User>, Refused> {
     let refuse = |code, detail| Err(Refusal::new(code, detail).into());
     let user = org.users.get(id).ok_or_else(unknown_user)?;
-    if user.suspended {
+    if user.standing.suspended {
         return refuse(Code::UserSuspended, "an admin has suspended the user");
     }
     if let KeyKind::Service(ActsFor::Some { users, groups }) = &key.kind {
-        let listed = users.contains(&user.id);
-        if !listed && !user.groups.iter().any(|group| groups.contains(group)) {
+        let listed = users.iter().any(|listed| listed.as_str() == id);
+        if !listed && !user.standing.groups.iter().any(|group| groups.contains(group)) {
             return refuse(Code::KeyNotAllowed, "the key may act for other users only");
         }
     }

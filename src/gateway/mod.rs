@@ -332,7 +332,10 @@ fn unreadable(connection: &Connection, error: &hyper::Error) -> Option<Refused> 
     if !connection.pace.is_between_requests() {
         return None;
     }
-    let refusal = if error.is_parse_too_large() {
+    let facts = Facts::from_bits(connection.facts.load(Relaxed));
+    let refusal = if error.is_parse_too_large() && facts.has(Facts::BEYOND) {
+        Refusal::new(Code::BodyTooLarge, "the header content-length is more than any route takes")
+    } else if error.is_parse_too_large() {
         Refusal::new(Code::HeadersTooLarge, "a header block is at most 64 KiB and 100 headers")
     } else if error.is_parse() {
         Refusal::new(Code::BadRequest, format!("the request is not HTTP/1.1: {error}"))

@@ -224,6 +224,9 @@ impl Pricing {
             if is_form(asked.headers) {
                 return Err(unquotable("a body that is priced is JSON and not a form").into());
             }
+            if !is_utf8(asked.headers) {
+                return Err(unquotable("a body that is priced is in UTF-8").into());
+            }
             picked = self.request.pick_strictly(asked.body).map_err(|error| {
                 unquotable(format!("the body is not the JSON that is priced: {error}"))
             })?;
@@ -382,6 +385,21 @@ fn is_form(headers: &HeaderMap) -> bool {
         let (part, multipart) = (part.trim_ascii(), b"multipart/");
         part.eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
             || part.get(..multipart.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(multipart))
+    })
+}
+
+/// True unless a body is said to be in another character encoding than JSON's: a backend that
+/// believes it reads other characters.
+fn is_utf8(headers: &HeaderMap) -> bool {
+    let told = headers.iter().filter(|(name, _)| is_like(name, &CONTENT_TYPE));
+    let mut parameters = told.flat_map(|(_, value)| value.as_bytes().split(|b| b";,".contains(b)));
+    parameters.all(|parameter| {
+        let mut sides = parameter.splitn(2, |&byte| byte == b'=');
+        let name = sides.next().unwrap_or_default().trim_ascii();
+        let Some(value) = sides.next() else { return true };
+        let value = value.trim_ascii();
+        let value = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value);
+        !name.eq_ignore_ascii_case(b"charset") || value.eq_ignore_ascii_case(b"utf-8")
     })
 }
 

@@ -103,7 +103,7 @@ async fn charge<B: Books + 'static>(
     let found = worker.charges.find(id).await.map_err(|error| unavailable(&error))?;
     let own = |charge: &ChargeDocument| {
         let own = match &caller.user {
-            Some(user) => charge.user.as_deref() == Some(user.id.as_str()),
+            Some(user) => charge.user.as_deref() == Some(user.id()),
             None => charge.key == caller.key.id.as_str(),
         };
         own && charge.org == caller.org.id.as_str()

@@ -36,6 +36,8 @@ impl Facts {
     pub const CODING: Self = Self(16);
     /// The target has a fragment.
     pub const FRAGMENT: Self = Self(32);
+    /// The `Content-Length` is more than a body can have.
+    pub const BEYOND: Self = Self(64);
 
     /// As one byte.
     pub fn bits(self) -> u8 {
@@ -329,6 +331,9 @@ impl Head {
                 self.facts.add(if again { Facts::LENGTHS } else { Facts::LENGTH });
                 let digits = std::str::from_utf8(value.trim_ascii()).ok();
                 self.length = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
+                if self.length > i64::MAX as u64 {
+                    self.facts.add(Facts::BEYOND);
+                }
             }
         } else if first | 0x20 == b't' && value(line, b"transfer-encoding:").is_some() {
             self.facts.add(Facts::CODING);
@@ -368,6 +373,7 @@ mod tests {
             ("content-length:5\r\ncontent-length:5\r\n", Facts(4 | 8), 5),
             ("Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 7\r\n", Facts(4 | 16), 7),
             ("Transfer_Encoding: chunked\r\nx-content-length: 7\r\n", Facts(0), 0),
+            ("Content-Length: 18446744073709551615\r\n", Facts(4 | 64), u64::MAX),
             ("A: b\nTransfer-Encoding: chunked\r\n", Facts(2 | 16), 0),
         ] {
             let text = format!("{line}{lines}\r\nGET");

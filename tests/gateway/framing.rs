@@ -81,6 +81,9 @@ fn f63_a_request_whose_end_is_not_sure_is_refused_and_its_connection_closed() {
         requests.push(head("POST /v1/images HTTP/1.0", "transfer-encoding: chunked\r\n") + chunks);
         requests.push(head(POST, "content-length: 2\r\n").replace("\r\n", "\n") + "{}");
         refuses_and_closes(&world, &requests, "bad_request", 400).await;
+        let lengths = ["18446744073709551614", "18446744073709551615"];
+        let beyond = lengths.map(|length| head(POST, &format!("content-length: {length}\r\n")));
+        refuses_and_closes(&world, &beyond, "body_too_large", 413).await;
         untouched(&world);
         for lines in ["content-length: 2\r\n", "transfer-encoding: Chunked\r\n"] {
             let mut peer = Peer::connect(world.gateway()).await;

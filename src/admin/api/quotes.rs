@@ -50,7 +50,7 @@ pub async fn quote(mut call: Call) -> Result<Reply, Problem> {
     let moment = org.moment(call.now);
     let position = org.position(payer, &moment, call.now);
     let view = call.admin.books.balances(&position.accounts).await?;
-    let refusal = if user.suspended {
+    let refusal = if user.standing.suspended {
         Some(Refusal::new(Code::UserSuspended, "an admin has suspended the user"))
     } else {
         match plan(&quote, &position, Some(&view)) {

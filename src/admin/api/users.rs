@@ -71,8 +71,8 @@ pub async fn list(call: Call) -> Result<Reply, Problem> {
 async fn item(call: &Call, org: &Org, user: &User, moment: &Moment) -> Result<Value, Problem> {
     let balance = balance_of(&call.admin, org, user, moment, call.now).await?;
     let mut item = json!(balance);
-    item["email"] = json!(user.email);
-    item["groups"] = json!(user.groups);
+    item["email"] = json!(user.email());
+    item["groups"] = json!(user.standing.groups);
     Ok(item)
 }
 

@@ -20,20 +20,20 @@ struct ById(Arc<User>);
 
 impl Borrow<str> for ById {
     fn borrow(&self) -> &str {
-        self.0.id.as_str()
+        self.0.id()
     }
 }
 
 impl Hash for ById {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // As a text hashes: that is what users are looked up by.
-        self.0.id.as_str().hash(state);
+        self.0.id().hash(state);
     }
 }
 
 impl PartialEq for ById {
     fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
+        self.0.id() == other.0.id()
     }
 }
 
@@ -53,7 +53,7 @@ impl Users {
         buckets.resize_with(BUCKETS, Bucket::new);
         let mut count = 0;
         for user in users {
-            let bucket = &mut buckets[Self::bucket(user.id.as_str())];
+            let bucket = &mut buckets[Self::bucket(user.id())];
             count += usize::from(bucket.replace(ById(Arc::new(user))).is_none());
         }
         Self { buckets: buckets.into_iter().map(Arc::new).collect(), count }
@@ -61,22 +61,25 @@ impl Users {
 
     /// Adds a user, or replaces the one with its id.
     pub fn insert(&mut self, user: User) {
-        let bucket = Arc::make_mut(&mut self.buckets[Self::bucket(user.id.as_str())]);
+        let bucket = Arc::make_mut(&mut self.buckets[Self::bucket(user.id())]);
         self.count += usize::from(bucket.replace(ById(Arc::new(user))).is_none());
     }
 
-    /// The same users but for these: `None` removes one.
+    /// The same users, with these added or in the place of those with their ids, and without
+    /// those of these ids.
     #[must_use]
-    pub fn with(&self, changes: impl IntoIterator<Item = (Id, Option<User>)>) -> Self {
+    pub fn with<'a>(
+        &self,
+        changed: impl IntoIterator<Item = User>,
+        removed: impl IntoIterator<Item = &'a Id>,
+    ) -> Self {
         let mut next = self.clone();
-        for (id, change) in changes {
+        for user in changed {
+            next.insert(user);
+        }
+        for id in removed {
             let bucket = Arc::make_mut(&mut next.buckets[Self::bucket(id.as_str())]);
-            match change {
-                Some(user) => {
-                    next.count += usize::from(bucket.replace(ById(Arc::new(user))).is_none());
-                }
-                None => next.count -= usize::from(bucket.remove(id.as_str())),
-            }
+            next.count -= usize::from(bucket.remove(id.as_str()));
         }
         next
     }

@@ -87,7 +87,7 @@ async fn prune_leaves_what_the_api_made() {
     let lines = bench.apply("user = []\n[apply]\nprune = [\"user\"]").await;
     assert!(lines.contains(&"- user alice".to_owned()), "{lines:?}");
     let org = bench.org();
-    assert!(org.users.get("alice").is_none() && org.users.get("bob").unwrap().suspended);
+    assert!(org.users.get("alice").is_none() && org.users.get("bob").unwrap().standing.suspended);
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn a_change_shares_the_users_it_does_not_touch() {
     let same =
         |user: &str| Arc::ptr_eq(before.users.get(user).unwrap(), after.users.get(user).unwrap());
     assert!(same("alice") && !same("bob"));
-    assert!(after.users.get("bob").unwrap().suspended);
+    assert!(after.users.get("bob").unwrap().standing.suspended);
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn an_org_of_many_users_is_read_page_by_page() {
     assert!(bench.apply(&toml).await.is_empty());
     let bench = bench.reopen(1).await;
     assert_eq!(bench.org().users.len(), 9_002);
-    for user in bench.org().users.iter().filter(|user| user.id.as_str().starts_with('u')) {
-        assert_eq!((user.licences.len(), user.access.is_ok()), (1, true), "{}", user.id);
+    for user in bench.org().users.iter().filter(|user| user.id().starts_with('u')) {
+        assert_eq!((user.licences.len(), user.standing.access.is_ok()), (1, true), "{}", user.id());
     }
 }

@@ -412,7 +412,7 @@ async fn a_stale_condition_changes_nothing() {
     let second = bench.write_if(suspend(false), matches(&tag), NOVEMBER).await;
     assert!(matches!(second, Err(ApplyError::Stale)), "{second:?}");
     let next = applied.thing.unwrap().etag;
-    assert!(next != tag && bench.org().users.get("alice").unwrap().suspended);
+    assert!(next != tag && bench.org().users.get("alice").unwrap().standing.suspended);
     // A change of something else does not matter.
     bench.edit(patch(Kind::User, "bob", &json!({ "suspended": true }))).await;
     bench.write_if(suspend(false), matches(&next), NOVEMBER).await.unwrap();

@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// What a user of these tests has used: the digits of the id, in steps of three.
 fn used(user: &snapshot::User) -> i128 {
-    let digits: String = user.id.as_str().chars().filter(char::is_ascii_digit).collect();
+    let digits: String = user.id().chars().filter(char::is_ascii_digit).collect();
     digits.parse::<i128>().map_or(0, |number| number / 3)
 }
 
@@ -21,7 +21,7 @@ fn page(org: &Org, query: &UserQuery) -> (Vec<String>, Option<String>) {
         }
     }
     let (users, next) = search.page();
-    (users.iter().map(|user| user.id.to_string()).collect(), next)
+    (users.iter().map(|user| user.id().to_string()).collect(), next)
 }
 
 fn all(org: &Org, mut query: UserQuery) -> Vec<String> {
@@ -51,7 +51,7 @@ async fn many() -> Bench {
 async fn d11_every_user_is_listed_once_in_every_order_also_without_use() {
     let bench = many().await;
     let org = bench.org();
-    let mut by_id: Vec<String> = org.users.iter().map(|user| user.id.to_string()).collect();
+    let mut by_id: Vec<String> = org.users.iter().map(|user| user.id().to_string()).collect();
     by_id.sort();
     assert_eq!(by_id.len(), 52);
     let key = |id: &String| used(org.users.get(id).unwrap());
@@ -79,7 +79,7 @@ async fn users_are_sorted_by_id_both_ways() {
         let mut search =
             UserSearch::new(UserQuery { sort, limit: 2, ..UserQuery::default() }).unwrap();
         org.users.iter().for_each(|user| search.offer(user, 0));
-        search.page().0.iter().map(|user| user.id.to_string()).collect::<Vec<_>>()
+        search.page().0.iter().map(|user| user.id().to_string()).collect::<Vec<_>>()
     };
     assert_eq!(page("id"), ["alice", "bob"]);
     assert_eq!(page("-id"), ["u49", "u48"]);
