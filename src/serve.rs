@@ -220,7 +220,12 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
     }
     // What is dropped with the event loop voids, or settles as its route's `in_doubt` says.
     cut_off.cancel();
-    tracing::warn!(left = tasks.len(), "not everything was finished in time; it is cut off");
+    let after = stop.drain_timeout();
+    tracing::warn!(
+        left = tasks.len(),
+        ?after,
+        "not everything was finished in time; it is cut off"
+    );
 }
 
 fn take<B: Books + 'static>(

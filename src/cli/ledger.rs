@@ -129,3 +129,22 @@ fn stated(fold: Fold) -> HashMap<AccountKey, (String, Balance)> {
     let accounts = fold.accounts.into_iter();
     accounts.map(|(key, account)| (key, (account.name.into_string(), account.balance))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d37_a_finding_is_a_failure_in_either_format() {
+        let mut verifier = Verifier::default();
+        let came_to = |verifier: &Verifier, code: ExitCode| {
+            for format in [Format::Table, Format::Json] {
+                // A code compares with nothing but shows itself.
+                assert_eq!(format!("{:?}", report(verifier, format)), format!("{code:?}"));
+            }
+        };
+        came_to(&verifier, ExitCode::SUCCESS);
+        verifier.find("account a".to_owned(), "does not add up");
+        came_to(&verifier, ExitCode::from(FAILED));
+    }
+}

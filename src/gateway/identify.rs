@@ -59,7 +59,7 @@ impl Caller {
         not_expired(key, now)?;
         let user = match &self.user {
             None => None,
-            Some(user) => Some(user_of(org, key, user.id().as_str())?),
+            Some(user) => Some(user_of(org, key, user.id())?),
         };
         Ok(Self { org: Arc::clone(org), key: Arc::clone(key), user, ..self })
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::support::{Access, Call, Org, Script, World, run, until};
-use super::{admin, ids, org, read};
+use super::{admin, ask, ids, org, read, token};
 
 async fn adjust(world: &World, account: &str, user: &str, amount: &str) -> Value {
     let mut body = json!({"account": account, "amount": amount, "reason": "because"});
@@ -82,6 +82,14 @@ fn an_open_charge_is_listed_and_can_be_voided_once() {
             assert_eq!(open["items"], json!([world.charge(&id)]));
             assert_eq!(open["items"][0]["state"], "held");
             assert_eq!(read(&world, "holds?user=alice")["items"], json!([]));
+            // f77: who sees members of its profiles sees their charges, and no others.
+            let lead = token(&world, "lead", "profile-admin", Some("acme"), &["ffs"]).await;
+            let seen = || ask(&world, &lead, Call::get("/v1/orgs/acme/holds"));
+            assert_eq!(seen().await.is(200).json()["items"], json!([]));
+            let member = "profiles/ffs/members/bob";
+            admin(&world, "PUT", member, Value::Null).await.is(204);
+            assert_eq!(seen().await.is(200).json()["items"], open["items"]);
+            admin(&world, "DELETE", member, Value::Null).await.is(204);
             assert_eq!(world.balance("bob")["seat"]["held"], "2");
             let void =
                 async || admin(&world, "POST", &format!("holds/{id}/void"), Value::Null).await;
@@ -98,6 +106,7 @@ fn an_open_charge_is_listed_and_can_be_voided_once() {
         world.seat("bob", "0", "5", "0");
         let entry = &read(&world, "audit?kind=hold")["items"][0];
         assert_eq!((&entry["id"], &entry["who"]), (&json!(id), &json!("operator")));
+        assert_eq!((&entry["before"]["state"], &entry["after"]), (&json!("held"), &Value::Null));
         let captured = world.send(&Call::post("/v1/images", "{}").user("bob")).await;
         let path = format!("holds/{}/void", captured.told("charge"));
         admin(&world, "POST", &path, Value::Null).await.refused(409, "conflict");
@@ -137,7 +146,11 @@ fn d42_an_adjustment_adds_to_an_account_or_takes_from_it() {
             .collect();
         assert_eq!(kinds, ["overage", "pool"]);
         let next = format!("adjustments?cursor={}", listed["next_cursor"].as_str().unwrap());
-        assert_eq!(read(&world, &next)["items"].as_array().unwrap().len(), 3);
+        let rest = read(&world, &next);
+        assert_eq!(rest["items"].as_array().unwrap().len(), 3);
+        assert_eq!(rest["next_cursor"], Value::Null);
+        // Nothing follows a part that is full and the last.
+        assert_eq!(read(&world, "adjustments?limit=5")["next_cursor"], Value::Null);
         let audit = read(&world, "audit?kind=adjustment");
         assert_eq!(audit["items"].as_array().unwrap().len(), 5);
         assert_eq!(audit["items"][4]["after"], made);

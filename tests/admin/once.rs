@@ -81,6 +81,8 @@ fn an_adjustment_under_one_key_is_made_once_also_after_a_crash() {
         let reused = ask(&world, TOKEN, post("adjustments", &other, "gift-1")).await;
         reused.refused(422, "idempotency_key_reused");
         assert_eq!(read(&world, "adjustments")["items"], json!([made]));
+        let audit = read(&world, "audit?kind=adjustment");
+        assert_eq!(audit["items"].as_array().unwrap().len(), 1, "{audit}");
     });
 }
 
@@ -106,6 +108,10 @@ fn a_refused_adjustment_may_be_tried_again_under_its_key() {
         let body = json!({"account": "licence", "user": "zoe", "amount": "5", "reason": "gift"});
         let call = || post("adjustments", &body, "k");
         ask(&world, TOKEN, call()).await.refused(422, "invalid");
+        // Also with another body: of one that changed nothing, the key is free again.
+        let mut zero = body.clone();
+        zero["licence"] = json!("lic-c1");
+        ask(&world, TOKEN, post("adjustments", &zero, "k")).await.refused(422, "invalid");
         let licences = json!([{"id": "lic-z", "plan": "p10"}]);
         admin(&world, "PUT", "users/zoe", json!({ "licences": licences })).await.is(200);
         ask(&world, TOKEN, call()).await.is(201);

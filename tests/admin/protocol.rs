@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::support::world::TOKEN;
-use super::support::{Access, Call, Client, Org, World, raw, run};
+use super::support::{Access, Call, Client, Org, Script, World, raw, run, until};
 use super::{admin, ask, ids, json_call, org, read};
 
 /// Follows a list's cursors to its end.
@@ -57,6 +57,38 @@ fn d11_users_are_listed_in_every_order_part_by_part() {
 }
 
 #[test]
+fn d11_users_are_listed_by_what_they_hold_drew_and_owe() {
+    run(async {
+        let sample = Org::new()
+            .user("abe", "1", Access::None)
+            .user("zoe", "10", Access::Pool)
+            .user("mia", "5", Access::None)
+            .user("carl", "20", Access::None);
+        let world = World::new(&sample);
+        world.send(&Call::post("/v1/images", "{\"n\":30}").user("zoe")).await.is(200);
+        let more = Call::post("/v1/told", "{\"n\":1}").user("mia").script(&Script::usage(7));
+        world.send(&more).await.is(200);
+        let open = Call::post("/v1/images", "{\"n\":2}").user("carl").script(&Script::gate("go"));
+        let listing = async {
+            until("it is held", || (world.backend.count() == 3).then_some(())).await;
+            for (sort, expected) in [
+                ("-granted", ["carl", "zoe", "mia", "abe"]),
+                ("-held", ["carl", "abe", "mia", "zoe"]),
+                ("-drawn", ["zoe", "abe", "carl", "mia"]),
+                ("-overdraft", ["mia", "abe", "carl", "zoe"]),
+            ] {
+                for limit in [1, 3, 4] {
+                    assert_eq!(all(&world, &format!("users?sort={sort}&limit={limit}")), expected);
+                }
+            }
+            world.backend.open("go");
+        };
+        let (answer, ()) = tokio::join!(world.send(&open), listing);
+        answer.is(200);
+    });
+}
+
+#[test]
 fn a_list_refuses_what_makes_no_sense_and_cursors_that_were_made_up() {
     run(async {
         let world = World::new(&org());
@@ -100,8 +132,11 @@ fn lists_of_things_are_in_parts_too() {
         }
         assert_eq!(all(&world, "plans?limit=1&q=p"), ["p1", "p10", "p2", "p20", "p3", "p30", "p5"]);
         assert_eq!(all(&world, "plans?limit=2&q=P3&sort=-id"), ["p30", "p3"]);
+        // Nothing follows a part that is full and the last.
+        assert_eq!(read(&world, "plans?limit=2&q=p3")["next_cursor"], Value::Null);
         assert_eq!(all(&world, "licences?limit=1"), ["lic-alice", "lic-bob", "lic-c1", "lic-c2"]);
         assert_eq!(all(&world, "licences?limit=1&user=carol"), ["lic-c1", "lic-c2"]);
+        assert_eq!(all(&world, "licences?limit=1&plan=p30"), ["lic-c1"]);
         assert_eq!(all(&world, "licences?unassigned=true"), [""; 0]);
         let audit = read(&world, "audit?limit=2&kind=plan");
         let lines: Vec<&str> = (audit["items"].as_array().unwrap().iter())
@@ -193,15 +228,17 @@ fn f71_bodies_are_bounded_and_of_the_type_that_is_read() {
         }
         let deep = "[".repeat(100_000);
         send(json(&deep)).await.refused(422, "invalid");
-        let large = format!("{{\"id\":\"{}\"}}", "x".repeat(1 << 20));
-        send(json(&large)).await.refused(413, "body_too_large");
-        let told = format!(
-            "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {TOKEN}\r\n\
-             content-type: application/json\r\ncontent-length: 99999999999\r\n\
-             connection: close\r\n\r\n"
-        );
-        let answer = raw(world.admin_address(), told.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        let large = format!("{:x}\r\n{}", (1 << 20) + 1, " ".repeat((1 << 20) + 1));
+        for (length, body) in
+            [("content-length: 99999999999", ""), ("transfer-encoding: chunked", &*large)]
+        {
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {TOKEN}\r\n\
+                 content-type: application/json\r\n{length}\r\nconnection: close\r\n\r\n"
+            );
+            let answer = raw(world.admin_address(), (head + body).as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        }
         send(json(plan)).await.is(201);
         for (patch, pointer) in [(r#"{"colour":null}"#, "/colour"), (r#"{"id":null}"#, "/id")] {
             let call = Call::with("PATCH", &format!("{path}/x"), patch);

@@ -78,7 +78,8 @@ fn f77_a_token_does_what_its_role_says_is_shown_once_and_can_be_revoked() {
     assert_eq!(with(&["balance", "alice", "--org", "acme"]).code, 0);
     let refused = with(&["token", "create", "more", "--role", "operator"]);
     assert_eq!((refused.code, &*refused.out), (1, ""));
-    assert!(refused.err.contains("role"), "{refused:?}");
+    let hint = "the role of the token in TOLLGATE_ADMIN_TOKEN";
+    assert!(refused.err.contains("(forbidden)") && refused.err.contains(hint), "{refused:?}");
     let list = told(&world, &["token", "list"]);
     assert!(list.contains("\nreader  viewer  acme") && !list.contains(secret), "{list}");
     assert!(!told(&world, &["token", "list", "-o", "json"]).contains(secret));

@@ -84,6 +84,11 @@ fn apply_and_verify_have_a_document_for_programs() {
     let document: Value = json.parse().unwrap();
     assert_eq!(document["dry_run"], true);
     assert!(document["changes"].as_array().unwrap().contains(&"+ user carol".into()), "{json}");
+    // For scripts: 3 where something would change, and only there.
+    let would = ask(&world, &["apply", file, "--dry-run", "--exit-code"]);
+    assert_eq!(would.code, 3, "{would:?}");
+    assert_eq!(ask(&world, &["apply", file]).code, 0);
+    assert_eq!(ask(&world, &["apply", file, "--dry-run", "--exit-code"]).code, 0);
     let verified =
         super::run(&["ledger", "verify", "-o", "json", "-c", world.config().to_str().unwrap()]);
     assert_eq!(verified.code, 0, "{verified:?}");

@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::org::OWN;
 use crate::support::peer::head;
-use crate::support::{Access, Call, Org, Peer, Script, Setup, World, run, until};
+use crate::support::{Access, Call, Org, PATIENCE, Peer, Script, Setup, World, run, until};
 
 fn org() -> Org {
     Org::new().user("alice", "100", Access::None)
@@ -220,7 +220,7 @@ fn f71_bodies_that_are_held_have_a_bound_over_all_requests() {
             head(POST, &format!("expect: 100-continue\r\ncontent-length: {length}\r\n"))
         };
         let mut first = Peer::connect(world.gateway()).await;
-        first.send(asks(1_000_000)).await;
+        first.send(asks(1_048_575)).await;
         assert_eq!(
             first.answer().await.status,
             100,
@@ -233,11 +233,11 @@ fn f71_bodies_that_are_held_have_a_bound_over_all_requests() {
             answer.refused(429, "too_many_in_flight");
             assert_eq!(answer.header("retry-after"), Some("1"));
         }
-        // Small ones have room always.
+        // Small ones have room always, also where there is none.
         world.send(&image()).await.is(200);
-        first.send(format!("{{}}{}", " ".repeat(999_998))).await;
+        first.send(format!("{{}}{}", " ".repeat(1_048_573))).await;
         assert_eq!(first.answer().await.status, 200);
-        assert_eq!(world.backend.last().body.len(), 1_000_000);
+        assert_eq!(world.backend.last().body.len(), 1_048_575);
         world
             .send(&Call::post("/v1/images", " ".repeat(1_000_000) + "{}").user("alice"))
             .await
@@ -265,13 +265,16 @@ fn f72_connections_have_a_bound_and_who_is_one_too_many_is_told() {
         assert_eq!(answer.header("connection"), Some("close"));
         third.ends().await;
         drop(second);
-        loop {
-            let mut next = Peer::connect(world.gateway()).await;
-            next.send(&request).await;
-            if next.answer().await.status == 200 {
-                break;
+        let freed = async {
+            loop {
+                let mut next = Peer::connect(world.gateway()).await;
+                next.send(&request).await;
+                if next.answer().await.status == 200 {
+                    break;
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, freed).await.expect("its place stays taken");
         first.send(&request).await;
         assert_eq!(first.answer().await.status, 200);
     });

@@ -387,6 +387,10 @@ fn f70_what_two_readers_read_in_two_ways_is_not_priced() {
         ] {
             world.send(&image("{}").header(name, value)).await.refused(400, "bad_request");
         }
+        for query in ["_method=DELETE", "a=1&%5Fmethod=DELETE", "_METHOD[]=PUT"] {
+            let call = Call::post(&format!("/v1/images?{query}"), "{}").user("alice");
+            world.send(&call).await.refused(400, "bad_request");
+        }
         for (name, value) in [
             ("content-type", "application/x-www-form-urlencoded"),
             ("content-type", "multipart/form-data; boundary=x"),

@@ -7,6 +7,7 @@
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
+//! - `headers`: what of a request's headers a backend is shown.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
 //!   metrics, and what no output may show.
@@ -30,6 +31,7 @@ mod documents;
 mod early;
 mod failures;
 mod framing;
+mod headers;
 mod hygiene;
 mod identity;
 mod operations;

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{Access, Call, Client, Org, Script, World, burst, run, until};
+use super::upstreams::{OK, post, route, upstream, world};
+use crate::support::{Access, Call, Client, Org, Script, Wild, World, burst, run, until};
 
 fn image(user: &str) -> Call {
     Call::post("/v1/images", "{}").user(user)
@@ -163,6 +164,111 @@ fn f54_a_swap_of_links_and_a_rotated_credential_are_taken_without_a_signal() {
         until("it is read again", || (count() > before).then_some(())).await;
         world.send(&image("alice")).await.is(200);
         assert_eq!(shown(), "Bearer second-secret-of-the-backend");
+    });
+}
+
+#[test]
+fn f54_a_rate_is_one_for_all_workers_and_goes_on_over_reloads() {
+    run(async {
+        let world = World::new(&alice());
+        let began = std::time::Instant::now();
+        let mut admitted = 0;
+        // The first reload brings the rate, the second leaves it as it is.
+        for (more, key) in
+            [("[limits]\nper_user = { rps = 1, burst = 5 }\n", "limits"), (EXTRA, "route")]
+        {
+            world.edit(|text| {
+                let at =
+                    if key == "limits" { text.find("[[upstream]]").unwrap() } else { text.len() };
+                let (before, after) = text.split_at(at);
+                format!("{before}{more}{after}")
+            });
+            world.signal("HUP");
+            world.logged(&["read again", key]).await;
+            let answers = burst(world.gateway(), vec![image("alice"); 40], 16).await;
+            admitted += answers.iter().filter(|answer| answer.status == 200).count();
+        }
+        // One more a second; slower than it takes, so that a second rate would be seen.
+        let most = 5 + 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
+        assert!((5..=most).contains(&admitted), "{admitted} of at most {most}");
+    });
+}
+
+#[test]
+fn f54_a_backend_that_stays_keeps_its_health_and_its_connections() {
+    run(async {
+        let steady = Wild::start(|_, wire| wire.send(OK));
+        let world =
+            world(&[upstream("steady", &[steady.address], ""), route("/v1/steady", "steady", "")]);
+        let mut client = world.client().await;
+        client.send(&post("/v1/steady")).await.is(200);
+        for _ in 0..6 {
+            client.send(&post("/v1/dead")).await.refused(502, "upstream_unreachable");
+        }
+        world.edit(|text| text + EXTRA);
+        world.signal("HUP");
+        world.logged(&["read again", "changed=route"]).await;
+        assert_eq!(world.metric("tollgate_upstream_healthy", &["\"dead\""]), 0.0);
+        client.send(&post("/v1/steady")).await.is(200);
+        assert_eq!((steady.heads().len(), steady.connections()), (2, 1));
+        // What is in force is compared with the next file, also where it came by a reload.
+        world.edit(|text| text.replace("drain_timeout = \"10s\"", "drain_timeout = \"9s\""));
+        world.signal("HUP");
+        let line = world.logged(&["read again", "gateway.drain_timeout"]).await;
+        assert!(!line.contains("route"), "{line}");
+    });
+}
+
+#[test]
+fn f54_checks_of_health_are_those_of_the_configuration_in_force() {
+    run(async {
+        let checked = Wild::start(|_, wire| {
+            wire.send(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+            false
+        });
+        let health = "health = { path = \"/old\", interval = \"50ms\" }";
+        let world = world(&[upstream("checked", &[checked.address], health)]);
+        let asked = |path: &str| {
+            let line = format!("GET {path} ");
+            checked.heads().iter().filter(|head| head.starts_with(&line)).count()
+        };
+        until("it is asked", || (asked("/old") > 0).then_some(())).await;
+        world.edit(|text| text.replace("\"/old\"", "\"/new\""));
+        world.signal("HUP");
+        until("it is asked anew", || (asked("/new") > 0).then_some(())).await;
+        // What was on its way may still arrive; then there is nothing more of it.
+        let before = asked("/old");
+        until("it goes on", || (asked("/new") > 20).then_some(())).await;
+        assert!(asked("/old") <= before + 1, "{} after {before}", asked("/old"));
+    });
+}
+
+#[test]
+fn f54_proxies_and_the_drain_change_too() {
+    run(async {
+        let mut world = World::new(&alice());
+        world.edit(|text| {
+            text.replace("drain_timeout = \"10s\"", "drain_timeout = \"150ms\"")
+                .replace("drain_delay = \"0s\"", "drain_delay = \"70ms\"")
+                .replace("[admin]", "trusted_proxies = [\"127.0.0.0/8\"]\n[admin]")
+        });
+        world.signal("HUP");
+        world.logged(&["read again", "gateway.trusted_proxies"]).await;
+        let call = image("alice").header("x-forwarded-for", "192.0.2.1");
+        world.send(&call).await.is(200);
+        let seen = world.backend.last();
+        assert_eq!(seen.header("x-forwarded-for"), Some("192.0.2.1, 127.0.0.1"));
+        let gated = image("alice").script(&Script::gate("never"));
+        let mut client = world.client().await;
+        let end = async {
+            until("it is in flight", || (world.backend.count() == 2).then_some(())).await;
+            world.terminate();
+            world.logged(&["draining", "delay=70ms"]).await;
+            world.logged(&["cut off", "after=150ms"]).await;
+        };
+        let (answer, ()) = tokio::join!(client.try_send(&gated), end);
+        assert!(answer.is_err() || !answer.unwrap().whole);
+        assert_eq!(world.stopped().await.code(), Some(0));
     });
 }
 

@@ -198,7 +198,7 @@ fn health_is_asked_for_only_where_it_is_configured_and_decides_who_is_asked() {
             false
         });
         let steady = Wild::start(ok);
-        let health = "health = { path = \"/healthz\", interval = \"50ms\" }";
+        let health = "health = { path = \"/healthz\", interval = \"1s\" }";
         let world = world(&[
             upstream("one", &[checked.address], health),
             upstream("two", &[checked.address, steady.address], health),
@@ -208,8 +208,9 @@ fn health_is_asked_for_only_where_it_is_configured_and_decides_who_is_asked() {
             (world.metric("tollgate_upstream_healthy", &["\"one\""]) == wanted).then_some(())
         };
         until("its check fails", || healthy(0.0)).await;
-        let failed = || world.log().iter().filter(|line| line.contains("check failed")).count();
-        until("both upstreams know", || (failed() == 2).then_some(())).await;
+        for name in ["upstream=one", "upstream=two"] {
+            world.logged(&["check failed", name, &checked.address.to_string()]).await;
+        }
         let mut client = world.client().await;
         for _ in 0..20 {
             client.send(&post("/v1/two")).await.is(200);
@@ -251,11 +252,40 @@ fn f16_only_a_safe_request_is_sent_again_when_its_connection_turns_out_closed() 
         assert_eq!(seen.len(), 5);
         assert_eq!(seen[3], seen[4], "twice sent, one hold");
         paid(&world, 3).await;
+        // Nor is one that was sent and whose answer did not come in time.
+        let late = Wild::start(|_, wire| {
+            if wire.turn == 0 {
+                return wire.send(OK);
+            }
+            wire.closed();
+            false
+        });
+        world.edit(|text| {
+            text + &upstream("late", &[late.address], "response_timeout = \"300ms\"")
+                + &route("/v1/late", "late", "")
+        });
+        world.signal("HUP");
+        world.logged(&["read again", "upstream"]).await;
+        let slow = Call::get("/v1/late").user("alice");
+        client.send(&slow).await.is(200);
+        client.send(&slow).await.refused(504, "upstream_timeout");
+        assert_eq!(late.heads().len(), 2);
+        // One that finds no answer on a new connection is not sent again at all.
+        let mute = Wild::start(|_, _| false);
+        world.edit(|text| {
+            text + &upstream("mute", &[mute.address], "") + &route("/v1/mute", "mute", "")
+        });
+        world.signal("HUP");
+        let read = || world.log().iter().filter(|line| line.contains("read again")).count();
+        until("both are there", || (read() == 2).then_some(())).await;
+        let unanswered = Call::get("/v1/mute").user("alice");
+        client.send(&unanswered).await.refused(502, "upstream_failed");
+        assert_eq!(mute.heads().len(), 1);
         // A request that breaks a new connection is not sent a third time.
         let seen = backend.heads().len();
         client.send(&call).await.is(200);
         assert!(backend.heads().len() <= seen + 2);
-        paid(&world, 4).await;
+        paid(&world, 5).await;
     });
 }
 
