@@ -2,6 +2,7 @@
 
 mod backends;
 mod generation;
+mod keeping;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -38,8 +39,6 @@ use crate::self_check::SelfCheck;
 use crate::serve::{self, Deadlines, Listeners, Stop, Workers};
 use crate::telemetry::Telemetry;
 
-/// How often sealed segments are looked for, to fold them into a snapshot.
-const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long requests that wait for failed books have to be told so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long the archive rests after an error before it tries again.
@@ -151,13 +150,20 @@ impl App {
         }));
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
+        let keeping = keeping::Keeping {
+            engine: Arc::clone(&engine),
+            archive: archive.clone(),
+            clock: options.clock.clone(),
+            keep: keeping::keep(config.books.retention_days),
+            told: String::new(),
+        };
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
         let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
         let deadlines = Deadlines { header: header_timeout, write: write_timeout };
         let control = control(runtime, served, deadlines, upkeep, &end)?;
         let mut background = vec![
             follow(archive, &end)?,
-            fold(Arc::clone(&engine), SelfCheck::new(mismatched), &end)?,
+            keeping::start(keeping, SelfCheck::new(mismatched), &end)?,
         ];
         // The last: it ends when nobody traces any more.
         background.extend(spans);
@@ -456,32 +462,5 @@ fn follow(archive: Archive, end: &CancellationToken) -> anyhow::Result<JoinHandl
         archive.close().await;
     };
     let thread = std::thread::Builder::new().name("archive".to_owned());
-    Ok(thread.spawn(move || runtime.block_on(work))?)
-}
-
-/// The thread that folds sealed segments into snapshots, and compares what is in memory with what
-/// is recorded.
-fn fold(
-    engine: Arc<Engine>,
-    mut self_check: SelfCheck,
-    end: &CancellationToken,
-) -> anyhow::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let end = end.clone();
-    let work = async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(SNAPSHOT_INTERVAL) => {}
-                () = end.cancelled() => return,
-            }
-            if let Err(error) = engine.snapshot() {
-                tracing::error!(%error, "no snapshot was written; the next start takes longer");
-            }
-            if let Err(error) = self_check.tick(&engine) {
-                tracing::error!(%error, "balances cannot be compared with their records");
-            }
-        }
-    };
-    let thread = std::thread::Builder::new().name("books-snapshot".to_owned());
     Ok(thread.spawn(move || runtime.block_on(work))?)
 }

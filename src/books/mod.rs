@@ -7,6 +7,7 @@
 pub mod embedded;
 pub mod fold;
 pub mod journal;
+pub mod prune;
 pub mod recover;
 pub mod repair;
 pub mod snapshot;

@@ -41,7 +41,7 @@ enum Entry<'a> {
 }
 
 /// Writes the fold of everything before `position`, safe against power failure, and removes the
-/// snapshots before the last two.
+/// snapshots before the last two that read back whole.
 ///
 /// # Errors
 /// Whatever the file system says.
@@ -64,8 +64,15 @@ pub fn write(dir: &Path, position: u64, fold: &Fold) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&temporary, dir.join(format!("{position:020}.snapshot")))?;
     File::open(dir)?.sync_all()?;
-    for (_, old) in list(dir)?.iter().rev().skip(2) {
-        std::fs::remove_file(old)?;
+    // Once the journal's beginning is deleted only a snapshot can start the books: one that does
+    // not read back pushes no whole one out.
+    let mut whole = 0;
+    for (_, path) in list(dir)?.iter().rev() {
+        if whole == 2 {
+            std::fs::remove_file(path)?;
+        } else if check(path).is_ok() {
+            whole += 1;
+        }
     }
     Ok(())
 }
@@ -104,6 +111,30 @@ pub fn newer(path: &Path) -> io::Result<Option<u16>> {
 /// # Errors
 /// When the file is not a whole snapshot of this version.
 pub fn read(path: &Path) -> io::Result<Fold> {
+    let mut fold = Fold::default();
+    for_each(path, |entry| match entry {
+        Entry::Account { key, name, balance, version } => {
+            let account = FoldAccount { name: name.into(), balance, version };
+            fold.accounts.insert(key, account);
+        }
+        Entry::Hold { charge, at, in_doubt, legs, memo } => {
+            fold.holds.insert(charge, FoldHold { at, in_doubt, legs, memo: memo.into() });
+        }
+        Entry::End { .. } => {}
+    })?;
+    Ok(fold)
+}
+
+/// Reads a snapshot to its end, and keeps nothing of it.
+///
+/// # Errors
+/// When the file is not a whole snapshot of this version.
+pub fn check(path: &Path) -> io::Result<()> {
+    for_each(path, |_| {})
+}
+
+/// Every entry of a snapshot.
+fn for_each(path: &Path, mut see: impl FnMut(Entry<'_>)) -> io::Result<()> {
     let invalid = |what: &str| {
         io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
     };
@@ -113,7 +144,6 @@ pub fn read(path: &Path) -> io::Result<Fold> {
     if &head[..8] != MAGIC || head[8..] != VERSION.to_le_bytes() {
         return Err(invalid("not a snapshot of this version"));
     }
-    let mut fold = Fold::default();
     let mut bytes = Vec::new();
     let mut entries = 0;
     loop {
@@ -131,15 +161,9 @@ pub fn read(path: &Path) -> io::Result<Fold> {
             return Err(invalid("an entry's checksum is wrong"));
         }
         match postcard::from_bytes(&bytes).map_err(|_| invalid("an entry cannot be read"))? {
-            Entry::Account { key, name, balance, version } => {
-                let account = FoldAccount { name: name.into(), balance, version };
-                fold.accounts.insert(key, account);
-            }
-            Entry::Hold { charge, at, in_doubt, legs, memo } => {
-                fold.holds.insert(charge, FoldHold { at, in_doubt, legs, memo: memo.into() });
-            }
-            Entry::End { entries: expected } if expected == entries => return Ok(fold),
+            Entry::End { entries: expected } if expected == entries => return Ok(()),
             Entry::End { .. } => return Err(invalid("entries are missing")),
+            entry => see(entry),
         }
         entries += 1;
     }

@@ -262,6 +262,8 @@ pub struct Books {
     /// Bytes after which the journal goes on in another file.
     #[serde(with = "text::size")]
     pub segment_size: u64,
+    /// Days after which what is archived may leave the journal; 0: never.
+    pub retention_days: u32,
     /// Redis.
     pub url: Option<OneOrMany>,
     /// An environment variable that holds `url`.
@@ -416,6 +418,7 @@ impl Default for Books {
             engine: Engine::Embedded,
             durability: Durability::Process,
             segment_size: 64 << 20,
+            retention_days: 90,
             url: None,
             url_env: None,
             url_file: None,

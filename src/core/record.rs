@@ -146,6 +146,16 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// When it was made, in microseconds since the Unix epoch; `None` for what nobody asked for.
+    pub fn at(&self) -> Option<i64> {
+        match self {
+            Record::Hold(hold) => Some(hold.at),
+            Record::Resolve(resolve) => Some(resolve.at),
+            Record::Adjust(adjust) => Some(adjust.at),
+            Record::Synced(_) => None,
+        }
+    }
+
     /// Accounts it opens or whose grant it repeats.
     pub fn openings(&self) -> &[Opening<'a>] {
         match self {

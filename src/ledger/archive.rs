@@ -3,6 +3,7 @@
 //! commits its position with them, so a crash repeats nothing and loses nothing.
 
 mod adjustments;
+mod rebuild;
 
 pub use adjustments::KeptLeg;
 
@@ -19,7 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{QueryBuilder, Sqlite};
 use tokio_util::sync::CancellationToken;
 
-use crate::books::journal::{Cursor, Damage, Next, Segments};
+use crate::books::journal::{Cursor, Damage, Next};
 use crate::core::account::{AccountKey, LegKind};
 use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, State, leg_documents};
 use crate::core::ids::ChargeId;
@@ -101,16 +102,10 @@ impl Archive {
             .thread_name(|id| format!("archive-sql-{id}"));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::migrate!("src/ledger/migrations").run(&pool).await?;
-        let position: i64 = sqlx::query_scalar("SELECT position FROM progress WHERE id = 1")
-            .fetch_one(&pool)
-            .await?;
-        let mut position = position as u64;
-        if position > recovered {
-            position = rewind(&pool, journal).await?;
-        }
+        let position = rebuild::start(&pool, journal, recovered).await?;
         let progress = Progress {
             position: AtomicU64::new(position),
-            backlog: count(journal, position)?.saturating_sub(written),
+            backlog: rebuild::count(journal, position)?.saturating_sub(written),
             ..Progress::default()
         };
         Ok(Self { pool, journal: journal.to_owned(), progress: Arc::new(progress) })
@@ -119,6 +114,29 @@ impl Archive {
     /// The journal's position up to which everything is archived.
     pub fn position(&self) -> u64 {
         self.progress.position.load(Ordering::Acquire)
+    }
+
+    /// The journal's position up to which everything is archived and survives a power failure:
+    /// what is committed is in a log that the database syncs when it takes it over.
+    ///
+    /// # Errors
+    /// When the database fails, or somebody who reads it keeps it from being synced.
+    pub async fn kept(&self) -> Result<u64, ArchiveError> {
+        let position = self.position();
+        let query = sqlx::query_as("PRAGMA wal_checkpoint(FULL)");
+        let (busy, log, synced): (i64, i64, i64) = query.fetch_one(&self.pool).await?;
+        if busy == 0 && log == synced { Ok(position) } else { Err(ArchiveError::Behind) }
+    }
+
+    /// The position before which charges may be missing, because the archive was built again
+    /// behind a journal without its beginning; 0: none are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begins(&self) -> Result<u64, ArchiveError> {
+        let query = sqlx::query_scalar("SELECT begins FROM progress WHERE id = 1");
+        let begins: i64 = query.fetch_one(&self.pool).await?;
+        Ok(begins as u64)
     }
 
     /// How many records are not archived, if the process has `written` so many.
@@ -238,55 +256,6 @@ impl Archive {
     pub async fn close(&self) {
         self.pool.close().await;
     }
-}
-
-/// Begins again: a power failure or a repair has taken records from the journal that are archived
-/// already. Returns the position to archive from.
-async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> {
-    let io = |error| Damage::Io { path: journal.to_owned(), error };
-    let segments = Segments::list(journal).map_err(io)?;
-    let first = segments.as_slice().first().map_or(0, |segment| segment.start);
-    tracing::warn!(from = first, "the archive knows of more than the journal: it is built again");
-    let mut transaction = pool.begin().await?;
-    if first == 0 {
-        sqlx::query("DELETE FROM charges").execute(&mut *transaction).await?;
-        sqlx::query("DELETE FROM accounts").execute(&mut *transaction).await?;
-    } else {
-        // What was before is kept nowhere else. Ids grow with time: what is newer than the newest
-        // hold is not in the journal.
-        let newest = newest_hold(journal, first)?;
-        sqlx::query("DELETE FROM charges WHERE id > ?")
-            .bind(&newest[..])
-            .execute(&mut *transaction)
-            .await?;
-    }
-    sqlx::query("UPDATE progress SET position = ? WHERE id = 1")
-        .bind(first as i64)
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await?;
-    Ok(first)
-}
-
-fn newest_hold(journal: &Path, from: u64) -> Result<[u8; 16], Damage> {
-    let mut cursor = Cursor::new(journal, from);
-    let mut newest = [0; 16];
-    while cursor.next()? == Next::Record {
-        if let Ok(Record::Hold(hold)) = Record::decode(&cursor.record) {
-            newest = newest.max(hold.charge);
-        }
-    }
-    Ok(newest)
-}
-
-/// How many records there are from a position on.
-fn count(journal: &Path, position: u64) -> Result<u64, Damage> {
-    let mut cursor = Cursor::new(journal, position);
-    let mut records = 0;
-    while cursor.next()? == Next::Record {
-        records += 1;
-    }
-    Ok(records)
 }
 
 /// Rows to write in one transaction.

@@ -56,6 +56,7 @@ pub struct Verifier {
     over: HashSet<[u8; 16]>,
     order: VecDeque<[u8; 16]>,
     findings: Vec<Finding>,
+    begins: u64,
     records: u64,
     charges: u64,
 }
@@ -63,6 +64,8 @@ pub struct Verifier {
 /// Numbers for the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Totals {
+    /// The journal's position from which on records were added up: 0, or that of a snapshot.
+    pub begins: u64,
     /// Records read.
     pub records: u64,
     /// Charges seen.
@@ -74,6 +77,11 @@ pub struct Totals {
 }
 
 impl Verifier {
+    /// Begins at a position, because the records before it are not kept.
+    pub fn begin_at(&mut self, position: u64) {
+        self.begins = position;
+    }
+
     /// Begins with what others say an account has, because the records before it are not kept.
     pub fn begin_account(
         &mut self,
@@ -237,6 +245,7 @@ impl Verifier {
     /// Numbers for the report.
     pub fn totals(&self) -> Totals {
         Totals {
+            begins: self.begins,
             records: self.records,
             charges: self.charges,
             open: self.open.len(),

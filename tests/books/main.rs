@@ -4,6 +4,7 @@
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
 //! - `damage`: torn tails, damage, newer versions, and repairs.
+//! - `prune`: journals whose beginning is deleted, and the archive behind them.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
@@ -16,6 +17,7 @@ mod crash_points;
 mod damage;
 mod engine;
 mod model;
+mod prune;
 mod recorded;
 mod threads;
 

@@ -19,6 +19,7 @@ use self::session::Inner;
 use self::table::{Entry, Place, Places, State, Table};
 use super::fold::{Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
+use super::prune::{self, Ages};
 use super::recover::{RecoverError, recover};
 use super::{BooksError, Durability, OpenCharge, Resolution, snapshot};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
@@ -55,8 +56,16 @@ pub struct Engine {
     session: Session,
     /// What recovery found.
     recovery: Recovery,
-    /// Serialises snapshots; the position of the last one.
-    snapshot: Mutex<u64>,
+    /// Serialises whatever folds or deletes files.
+    files: Mutex<Files>,
+}
+
+/// What is known of the files.
+#[derive(Debug)]
+struct Files {
+    /// The position of the last snapshot.
+    snapshot: u64,
+    ages: Ages,
 }
 
 /// What recovery found and did.
@@ -186,7 +195,8 @@ impl Engine {
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);
-        let mut engine = Self { shared, session, recovery, snapshot: Mutex::new(snapshot) };
+        let files = Mutex::new(Files { snapshot, ages: Ages::new() });
+        let mut engine = Self { shared, session, recovery, files };
         engine.resolve_left_open(holds, now)?;
         Ok(engine)
     }
@@ -316,16 +326,39 @@ impl Engine {
     /// # Errors
     /// The journal is read again for it, so damage is found here too.
     pub fn snapshot(&self) -> Result<bool, RecoverError> {
-        let mut last = self.snapshot.lock();
+        let mut files = self.files.lock();
         let sealed = self.shared.journal.sealed();
         // What a sync failed on may be read back and still not be on the disk (f41).
-        if sealed <= *last || self.has_failed() {
+        if sealed <= files.snapshot || self.has_failed() {
             return Ok(false);
         }
         let recovered = recover(self.dir(), Some(sealed))?;
         snapshot::write(self.dir(), sealed, &recovered.fold)?;
-        *last = sealed;
+        files.snapshot = sealed;
         Ok(true)
+    }
+
+    /// Up to which position segments could be deleted whose records are all older than `before`,
+    /// if the archive has them.
+    ///
+    /// # Errors
+    /// When a segment cannot be read.
+    pub fn prunable(&self, before: Timestamp) -> Result<Option<u64>, RecoverError> {
+        let mut files = self.files.lock();
+        let found = prune::candidates(self.dir(), before, &mut files.ages)?;
+        Ok(found.last().map(|(_, end)| *end))
+    }
+
+    /// Deletes segments whose records are all older than `before`, as far as a snapshot stands
+    /// behind them and the archive has them for good, which is up to `archived`. Returns how many
+    /// went.
+    ///
+    /// # Errors
+    /// When something does not read back: nothing is deleted then.
+    pub fn prune(&self, before: Timestamp, archived: u64) -> Result<usize, RecoverError> {
+        let mut files = self.files.lock();
+        let found = prune::candidates(self.dir(), before, &mut files.ages)?;
+        Ok(prune::delete(self.dir(), &found, archived)?)
     }
 
     /// Writes and syncs all that waits, at the end of a process.

@@ -12,7 +12,7 @@
 mod read;
 mod sync;
 
-pub use read::{Cursor, Damage, Next, Place, Salvage, Segments, Torn};
+pub use read::{Cursor, Damage, Next, Place, Salvage, Segment, Segments, Torn};
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};

@@ -1,11 +1,14 @@
 //! One world played: the same operations on the books and on the model.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use jiff::SignedDuration;
 use tempfile::TempDir;
 use tollgate::books::embedded::{Engine, Options, Session};
+use tollgate::books::snapshot;
 use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, Legs, Slot, View};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -20,7 +23,7 @@ use crate::engine::{NOW, id as charge_id, temporary};
 type Slots = Vec<Option<(Id, Grant)>>;
 
 /// What every long run must have come across.
-pub const KINDS: [&str; 20] = [
+pub const KINDS: [&str; 22] = [
     "held",
     "short",
     "captured",
@@ -40,6 +43,8 @@ pub const KINDS: [&str; 20] = [
     "torn",
     "crash in recovery",
     "snapshot",
+    "snapshot lost",
+    "pruned",
     "left open",
 ];
 
@@ -163,7 +168,8 @@ impl Play {
                     self.saw("snapshot");
                 }
             }
-            956..970 => self.settle_debts(),
+            956..960 => self.prune(),
+            960..973 => self.settle_debts(),
             _ => self.look(),
         }
     }
@@ -454,6 +460,36 @@ impl Play {
         assert_eq!(self.engine().open_holds().0, self.model.live.open.len());
     }
 
+    /// Segments go that nothing stands on any more. No balance notices.
+    fn prune(&mut self) {
+        let engine = self.engine();
+        let archived = engine.written();
+        let damaged = |(_, path): &(u64, PathBuf)| snapshot::check(path).is_err();
+        match engine.prune(NOW + SignedDuration::from_hours(1), archived) {
+            Ok(0) => {}
+            Ok(_) => self.saw("pruned"),
+            Err(error) => {
+                let snapshots = snapshot::list(self.dir.path()).unwrap();
+                assert!(snapshots.iter().any(damaged), "{error}");
+            }
+        }
+    }
+
+    /// The newest of two snapshots does not read back any more.
+    fn lose_snapshot(&mut self) {
+        let snapshots = snapshot::list(self.dir.path()).unwrap();
+        if let [_, (_, newest)] = snapshots.as_slice()
+            && self.random.percent(25)
+        {
+            if self.random.percent(50) {
+                std::fs::remove_file(newest).unwrap();
+            } else {
+                std::fs::write(newest, b"TOLLSNAP").unwrap();
+            }
+            self.saw("snapshot lost");
+        }
+    }
+
     /// The process dies in the middle of a write, or between two.
     fn crash(&mut self) {
         self.saw("crash");
@@ -471,6 +507,7 @@ impl Play {
         let session_count = self.sessions.len();
         self.sessions.clear();
         self.engine = None;
+        self.lose_snapshot();
         let (survived, mut position) = self.cut(acknowledged, end);
         let (voided, captured) = self.model.crash(&order, survived);
         let mut is_first = true;

@@ -1,0 +1,91 @@
+//! The thread that keeps the books' files in order.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::books::embedded::Engine;
+use crate::clock::Clock;
+use crate::ledger::archive::Archive;
+use crate::self_check::SelfCheck;
+
+/// How often sealed segments are looked for, to fold them into a snapshot.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// For how long the journal is kept; `None`: for ever.
+pub(super) fn keep(days: u32) -> Option<SignedDuration> {
+    (days > 0).then(|| SignedDuration::from_hours(24 * i64::from(days)))
+}
+
+/// What the thread needs that keeps the books' files in order.
+pub(super) struct Keeping {
+    pub(super) engine: Arc<Engine>,
+    pub(super) archive: Archive,
+    pub(super) clock: Clock,
+    /// How long the journal is kept; `None`: for ever.
+    pub(super) keep: Option<SignedDuration>,
+    /// Why nothing could be deleted, when it was last said.
+    pub(super) told: String,
+}
+
+impl Keeping {
+    /// Deletes segments that are old, in a snapshot and archived.
+    async fn prune(&mut self) {
+        let Some(before) = self.keep.and_then(|keep| self.clock.now().checked_sub(keep).ok())
+        else {
+            return;
+        };
+        let why = match self.pruned(before).await {
+            Ok(count) => {
+                if count > 0 {
+                    tracing::info!(segments = count, %before, "old segments are deleted");
+                }
+                String::new()
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        if why != self.told && !why.is_empty() {
+            tracing::error!(error = why, "old segments cannot be deleted");
+        }
+        self.told = why;
+    }
+
+    async fn pruned(&self, before: Timestamp) -> anyhow::Result<usize> {
+        if self.engine.prunable(before)?.is_none() {
+            return Ok(0);
+        }
+        let archived = self.archive.kept().await?;
+        Ok(self.engine.prune(before, archived)?)
+    }
+}
+
+/// The thread that folds sealed segments into snapshots, deletes old ones, and compares what is
+/// in memory with what is recorded.
+pub(super) fn start(
+    mut keeping: Keeping,
+    mut self_check: SelfCheck,
+    end: &CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let end = end.clone();
+    let work = async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SNAPSHOT_INTERVAL) => {}
+                () = end.cancelled() => return,
+            }
+            if let Err(error) = keeping.engine.snapshot() {
+                tracing::error!(%error, "no snapshot was written; the next start takes longer");
+            }
+            keeping.prune().await;
+            if let Err(error) = self_check.tick(&keeping.engine) {
+                tracing::error!(%error, "balances cannot be compared with their records");
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("books-snapshot".to_owned());
+    Ok(thread.spawn(move || runtime.block_on(work))?)
+}

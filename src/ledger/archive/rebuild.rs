@@ -1,0 +1,144 @@
+//! Where the archive goes on at a start, and how it is built again when it and the journal do not
+//! fit each other.
+
+use std::path::Path;
+
+use sqlx::sqlite::SqlitePool;
+
+use super::{ArchiveError, Batch};
+use crate::books::journal::{Cursor, Damage, Next, Segments};
+use crate::books::snapshot;
+use crate::core::record::{Hold, Record, instant};
+
+/// The position to archive from, when the journal was recovered up to `recovered`.
+pub(super) async fn start(
+    pool: &SqlitePool,
+    journal: &Path,
+    recovered: u64,
+) -> Result<u64, ArchiveError> {
+    let query = sqlx::query_as("SELECT position, begins FROM progress WHERE id = 1");
+    let (position, begins): (i64, i64) = query.fetch_one(pool).await?;
+    let (position, first) = (position as u64, first(journal)?);
+    if position > recovered {
+        return rewind(pool, journal).await;
+    }
+    if position < first {
+        begin_later(pool, journal, position, first).await?;
+        return Ok(first);
+    }
+    if begins > 0 {
+        tracing::warn!(
+            position = begins,
+            "the archive was once built again without the journal's beginning: charges from \
+             before this position may not be found"
+        );
+    }
+    Ok(position)
+}
+
+/// The position at which the journal begins.
+fn first(journal: &Path) -> Result<u64, Damage> {
+    let io = |error| Damage::Io { path: journal.to_owned(), error };
+    let segments = Segments::list(journal).map_err(io)?;
+    Ok(segments.as_slice().first().map_or(0, |segment| segment.start))
+}
+
+/// The archive was removed, or is older than the oldest segment: what stood in between is kept
+/// nowhere else. It is built again from what there is: the oldest snapshot names the accounts and
+/// has the charges that were open, the journal has the rest.
+async fn begin_later(
+    pool: &SqlitePool,
+    journal: &Path,
+    position: u64,
+    first: u64,
+) -> Result<(), ArchiveError> {
+    let mut cursor = Cursor::new(journal, first);
+    let since = match cursor.next()? {
+        Next::Record => Record::decode(&cursor.record).ok().and_then(|record| record.at()),
+        Next::End => None,
+    };
+    tracing::error!(
+        from = position,
+        to = first,
+        since = since.map(|at| instant(at).to_string()),
+        "the archive lacks what the journal has deleted: it is built again from what there is; \
+         charges settled before that are not found any more, balances lose nothing"
+    );
+    let mut batch = Batch::default();
+    let io = |error| Damage::Io { path: journal.to_owned(), error };
+    let snapshots = snapshot::list(journal).map_err(io)?;
+    let mut bases = snapshots.iter().filter(|(at, _)| *at >= first);
+    if let Some(fold) = bases.find_map(|(_, path)| snapshot::read(path).ok()) {
+        for (key, account) in fold.accounts {
+            batch.accounts.insert(key, account.name.into_string());
+        }
+        for (charge, hold) in &fold.holds {
+            let record = Record::Hold(Hold {
+                charge: *charge,
+                at: hold.at,
+                in_doubt: hold.in_doubt,
+                openings: Default::default(),
+                legs: hold.legs.clone(),
+                memo: &hold.memo,
+            });
+            let mut bytes = Vec::new();
+            let encoded = record.encode(&mut bytes).map_err(|error| error.to_string());
+            let added = encoded.and_then(|()| batch.add(&bytes));
+            added.map_err(|what| ArchiveError::Record { position: first, what })?;
+        }
+    }
+    // First what is told at every start, should this one die in between.
+    sqlx::query("UPDATE progress SET begins = ? WHERE id = 1")
+        .bind(first as i64)
+        .execute(pool)
+        .await?;
+    batch.write(pool, first).await?;
+    Ok(())
+}
+
+/// Begins again: a power failure or a repair has taken records from the journal that are archived
+/// already. Returns the position to archive from.
+async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> {
+    let first = first(journal)?;
+    tracing::warn!(from = first, "the archive knows of more than the journal: it is built again");
+    let mut transaction = pool.begin().await?;
+    if first == 0 {
+        sqlx::query("DELETE FROM charges").execute(&mut *transaction).await?;
+        sqlx::query("DELETE FROM accounts").execute(&mut *transaction).await?;
+    } else {
+        // What was before is kept nowhere else. Ids grow with time: what is newer than the newest
+        // hold is not in the journal.
+        let newest = newest_hold(journal, first)?;
+        sqlx::query("DELETE FROM charges WHERE id > ?")
+            .bind(&newest[..])
+            .execute(&mut *transaction)
+            .await?;
+    }
+    sqlx::query("UPDATE progress SET position = ?1, begins = min(begins, ?1) WHERE id = 1")
+        .bind(first as i64)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(first)
+}
+
+fn newest_hold(journal: &Path, from: u64) -> Result<[u8; 16], Damage> {
+    let mut cursor = Cursor::new(journal, from);
+    let mut newest = [0; 16];
+    while cursor.next()? == Next::Record {
+        if let Ok(Record::Hold(hold)) = Record::decode(&cursor.record) {
+            newest = newest.max(hold.charge);
+        }
+    }
+    Ok(newest)
+}
+
+/// How many records there are from a position on.
+pub(super) fn count(journal: &Path, position: u64) -> Result<u64, Damage> {
+    let mut cursor = Cursor::new(journal, position);
+    let mut records = 0;
+    while cursor.next()? == Next::Record {
+        records += 1;
+    }
+    Ok(records)
+}
