@@ -193,9 +193,7 @@ fn user_of(
         }
     };
     let user = org.users.get(id).ok_or_else(unknown)?;
-    if user.suspended {
-        return refuse(Code::UserSuspended, "an admin has suspended the user");
-    }
+    user.active()?;
     if let KeyKind::Service(ActsFor::Some { users, groups }) = &key.kind {
         let listed = users.contains(&user.id);
         if !listed && !user.groups.iter().any(|group| groups.contains(group)) {
