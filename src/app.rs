@@ -138,7 +138,9 @@ impl App {
         let health = Arc::new(health(&engine, &reloads));
         let workers = Workers::start(faces.gateway, currents.clone(), &stop)?;
         let failed = options.failed.clone();
-        runtime.spawn(give_up(Arc::clone(&engine), Arc::clone(&health), stop.clone(), failed));
+        // It ends with the runtime: what it waits for mostly never comes.
+        let giving_up = give_up(Arc::clone(&engine), Arc::clone(&health), stop.clone(), failed);
+        TaskTracker::new().spawn_on(giving_up, runtime.handle());
 
         let admin_router = admin::router(Arc::new(Admin {
             directory,

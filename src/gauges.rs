@@ -6,7 +6,10 @@ mod process;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
@@ -80,7 +83,37 @@ pub fn watch(telemetry: &Telemetry, watched: &Watched) {
         let watched = watched.clone();
         telemetry.watch(name, help, move || read(&watched));
     }
+    watch_holds(telemetry, watched);
     process::watch(telemetry);
+}
+
+fn watch_holds(telemetry: &Telemetry, watched: &Watched) {
+    // One look at all holds for both: the second uses what the first found in the same scrape.
+    let seen: Arc<Mutex<Option<Option<Timestamp>>>> = Arc::default();
+    let (engine, see) = (Arc::clone(&watched.engine), Arc::clone(&seen));
+    let help = "Charges that are held and not settled";
+    telemetry.watch("tollgate_holds_open", help, move || {
+        let (open, oldest) = engine.open_holds();
+        *see.lock() = Some(oldest);
+        one(open as f64)
+    });
+    let (engine, clock) = (Arc::clone(&watched.engine), watched.clock.clone());
+    let help = "Seconds since the oldest open hold was made";
+    telemetry.watch("tollgate_hold_oldest_age_seconds", help, move || {
+        let seen = seen.lock().take();
+        let oldest = seen.unwrap_or_else(|| engine.open_holds().1);
+        one(oldest.map_or(0.0, |at| clock.now().duration_since(at).as_secs_f64()))
+    });
+    let (found, here) = (watched.engine.recovery(), telemetry.in_doubt());
+    let help = "Charges that were settled without their owner, at the start or since, by how";
+    telemetry.watch("tollgate_in_doubt_total", help, move || {
+        let both = [("captured", found.captured), ("voided", found.voided)].into_iter();
+        let sample = |((word, before), since): ((&str, usize), &AtomicU64)| {
+            let count = before as f64 + since.load(Relaxed) as f64;
+            (vec![("resolution", word.to_owned())], count)
+        };
+        both.zip(here.iter()).map(sample).collect()
+    });
 }
 
 type Gauge = (&'static str, &'static str, fn(&Watched) -> Vec<Sample>);
@@ -92,13 +125,6 @@ const GAUGES: &[Gauge] = &[
         |w| one(w.engine.recovery().torn_bytes as f64),
     ),
     ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
-    ("tollgate_holds_open", "Charges that are held and not settled", |w| {
-        one(w.engine.open_holds().0 as f64)
-    }),
-    ("tollgate_hold_oldest_age_seconds", "Seconds since the oldest open hold was made", |w| {
-        let now = w.clock.now();
-        one(w.engine.open_holds().1.map_or(0.0, |at| now.duration_since(at).as_secs_f64()))
-    }),
     ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
         one(w.archive.lag(w.engine.records_written()) as f64)
     }),
@@ -128,12 +154,6 @@ const GAUGES: &[Gauge] = &[
         pools(w, |_, overage| overage.captured)
     }),
     ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
-    ("tollgate_in_doubt_total", "Holds of the previous process, by how they were resolved", |w| {
-        let found = w.engine.recovery();
-        let sample =
-            |word: &str, count: usize| (vec![("resolution", word.to_owned())], count as f64);
-        vec![sample("captured", found.captured), sample("voided", found.voided)]
-    }),
     (
         "tollgate_uncovered_operations_total",
         "Operations that nobody paid in observe mode",

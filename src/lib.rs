@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod directory;
+pub mod fetch;
 pub mod gateway;
 pub mod gauges;
 pub mod ledger;

@@ -47,7 +47,7 @@ impl SelfCheck {
             return Ok(());
         }
         self.ticks = 0;
-        let fold = recover(engine.dir(), None)?.fold;
+        let fold = recover(engine.dir(), Some(engine.written()))?.fold;
         let mut memory = Vec::new();
         engine.for_each_balance(|key, _, balance| memory.push((key, balance)));
         self.compare(&fold, memory.into_iter());

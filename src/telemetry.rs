@@ -244,6 +244,11 @@ impl Meters {
         Arc::clone(self.orgs.write().entry(org.clone()).or_insert_with(new))
     }
 
+    /// Counts a charge that was settled without its owner, as its route says: captured, or voided.
+    pub fn in_doubt(&self, captured: bool) {
+        self.telemetry.in_doubt[usize::from(!captured)].fetch_add(1, Relaxed);
+    }
+
     /// The meters of requests whose org is not known.
     pub fn nobody(&self) -> &Arc<OrgMeters> {
         &self.nobody
@@ -286,6 +291,8 @@ pub struct Telemetry {
 
 struct Shared {
     label: OrgLabel,
+    /// Charges settled without their owner: captured and voided.
+    in_doubt: Arc<[AtomicU64; 2]>,
     /// Added to at start and by reloads, read by scrapes.
     workers: Mutex<Workers>,
     /// Added to at start, read by scrapes.
@@ -344,8 +351,8 @@ impl fmt::Debug for Shared {
 impl Telemetry {
     /// Metrics of a process, with these labels for orgs.
     pub fn new(label: OrgLabel) -> Self {
-        let shared =
-            Arc::new(Shared { label, workers: Mutex::default(), watches: Mutex::default() });
+        let (in_doubt, workers, watches) = Default::default();
+        let shared = Arc::new(Shared { label, in_doubt, workers, watches });
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Collected(Arc::clone(&shared))));
         Self { shared, registry }
@@ -380,6 +387,11 @@ impl Telemetry {
         values: impl Fn() -> Vec<Sample> + Send + Sync + 'static,
     ) {
         self.shared.watches.lock().push((name, help, Box::new(values)));
+    }
+
+    /// How many charges of this process were settled without their owner: captured and voided.
+    pub fn in_doubt(&self) -> Arc<[AtomicU64; 2]> {
+        Arc::clone(&self.shared.in_doubt)
     }
 
     /// The exposition, in OpenMetrics' text format.

@@ -293,7 +293,7 @@ impl Endpoint {
         add(self.params().next().is_some(), &[Code::NotFound]);
         add(!self.is_safe(), &[Code::Conflict, Code::DirectoryUnavailable]);
         add(self.conditional, &[Code::Stale]);
-        add(self.once, &[Code::IdempotencyKeyReused]);
+        add(self.once, &[Code::IdempotencyKeyReused, Code::TooManyIdempotencyKeys]);
         let body = [Code::RequestTimeout, Code::BodyTooLarge, Code::UnsupportedMediaType];
         add(self.takes.is_some(), &body);
         add(true, self.more);

@@ -34,6 +34,8 @@ pub enum Code {
     Invalid,
     /// The `Idempotency-Key` belongs to another request.
     IdempotencyKeyReused,
+    /// The token has sent as many keys as are kept.
+    TooManyIdempotencyKeys,
     /// A defect of ours.
     Internal,
     /// The books do not answer.
@@ -56,6 +58,7 @@ impl Code {
         Self::UnsupportedMediaType,
         Self::Invalid,
         Self::IdempotencyKeyReused,
+        Self::TooManyIdempotencyKeys,
         Self::Internal,
         Self::BooksUnavailable,
         Self::DirectoryUnavailable,
@@ -75,6 +78,7 @@ impl Code {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::Invalid => "invalid",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
+            Self::TooManyIdempotencyKeys => "too_many_idempotency_keys",
             Self::Internal => "internal",
             Self::BooksUnavailable => "books_unavailable",
             Self::DirectoryUnavailable => "directory_unavailable",
@@ -95,6 +99,7 @@ impl Code {
             Self::UnsupportedMediaType => "The body is of another media type",
             Self::Invalid => "The request is invalid",
             Self::IdempotencyKeyReused => "This Idempotency-Key belongs to another request",
+            Self::TooManyIdempotencyKeys => "The token sent too many Idempotency-Keys",
             Self::Internal => "Internal error",
             Self::BooksUnavailable => "The balances cannot be reached",
             Self::DirectoryUnavailable => "The directory cannot be reached",
@@ -114,6 +119,7 @@ impl Code {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooManyIdempotencyKeys => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BooksUnavailable | Self::DirectoryUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -177,6 +183,8 @@ impl Problem {
         match self.code {
             Code::Unauthenticated => set(header::WWW_AUTHENTICATE, "Bearer"),
             Code::BooksUnavailable | Code::DirectoryUnavailable => set(header::RETRY_AFTER, "1"),
+            // The oldest key has to become a day old: how long that takes is not worth a look.
+            Code::TooManyIdempotencyKeys => set(header::RETRY_AFTER, "60"),
             _ => {}
         }
         response
@@ -228,6 +236,9 @@ impl From<ApplyError> for Problem {
             }
             ApplyError::Stale => Self::new(Code::Stale, error.to_string()),
             ApplyError::KeyReused => Self::new(Code::IdempotencyKeyReused, error.to_string()),
+            ApplyError::TooManyKeys => {
+                Self::new(Code::TooManyIdempotencyKeys, format!("{error}; nothing was changed"))
+            }
             error => {
                 // What the database says may name files; it goes to the log only.
                 tracing::error!(%error, "the directory failed");

@@ -7,6 +7,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::gateway::health::Addresses;
@@ -17,6 +18,8 @@ pub(super) struct Backends {
     known: Arc<Mutex<Vec<Known>>>,
     /// Where they are asked.
     control: Handle,
+    /// The tasks that ask. Nobody waits for them: what they learn is for this process only.
+    checks: TaskTracker,
     end: CancellationToken,
 }
 
@@ -35,14 +38,15 @@ pub(super) struct Next(Vec<Known>);
 impl Backends {
     /// None yet; their tasks will run on `control` until `end`.
     pub(super) fn new(control: Handle, end: CancellationToken) -> Self {
-        Self { known: Arc::default(), control, end }
+        Self { known: Arc::default(), control, checks: TaskTracker::new(), end }
     }
 
     /// Those of another configuration. Nothing is asked yet.
     pub(super) fn next(&self, upstreams: &[config::Upstream]) -> Next {
         let known = self.known.lock();
-        let next = upstreams.iter().enumerate().map(|(index, upstream)| {
-            match known.get(index).filter(|known| known.upstream == *upstream) {
+        // By what it is: one that is added moves those behind it.
+        let next = upstreams.iter().map(|upstream| {
+            match known.iter().find(|known| known.upstream == *upstream) {
                 Some(kept) => kept.clone(),
                 None => Known {
                     upstream: upstream.clone(),
@@ -67,7 +71,8 @@ impl Backends {
         }
         for new in next.iter_mut().filter(|known| known.end.is_none()) {
             let end = self.end.child_token();
-            self.control.spawn(Arc::clone(&new.addresses).check(end.clone()));
+            let check = Arc::clone(&new.addresses).check(end.clone());
+            self.checks.spawn_on(check, &self.control);
             new.end = Some(end);
         }
         *known = next;

@@ -118,19 +118,12 @@ pub(super) fn reload(
     for (current, worker) in currents.iter().zip(next) {
         current.swap(worker);
     }
-    let gateway = &new.gateway;
-    running.gateway.drain_delay = gateway.drain_delay;
-    running.gateway.drain_timeout = gateway.drain_timeout;
-    running.gateway.trusted_proxies.clone_from(&gateway.trusted_proxies);
-    running.log.clone_from(&new.log);
-    running.limits.clone_from(&new.limits);
-    running.upstream.clone_from(&new.upstream);
-    running.route.clone_from(&new.route);
+    config::put_live(running, new);
     Ok(changes)
 }
 
 /// A worker's way to each backend. One whose addresses and credential are the same as before keeps
-/// its connections.
+/// its connections, wherever it stands now.
 fn upstreams(
     config: &Config,
     credentials: &[Credential],
@@ -141,8 +134,8 @@ fn upstreams(
         let addresses = known.addresses(index)?;
         let same =
             |kept: &&Arc<Upstream>| kept.reaches(&addresses) && kept.credential == *credential;
-        match before.get(index).filter(same) {
-            Some(kept) => Ok(Arc::clone(kept)),
+        match before.iter().find(same) {
+            Some(kept) => Ok(kept.at(index)),
             None => Ok(Arc::new(Upstream::new(index, upstream, credential.clone(), addresses)?)),
         }
     };
@@ -193,4 +186,37 @@ fn credentials(config: &Config) -> anyhow::Result<Vec<Credential>> {
             .with_context(|| format!("upstream {}", upstream.name))
     };
     config.upstream.iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+
+    use super::*;
+
+    fn config(names: &[&str]) -> Config {
+        let entry = |name: &&str| {
+            format!("[[upstream]]\nname = \"{name}\"\nurls = [\"http://{name}:1\"]\n")
+        };
+        toml::from_str(&names.iter().map(entry).collect::<String>()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_only_moves_keeps_its_health_and_its_connections() {
+        let backends = Backends::new(Handle::current(), CancellationToken::new());
+        let none: [Credential; 3] = [None, None, None];
+        let two = config(&["a", "b"]);
+        let known = backends.next(&two.upstream);
+        let before = upstreams(&two, &none[..2], &known, &[]).unwrap();
+        backends.put(known);
+        let three = config(&["new", "a", "b"]);
+        let known = backends.next(&three.upstream);
+        let after = upstreams(&three, &none, &known, &before).unwrap();
+        for (at, kept) in before.iter().enumerate() {
+            assert!(kept.reaches(&known.addresses(at + 1).unwrap()), "health of {at}");
+            assert!(after[at + 1].shares_connections(kept), "connections of {at}");
+            assert_eq!(after[at + 1].index, at + 1);
+        }
+        assert!(!after[0].shares_connections(&before[0]));
+    }
 }

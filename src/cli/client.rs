@@ -11,6 +11,7 @@ use super::output::{self, Format};
 use super::{FAILED, USAGE, fail};
 use crate::core::ids::Id;
 use crate::directory::file::Problem;
+use crate::fetch::agent;
 
 /// How a command finds the server.
 #[derive(Debug, Args)]
@@ -32,8 +33,6 @@ pub struct OrgServer {
 
 /// How long a command waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long it waits for the connection.
-const CONNECT: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
 const LONGEST_ANSWER: u64 = 256 << 20;
 
@@ -178,7 +177,8 @@ impl Server {
             url: url.clone(),
             error: error.to_string(),
         };
-        let mut response = send(&agent(), &url, bearer.expose_secret()).map_err(unreachable)?;
+        let mut response =
+            send(&agent(PATIENCE), &url, bearer.expose_secret()).map_err(unreachable)?;
         let status = response.status().as_u16();
         let read = response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_string();
         let text = read.map_err(unreachable)?;
@@ -193,20 +193,6 @@ impl Server {
             _ => Err(ClientError::NotTheApi { url, status }),
         }
     }
-}
-
-/// A client that sends the token nowhere but to the server it was told: it follows no redirect,
-/// and takes no proxy from the environment.
-fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .proxy(None)
-        .timeout_connect(Some(CONNECT))
-        .timeout_global(Some(PATIENCE))
-        .build()
-        .into()
 }
 
 /// The credential, from the environment only: an argument would be seen in the process list.

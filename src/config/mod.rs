@@ -31,7 +31,7 @@ pub use environment::environment;
 pub use error::{ConfigError, Place, Problem};
 pub use load::{DEFAULT_FILE, Loaded, from_bytes, load};
 pub use network::Network;
-pub use reload::{Changes, changes};
+pub use reload::{Changes, changes, put_live};
 pub use route::{
     Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
     Route, Usage,

@@ -4,16 +4,29 @@ use toml::Value;
 
 use super::Config;
 
-/// The keys that a reload puts in force; `*` is everything below. All others need a restart.
-const LIVE: &[&str] = &[
-    "gateway.drain_delay",
-    "gateway.drain_timeout",
-    "gateway.trusted_proxies",
-    "log.*",
-    "limits.*",
-    "upstream.*",
-    "route.*",
+/// Takes one key over from the other configuration.
+type Put = fn(&mut Config, &Config);
+
+/// The keys that a reload puts in force (`*` is everything below), and how it does. All others need
+/// a restart.
+const LIVE: &[(&str, Put)] = &[
+    ("gateway.drain_delay", |own, new| own.gateway.drain_delay = new.gateway.drain_delay),
+    ("gateway.drain_timeout", |own, new| own.gateway.drain_timeout = new.gateway.drain_timeout),
+    ("gateway.trusted_proxies", |own, new| {
+        own.gateway.trusted_proxies.clone_from(&new.gateway.trusted_proxies);
+    }),
+    ("log.*", |own, new| own.log.clone_from(&new.log)),
+    ("limits.*", |own, new| own.limits.clone_from(&new.limits)),
+    ("upstream.*", |own, new| own.upstream.clone_from(&new.upstream)),
+    ("route.*", |own, new| own.route.clone_from(&new.route)),
 ];
+
+/// Takes over what can change live.
+pub fn put_live(running: &mut Config, new: &Config) {
+    for (_, put) in LIVE {
+        put(running, new);
+    }
+}
 
 /// What differs between two configurations, by key; elements of `[[upstream]]` and `[[route]]` are
 /// not told apart, because one that is added moves the others.
@@ -53,7 +66,7 @@ fn walk(key: &str, before: Option<&Value>, after: Option<&Value>, changes: &mut 
         return;
     }
     if before != after {
-        let live = LIVE.iter().any(|pattern| match pattern.strip_suffix(".*") {
+        let live = LIVE.iter().any(|(pattern, _)| match pattern.strip_suffix(".*") {
             Some(section) => key
                 .strip_prefix(section)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
@@ -94,5 +107,10 @@ mod tests {
         ];
         assert_eq!(live, expected);
         assert_eq!(restart, ["books.url", "data.dir", "gateway.listen", "gateway.workers"]);
+        // What is told to be live is put in force, and nothing else.
+        let mut running = before;
+        put_live(&mut running, &after);
+        let left = changes(&running, &after);
+        assert_eq!((left.live, left.restart), (Vec::new(), restart));
     }
 }

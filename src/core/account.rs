@@ -130,6 +130,21 @@ pub struct AccountName<'a> {
     pub period: Label,
 }
 
+impl<'a> AccountName<'a> {
+    /// Takes the name of the account with this key apart. An id may look like a cycle, so only the
+    /// key tells whether the last part is one.
+    pub fn read(text: &'a str, key: &AccountKey) -> Option<Self> {
+        let AccountKey { kind, period, .. } = *key;
+        let (org, rest) = text.split_once('/')?;
+        let mut rest = rest.strip_prefix(kind.word())?.strip_prefix('/')?;
+        if period != Label::NONE {
+            rest = rest.strip_suffix(&*format!("/{period}"))?;
+        }
+        let (first, second) = rest.split_once('/').unwrap_or((rest, ""));
+        Some(Self { org, kind, ids: [first, second], period })
+    }
+}
+
 impl fmt::Display for AccountName<'_> {
     /// `acme/licence/lic-1/alice/2026-11-01`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -362,6 +377,24 @@ mod tests {
         let pool =
             AccountName { kind: AccountKind::Pool, ids: ["2026", ""], period: Label::NONE, ..name };
         assert_eq!(pool.to_string(), "acme/pool/2026");
+    }
+
+    #[test]
+    fn a_name_is_taken_apart_as_it_was_put_together() {
+        let cycle: Label = "2026-11-01".parse().unwrap();
+        for (kind, ids, period) in [
+            (AccountKind::Licence, ["lic-1", "2026-11-01"], cycle),
+            (AccountKind::Overdraft, ["2026-11-01", ""], cycle),
+            (AccountKind::Draw, ["user", "2026-11-01"], cycle),
+            (AccountKind::Pool, ["2026-11-01", ""], Label::NONE),
+        ] {
+            let name = AccountName { org: "acme", kind, ids, period };
+            let key = AccountKey { stem: Stem::new(&ids), period, kind };
+            let text = name.to_string();
+            let read = AccountName::read(&text, &key).unwrap();
+            assert_eq!((read.org, read.ids, read.period), ("acme", ids, period), "{text}");
+            assert!(AccountName::read("acme", &key).is_none());
+        }
     }
 
     #[test]

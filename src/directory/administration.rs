@@ -169,7 +169,8 @@ impl Directory {
     /// by which its outcome can be found if this process ends before [`Self::record`].
     ///
     /// # Errors
-    /// [`ApplyError::KeyReused`] and [`ApplyError::AnswerGone`], and when the database fails.
+    /// [`ApplyError::KeyReused`], [`ApplyError::AnswerGone`] and [`ApplyError::TooManyKeys`], and
+    /// when the database fails.
     pub async fn begin(
         &self,
         key: &OnceKey,
@@ -181,6 +182,7 @@ impl Directory {
         match once::find(&mut transaction, key, now).await? {
             Some(Kept::Other) => return Err(ApplyError::KeyReused),
             Some(Kept::TooLarge) => return Err(ApplyError::AnswerGone),
+            Some(Kept::NoRoom) => return Err(ApplyError::TooManyKeys),
             Some(Kept::Begun(operation)) => return Ok(Begun::Again(operation)),
             Some(Kept::Answered(answer)) => return Ok(Begun::Before(answer)),
             None => {}

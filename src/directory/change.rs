@@ -106,6 +106,9 @@ pub enum ApplyError {
     /// The request was carried out before, and its answer was too large to keep.
     #[error("this was done before; its answer is not kept, because it was too large")]
     AnswerGone,
+    /// The token has sent as many Idempotency-Keys as are kept.
+    #[error("as many requests with an Idempotency-Key as are kept came within 24 hours")]
+    TooManyKeys,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -297,6 +297,7 @@ async fn before(
         None => Ok(None),
         Some(Kept::Answered(answer)) => Ok(Some(answer)),
         Some(Kept::TooLarge) => Err(ApplyError::AnswerGone),
+        Some(Kept::NoRoom) => Err(ApplyError::TooManyKeys),
         // What is begun without an answer is no change of the directory.
         Some(Kept::Other | Kept::Begun(_)) => Err(ApplyError::KeyReused),
     }

@@ -25,7 +25,7 @@ use crate::core::cycle::{Cycle, Label, Schedule, Term};
 use crate::core::entitlement::{Access, Overage};
 use crate::core::ids::Id;
 use crate::core::price::RateCard;
-use crate::core::refusal::Missing;
+use crate::core::refusal::{Code, Missing, Refusal};
 use crate::core::waterfall::{PoolAccess, PoolSide, Position, Split, Tally};
 
 pub use users::Users;
@@ -197,6 +197,17 @@ impl User {
     /// An attribute, not an identity.
     pub fn email(&self) -> Option<&str> {
         self.has_email.then(|| self.text.split_at(usize::from(self.id_length)).1)
+    }
+
+    /// Lets the user ask for something.
+    ///
+    /// # Errors
+    /// `user_suspended`.
+    pub fn active(&self) -> Result<(), Refusal> {
+        if self.standing.suspended {
+            return Err(Refusal::new(Code::UserSuspended, "an admin has suspended the user"));
+        }
+        Ok(())
     }
 
     /// The user's balance document, at a position and balances of its own (D11).
@@ -372,6 +383,15 @@ impl Org {
             })
         };
         access.and_then(|access| newest(Some(&access.offer))).or_else(|| newest(None))
+    }
+
+    /// The same for whom nothing has a price without one.
+    ///
+    /// # Errors
+    /// `unpriced`.
+    pub fn card_for(&self, payer: Payer<'_>, now: Timestamp) -> Result<&Arc<RateCard>, Refusal> {
+        let none = || Refusal::new(Code::Unpriced, "no rate card of the org is in force");
+        self.card(payer.access().ok(), now).ok_or_else(none)
     }
 
     /// Everything that can pay for a caller at `now`.

@@ -78,6 +78,15 @@ pub fn may_tell() -> Option<u64> {
     told(&WINDOW, BEGAN.elapsed().as_secs() + 1)
 }
 
+/// Whether the next failure may be told. It is not counted by this: who tells of it counts it.
+pub fn tells() -> bool {
+    tells_in(WINDOW.load(Relaxed), BEGAN.elapsed().as_secs() + 1)
+}
+
+fn tells_in(window: u64, second: u64) -> bool {
+    window >> 32 != second || window & 0xffff_ffff < FAILURES
+}
+
 fn told(window: &AtomicU64, second: u64) -> Option<u64> {
     let next = |old: u64| if old >> 32 == second { old + 1 } else { second << 32 | 1 };
     let old = window.fetch_update(Relaxed, Relaxed, |old| Some(next(old))).unwrap_or(0);
@@ -102,6 +111,9 @@ mod tests {
         let told_in = |second| (0..FAILURES + 7).filter_map(|_| told(&window, second)).collect();
         let first: Vec<u64> = told_in(1);
         assert_eq!(first, vec![0; FAILURES as usize]);
+        // To ask is not to count.
+        let known = window.load(Relaxed);
+        assert!(!tells_in(known, 1) && tells_in(known, 2));
         let second: Vec<u64> = told_in(2);
         assert_eq!((second[0], second.len() as u64), (7, FAILURES));
         assert!(second[1..].iter().all(|untold| *untold == 0));

@@ -28,7 +28,6 @@ pub struct Limits {
     max_connections: usize,
     /// Added to by `connect`, taken from by the drop of a [`Place`]; goes on over reloads.
     connections: Arc<AtomicUsize>,
-    max_buffered: u64,
     /// For bodies that are held to be priced.
     pub room: Arc<Room>,
 }
@@ -70,7 +69,6 @@ impl Limits {
             in_flight: Arc::default(),
             max_connections: config.max_connections,
             connections: Arc::default(),
-            max_buffered: config.max_buffered,
             room: Arc::new(Room::new(config.max_buffered)),
         }
     }
@@ -78,10 +76,6 @@ impl Limits {
     /// Limits as another configuration has them: what is in flight stays counted, and a rate that
     /// did not change goes on where it stands.
     pub fn reloaded(&self, config: &config::Limits) -> Self {
-        let room = match config.max_buffered == self.max_buffered {
-            true => Arc::clone(&self.room),
-            false => Arc::new(Room::new(config.max_buffered)),
-        };
         Self {
             per_user: rate(config.per_user, self.per_user.as_ref()),
             per_org: rate(config.per_org, self.per_org.as_ref()),
@@ -90,8 +84,7 @@ impl Limits {
             in_flight: Arc::clone(&self.in_flight),
             max_connections: config.max_connections,
             connections: Arc::clone(&self.connections),
-            max_buffered: config.max_buffered,
-            room,
+            room: Arc::new(self.room.bounded(config.max_buffered)),
         }
     }
 

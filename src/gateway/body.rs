@@ -98,7 +98,9 @@ impl Drop for ClientBody {
 /// `max_in_flight` bounds those.
 #[derive(Debug)]
 pub struct Room {
-    left: AtomicU64,
+    /// Added to by `take`, taken from by the drop of a [`Share`]; goes on over reloads.
+    taken: Arc<AtomicU64>,
+    bound: u64,
 }
 
 /// The largest body that is not counted.
@@ -107,30 +109,35 @@ const SMALL: u64 = 16 << 10;
 impl Room {
     /// Room for so many bytes.
     pub fn new(bytes: u64) -> Self {
-        Self { left: AtomicU64::new(bytes) }
+        Self { taken: Arc::default(), bound: bytes }
     }
 
-    fn take(self: &Arc<Self>, bytes: u64) -> Result<Share, Refused> {
-        let taken = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes));
-        if taken.is_err() {
+    /// The same room with another bound: what is held stays counted.
+    pub fn bounded(&self, bytes: u64) -> Self {
+        Self { taken: Arc::clone(&self.taken), bound: bytes }
+    }
+
+    fn take(&self, bytes: u64) -> Result<Share, Refused> {
+        let next = |taken: u64| taken.checked_add(bytes).filter(|all| *all <= self.bound);
+        if self.taken.fetch_update(Relaxed, Relaxed, next).is_err() {
             let detail = "bodies of other requests fill the room there is for them";
             let mut refused = Refused::from(Refusal::new(Code::TooManyInFlight, detail));
             refused.retry_after = Some(1);
             return Err(refused);
         }
-        Ok(Share { room: Arc::clone(self), bytes })
+        Ok(Share { taken: Arc::clone(&self.taken), bytes })
     }
 }
 
 /// A share of the room, until it is dropped.
 struct Share {
-    room: Arc<Room>,
+    taken: Arc<AtomicU64>,
     bytes: u64,
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.left.fetch_add(self.bytes, Relaxed);
+        self.taken.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -204,4 +211,22 @@ fn broke_off(connection: Option<&Connection>) -> Refused {
 /// The refusal of a request whose body did not come in time.
 pub fn too_late() -> Refused {
     Refusal::new(Code::RequestTimeout, "the request's body did not come in time").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_counted_over_a_reload() {
+        let room = Room::new(100);
+        let old = room.take(60).ok().unwrap();
+        let room = room.bounded(80);
+        assert!(room.take(30).is_err(), "60 of 80 are taken");
+        let new = room.take(20).ok().unwrap();
+        drop(old);
+        assert!(room.take(61).is_err());
+        assert!(room.take(60).is_ok());
+        drop(new);
+    }
 }

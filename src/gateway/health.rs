@@ -69,8 +69,9 @@ struct Check {
 pub enum Standing {
     /// It is in use.
     InUse,
-    /// It is out of use, and this request finds out whether it still has to be.
-    Probe,
+    /// It is out of use, and this request finds out whether it still has to be, after so many
+    /// failures.
+    Probe(u32),
     /// It is out of use.
     Out,
 }
@@ -113,10 +114,11 @@ impl Addresses {
             return Standing::InUse;
         }
         let now = self.now();
-        let next = now.saturating_add(time_out(address.failures.load(Relaxed)));
+        let failures = address.failures.load(Relaxed);
+        let next = now.saturating_add(time_out(failures));
         let claimed = until <= now
             && address.out_until.compare_exchange(until, next, Relaxed, Relaxed).is_ok();
-        if claimed { Standing::Probe } else { Standing::Out }
+        if claimed { Standing::Probe(failures) } else { Standing::Out }
     }
 
     /// Where to try when none is in use, of those that are not in the set `tried`: what checks
@@ -148,14 +150,19 @@ impl Addresses {
     }
 
     /// There was no connection to an address, no answer, or one that says that it failed. `probe`
-    /// says that the request was to find out whether the address is still out of use.
-    pub fn failed(&self, at: usize, probe: bool) {
+    /// is of a request that was to find out whether the address is still out of use.
+    pub fn failed(&self, at: usize, probe: Option<u32>) {
         let address = &self.list[at];
-        // Of what was under way when it went out of use, nothing more is learned.
-        if address.failures.load(Relaxed) >= LIMIT && !probe {
-            return;
-        }
-        let failures = address.failures.fetch_add(1, Relaxed).saturating_add(1);
+        let counts = |known: u32| match probe {
+            // Of several probes that were under way together the first counts.
+            Some(before) => known == before,
+            // Of what was under way when it went out of use, nothing more is learned; nor of what
+            // was sent because no address is in use.
+            None => known < LIMIT,
+        };
+        let next = |known: u32| counts(known).then(|| known.saturating_add(1));
+        let Ok(before) = address.failures.fetch_update(Relaxed, Relaxed, next) else { return };
+        let failures = before.saturating_add(1);
         if failures < LIMIT {
             return;
         }
@@ -256,14 +263,14 @@ mod tests {
     fn failures_in_a_row_take_an_address_out_and_an_answer_brings_it_back() {
         let addresses = addresses(2);
         for _ in 1..LIMIT {
-            addresses.failed(0, false);
+            addresses.failed(0, None);
         }
         addresses.worked(0);
         for _ in 1..LIMIT {
-            addresses.failed(0, false);
+            addresses.failed(0, None);
             assert_eq!(addresses.standing(0), Standing::InUse);
         }
-        addresses.failed(0, false);
+        addresses.failed(0, None);
         assert_eq!(
             (addresses.standing(0), addresses.standing(1)),
             (Standing::Out, Standing::InUse)
@@ -277,19 +284,20 @@ mod tests {
     fn when_the_time_is_over_one_request_probes() {
         let addresses = addresses(1);
         for _ in 0..LIMIT {
-            addresses.failed(0, false);
+            addresses.failed(0, None);
         }
         assert!(!addresses.healthy());
         addresses.list[0].out_until.store(1, Relaxed);
         assert!(!addresses.healthy(), "it has not answered yet");
-        assert_eq!(addresses.standing(0), Standing::Probe);
+        assert_eq!(addresses.standing(0), Standing::Probe(LIMIT));
         assert_eq!(addresses.standing(0), Standing::Out, "one at a time");
-        addresses.failed(0, true);
+        addresses.failed(0, Some(LIMIT));
         let until = addresses.list[0].out_until.load(Relaxed);
         assert!(until > addresses.now() + 1500, "the time out doubles");
-        // What was under way meanwhile adds nothing.
+        // What was under way meanwhile adds nothing, nor does a probe that was slower.
         for _ in 0..100 {
-            addresses.failed(0, false);
+            addresses.failed(0, None);
+            addresses.failed(0, Some(LIMIT));
         }
         assert_eq!(addresses.list[0].out_until.load(Relaxed), until);
     }

@@ -286,9 +286,10 @@ fn header(text: Vec<u8>) -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// The refusal for books that do not answer. Why they do not is for the log, not for callers.
+/// The refusal for books that do not answer. Why they do not is for the log, not for callers; the
+/// failure itself is told, and counted, where the request is refused.
 pub fn unavailable(error: &BooksError) -> Refused {
-    if super::access::may_tell().is_some() {
+    if super::access::tells() {
         tracing::error!(%error, "the books did not do what was asked");
     }
     Refusal::new(Code::BooksUnavailable, "nothing was charged that was not recorded").into()
@@ -324,7 +325,11 @@ impl<B: Books + 'static> Drop for Held<B> {
                 }
             });
         }
-        let outcome = if capture { Outcome::InDoubt } else { Outcome::Voided };
+        let in_doubt = self.stage == Stage::Forwarded;
+        if in_doubt {
+            self.worker.meters.in_doubt(capture);
+        }
+        let outcome = if in_doubt { Outcome::InDoubt } else { Outcome::Voided };
         let meters = &self.caller.meters;
         if self.stage != Stage::Refused {
             meters.request(Some(self.route.index), outcome, None);

@@ -225,9 +225,7 @@ fn unknown_user() -> Refusal {
 fn user_of(org: &Org, key: &Key, id: &str) -> Result<Arc<User>, Refused> {
     let refuse = |code, detail| Err(Refusal::new(code, detail).into());
     let user = org.users.get(id).ok_or_else(unknown_user)?;
-    if user.standing.suspended {
-        return refuse(Code::UserSuspended, "an admin has suspended the user");
-    }
+    user.active()?;
     if let KeyKind::Service(ActsFor::Some { users, groups }) = &key.kind {
         let listed = users.iter().any(|listed| listed.as_str() == id);
         if !listed && !user.standing.groups.iter().any(|group| groups.contains(group)) {

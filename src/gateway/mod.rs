@@ -132,7 +132,7 @@ async fn serve<B: Books + 'static>(
         params: &matched.params,
         body: &priced,
     };
-    let card = caller.org.card(caller.payer().access().ok(), now).ok_or_else(no_card)?;
+    let card = caller.org.card_for(caller.payer(), now)?;
     let quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
     drop(matched);
     let route = Arc::clone(&route);
@@ -194,10 +194,6 @@ fn still_serving<B>(worker: &Worker<B>) -> Result<(), Refused> {
         return Err(Refusal::new(Code::Draining, detail).into());
     }
     Ok(())
-}
-
-fn no_card() -> Refused {
-    Refusal::new(Code::Unpriced, "no rate card of the org is in force").into()
 }
 
 /// Answers one request, whatever becomes of it.

@@ -58,7 +58,7 @@ pub struct Upstream {
     /// What the backend is shown instead of the caller's credential.
     pub credential: Option<(HeaderName, HeaderValue)>,
     /// Its addresses.
-    pub(super) endpoints: Box<[Endpoint]>,
+    pub(super) endpoints: Arc<[Endpoint]>,
     /// Shared with all workers.
     health: Arc<Addresses>,
     /// Where the search for an address begins; only this worker's requests count it up.
@@ -81,6 +81,28 @@ impl Upstream {
         Arc::ptr_eq(&self.health, addresses)
     }
 
+    /// The same backend at another place of the configuration, with the same connections.
+    pub fn at(self: &Arc<Self>, index: usize) -> Arc<Self> {
+        if index == self.index {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            index,
+            credential: self.credential.clone(),
+            endpoints: Arc::clone(&self.endpoints),
+            health: Arc::clone(&self.health),
+            next: AtomicUsize::new(0),
+            drivers: self.drivers.clone(),
+            ..**self
+        })
+    }
+
+    /// Whether connections that the one gives back are there for the other.
+    #[cfg(test)]
+    pub fn shares_connections(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoints, &other.endpoints)
+    }
+
     /// A backend from its configuration, the header it is shown instead of the caller's, and the
     /// health of its addresses.
     ///
@@ -97,7 +119,7 @@ impl Upstream {
             Endpoint::new(url, config.connect_timeout)
                 .ok_or_else(|| fail("`urls` are like \"http://host:port\""))
         };
-        let endpoints: Box<[Endpoint]> =
+        let endpoints: Arc<[Endpoint]> =
             config.urls.iter().map(endpoint).collect::<Result<_, _>>()?;
         if endpoints.is_empty() || endpoints.len() > config::MAX_URLS {
             return Err(fail("`urls` is empty, or too long"));
@@ -117,22 +139,26 @@ impl Upstream {
 
     /// The address with the fewest requests of this worker under way among those in use and not
     /// in the set `tried`; one whose time out is over goes first, because one request finds out
-    /// for all. Where none is in use, one is tried all the same. The flag says that the request
-    /// is a probe.
-    fn choose(&self, tried: u64) -> Option<(usize, bool)> {
+    /// for all: it is a probe, after so many failures. Where none is in use, one is tried all the
+    /// same; that is no probe, and only its success counts.
+    fn choose(&self, tried: u64) -> Option<(usize, Option<u32>)> {
         let count = self.endpoints.len();
         if tried.count_ones() as usize >= count.min(MAX_TRIES) {
             return None;
         }
         if count == 1 {
-            return Some((0, self.health.standing(0) == Standing::Probe));
+            let probe = match self.health.standing(0) {
+                Standing::Probe(failures) => Some(failures),
+                _ => None,
+            };
+            return Some((0, probe));
         }
         let first = self.next.fetch_add(1, Relaxed) % count;
         let mut best: Option<(usize, usize)> = None;
         for at in (first..count).chain(0..first).filter(|at| tried & (1 << at) == 0) {
             match self.health.standing(at) {
                 Standing::Out => {}
-                Standing::Probe => return Some((at, true)),
+                Standing::Probe(failures) => return Some((at, Some(failures))),
                 Standing::InUse => {
                     let load = self.endpoints[at].in_flight.load(Relaxed);
                     if best.is_none_or(|(_, least)| load < least) {
@@ -141,8 +167,8 @@ impl Upstream {
                 }
             }
         }
-        let in_use = best.map(|(at, _)| (at, false));
-        in_use.or_else(|| self.health.least_out(tried).map(|at| (at, true)))
+        let in_use = best.map(|(at, _)| (at, None));
+        in_use.or_else(|| self.health.least_out(tried).map(|at| (at, None)))
     }
 
     /// Sends a request and waits for the response's head. `upload` is how far its body has come.
@@ -315,16 +341,30 @@ mod tests {
             upstream.endpoints[at].in_flight.store(count, Relaxed);
         }
         for _ in 0..3 {
-            assert_eq!(upstream.choose(0), Some((1, false)));
-            assert_eq!(upstream.choose(0b010), Some((2, false)));
+            assert_eq!(upstream.choose(0), Some((1, None)));
+            assert_eq!(upstream.choose(0b010), Some((2, None)));
         }
         assert_eq!(upstream.choose(0b111), None);
         // Out of use is out of the choice, until nothing else is left.
         for _ in 0..5 {
-            health.failed(1, false);
+            health.failed(1, None);
         }
-        assert_eq!(upstream.choose(0), Some((2, false)));
-        assert_eq!(upstream.choose(0b101), Some((1, true)));
+        assert_eq!(upstream.choose(0), Some((2, None)));
+        assert_eq!(upstream.choose(0b101), Some((1, None)));
+    }
+
+    #[test]
+    fn what_is_sent_because_no_address_is_in_use_is_no_probe() {
+        let text = "name = \"m\"\nurls = [\"http://h:1\", \"http://h:2\"]";
+        let config: config::Upstream = toml::from_str(text).unwrap();
+        let health = Arc::new(Addresses::new(&config));
+        let upstream = Upstream::new(0, &config, None, Arc::clone(&health)).unwrap();
+        (0..5).for_each(|_| (0..2).for_each(|at| health.failed(at, None)));
+        for _ in 0..100 {
+            let (at, probe) = upstream.choose(0).unwrap();
+            assert_eq!(probe, None, "the time out is not over");
+            health.failed(at, probe);
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! The queue is bounded and nobody waits for it: a collector that is slow or away costs spans,
 //! never requests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use http::header::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::config;
+use crate::fetch::agent;
 
 /// How many spans wait at most.
 const QUEUE: usize = 8192;
@@ -21,8 +22,14 @@ const QUEUE: usize = 8192;
 const BATCH: usize = 512;
 /// How long a span waits for others.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long the collector may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the collector may take for a batch. Also the longest that the process waits for it at
+/// its end, because [`FLUSH`] is not longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long after the end spans are still sent: it is a part of the time that the process has to
+/// end (docs/operations.md).
+const FLUSH: Duration = Duration::from_secs(3);
+/// How much of its answer is read.
+const LONGEST_ANSWER: u64 = 64 << 10;
 /// How often a collector that fails is mentioned in the log.
 const REPORT: Duration = Duration::from_secs(60);
 
@@ -64,6 +71,14 @@ pub struct Exporter {
     queue: SyncSender<Finished>,
     one_in: u64,
     begun: AtomicU64,
+    /// When the last of its users was gone.
+    ended: Arc<OnceLock<Instant>>,
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let _ = self.ended.set(Instant::now());
+    }
 }
 
 impl Exporter {
@@ -80,9 +95,11 @@ impl Exporter {
         let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
         let (queue, spans) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("spans".to_owned());
-        let thread = thread.spawn(move || export(&spans, &url, credential.as_ref()))?;
+        let ended = Arc::<OnceLock<Instant>>::default();
+        let known = Arc::clone(&ended);
+        let thread = thread.spawn(move || export(&spans, &url, credential.as_ref(), &known))?;
         let one_in = u64::from(config.one_in.get());
-        Ok(Some((Arc::new(Self { queue, one_in, begun: AtomicU64::new(0) }), thread)))
+        Ok(Some((Arc::new(Self { queue, one_in, begun: AtomicU64::new(0), ended }), thread)))
     }
 
     /// Whether a request that nobody traces yet is to be traced.
@@ -96,20 +113,40 @@ impl Exporter {
     }
 }
 
-fn export(spans: &Receiver<Finished>, url: &str, credential: Option<&(HeaderName, HeaderValue)>) {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
+fn export(
+    spans: &Receiver<Finished>,
+    url: &str,
+    credential: Option<&(HeaderName, HeaderValue)>,
+    ended: &OnceLock<Instant>,
+) {
+    let agent = agent(PATIENCE);
     let mut reported: Option<Instant> = None;
     while let Some(batch) = batch(spans) {
+        let left = ended.get().map_or(PATIENCE, |at| FLUSH.saturating_sub(at.elapsed()));
+        if left.is_zero() {
+            let lost = batch.len() + spans.try_iter().count();
+            tracing::warn!(lost, "spans were not exported before the end");
+            return;
+        }
         let mut request = agent.post(url).header("content-type", "application/json");
         if let Some((name, value)) = credential {
             request = request.header(name, value);
         }
-        if let Err(error) = request.send(document(&batch).to_string())
+        let request = request.config().timeout_global(Some(left.min(PATIENCE))).build();
+        let problem = match request.send(document(&batch).to_string()) {
+            Ok(mut answer) => {
+                // Read, so that the connection can be used again.
+                let _ = answer.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec();
+                let status = answer.status();
+                (!status.is_success()).then(|| format!("it answered {}", status.as_u16()))
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = problem
             && reported.is_none_or(|at| at.elapsed() > REPORT)
         {
             reported = Some(Instant::now());
-            tracing::warn!(%error, lost = batch.len(), "spans cannot be exported");
+            tracing::warn!(error, lost = batch.len(), "spans cannot be exported");
         }
     }
 }
@@ -224,7 +261,14 @@ mod tests {
         let (exporter, thread) = Exporter::start(&config, None).unwrap().unwrap();
         let sampled = (0..9).filter(|_| exporter.samples()).count();
         assert_eq!(sampled, 3);
-        let span = Finished {
+        let span = span();
+        (0..QUEUE * 2).for_each(|_| exporter.send(span.clone()));
+        drop(exporter);
+        thread.join().unwrap();
+    }
+
+    fn span() -> Finished {
+        Finished {
             trace: 1,
             id: 1,
             parent: 0,
@@ -233,9 +277,47 @@ mod tests {
             start: 1,
             end: 2,
             attributes: Vec::new(),
+        }
+    }
+
+    fn exporter_to(listener: &std::net::TcpListener) -> (Arc<Exporter>, JoinHandle<()>) {
+        let config = config::Traces {
+            endpoint: Some(format!("http://{}", listener.local_addr().unwrap())),
+            ..config::Traces::default()
         };
-        (0..QUEUE * 2).for_each(|_| exporter.send(span.clone()));
+        Exporter::start(&config, None).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_collector_cannot_send_spans_elsewhere() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        elsewhere.set_nonblocking(true).unwrap();
+        let (exporter, thread) = exporter_to(&listener);
+        exporter.send(span());
         drop(exporter);
+        let (mut stream, _) = listener.accept().unwrap();
+        let to = elsewhere.local_addr().unwrap();
+        let head = format!("HTTP/1.1 303 See Other\r\nlocation: http://{to}/\r\n");
+        stream.write_all(format!("{head}content-length: 0\r\n\r\n").as_bytes()).unwrap();
         thread.join().unwrap();
+        assert!(elsewhere.accept().is_err(), "the redirect was followed");
+    }
+
+    #[test]
+    fn a_collector_that_does_not_answer_keeps_the_end_waiting_for_seconds_only() {
+        // It takes connections, and nobody reads what comes.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (exporter, thread) = exporter_to(&listener);
+        (0..QUEUE).for_each(|_| exporter.send(span()));
+        let (over, end) = mpsc::channel();
+        drop(exporter);
+        std::thread::spawn(move || {
+            thread.join().unwrap();
+            over.send(()).unwrap();
+        });
+        // A batch alone may take its whole time; there are sixteen.
+        let waited = end.recv_timeout(PATIENCE * 4);
+        assert!(waited.is_ok(), "the last spans kept the process from its end");
     }
 }

@@ -239,3 +239,29 @@ fn a_refund_gives_every_account_its_part_back_once() {
         assert_eq!(ids(&adjusted).len(), 5);
     });
 }
+
+#[test]
+fn a_refund_names_accounts_of_a_user_whose_id_looks_like_a_cycle() {
+    run(async {
+        let sample = Org::new().pool("5").user("2026-11-01", "10", Access::Pool);
+        let world = World::new(&sample);
+        let call = Call::post("/v1/images", "{\"n\":12}").user("2026-11-01");
+        let charge = world.send(&call).await.told("charge");
+        let body = json!({"reason": "the picture was empty"});
+        let given = admin(&world, "POST", &format!("charges/{charge}/refund"), body).await;
+        let names = |document: &Value, list: &str| {
+            let parts = document[list].as_array().unwrap().iter();
+            let mut names: Vec<String> =
+                parts.map(|part| part["account"].as_str().unwrap().to_owned()).collect();
+            names.sort();
+            names
+        };
+        let expected = [
+            "acme/draw/user/2026-11-01/2026-11-01",
+            "acme/licence/lic-2026-11-01/2026-11-01/2026-11-01",
+            "acme/pool/t1",
+        ];
+        assert_eq!(names(&given.is(201).json(), "adjustments"), expected);
+        assert_eq!(names(&read(&world, "adjustments"), "items"), expected);
+    });
+}

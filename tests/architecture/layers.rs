@@ -8,8 +8,9 @@ const EDGES: &[(&str, &[&str])] = &[
     // Pure: std, and crates without I/O.
     ("core", &[]),
     ("clock", &[]),
+    ("fetch", &[]),
     ("config", &["core"]),
-    ("telemetry", &["core", "config"]),
+    ("telemetry", &["core", "fetch", "config"]),
     ("log", &["config"]),
     // The three stores.
     ("books", &["core"]),
@@ -50,6 +51,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "core",
             "clock",
+            "fetch",
             "config",
             "log",
             "books",
@@ -70,7 +72,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["admin", "ops", "app"]),
     ("sqlx", &["directory", "ledger"]),
     ("redis", &["books/redis"]),
-    ("ureq", &["cli", "telemetry/spans"]),
+    ("ureq", &["fetch", "cli"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),

@@ -366,14 +366,14 @@ fn f72_the_time_for_an_answer_runs_from_the_end_of_the_request() {
     run(async {
         let backend = Wild::start(|_, wire| wire.read(12) && wire.send(OK));
         let world = world(&[
-            upstream("slow", &[backend.address], "response_timeout = \"700ms\""),
+            upstream("slow", &[backend.address], "response_timeout = \"2s\""),
             route("/v1/slow", "slow", ""),
         ]);
         let mut stream = begin(&world, "POST /v1/slow", "content-length: 12\r\n").await;
-        // 1.2 seconds of upload, of which no piece is late.
-        for _ in 0..4 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            stream.write_all(b"abc").await.unwrap();
+        // Longer than the time-out as a whole, and each piece is far from late.
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            stream.write_all(b"ab").await.unwrap();
         }
         let got = read_until(&mut stream, "\r\n\r\nok").await;
         assert!(got.starts_with("HTTP/1.1 200"), "{got}");

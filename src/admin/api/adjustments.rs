@@ -192,14 +192,10 @@ async fn give_back(
     reason: &str,
     charge: ChargeId,
 ) -> Result<AdjustmentDocument, Problem> {
-    // The name's parts: org, kind, ids, and the cycle where there is one. The account was opened
-    // by the charge; what the directory grants it stays as it is.
-    let mut ids = leg.name.split('/').skip(2);
-    let mut next = || ids.next().unwrap_or_default();
-    let ids = [next(), next()];
-    let ids = if ids[1] == leg.account.period.to_string() { [ids[0], ""] } else { ids };
+    // The account was opened by the charge; what the directory grants it stays as it is.
     let (kind, period) = (leg.account.kind, leg.account.period);
-    let name = AccountName { org: org.id.as_str(), kind, ids, period };
+    let [first, second] = &leg.ids;
+    let name = AccountName { org: org.id.as_str(), kind, ids: [first, second], period };
     let account = Account { key: leg.account, name, grant: Grant::default() };
     let delta = i64::try_from(leg.amount).map_err(|_| Problem::internal())?;
     post(call, org, id, &account, delta, reason, Some(charge)).await

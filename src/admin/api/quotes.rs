@@ -10,7 +10,7 @@ use crate::books::Books;
 use crate::core::amount::{MICRO, parse_micro};
 use crate::core::ids::Id;
 use crate::core::price::Measure;
-use crate::core::refusal::{Code, Refusal};
+use crate::core::refusal::Refusal;
 use crate::core::waterfall::{Plan, plan};
 use crate::directory::file::{Object, read_one};
 use crate::directory::snapshot::{Payer, User};
@@ -35,9 +35,7 @@ pub async fn quote(mut call: Call) -> Result<Reply, Problem> {
     let user: &User = user.ok_or_else(unknown_user)?;
     let payer = Payer::User(user);
     let invalid = |refusal: Refusal| Problem::invalid("/feature", refusal.detail);
-    let card = org
-        .card(payer.access().ok(), call.now)
-        .ok_or_else(|| Problem::invalid("/feature", "no rate card of the org is in force"))?;
+    let card = org.card_for(payer, call.now).map_err(invalid)?;
     let attributes: Vec<(&str, &str)> =
         asked.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let measures: Vec<Measure<'_>> = (asked.quantities.iter())
@@ -50,14 +48,11 @@ pub async fn quote(mut call: Call) -> Result<Reply, Problem> {
     let moment = org.moment(call.now);
     let position = org.position(payer, &moment, call.now);
     let view = call.admin.books.balances(&position.accounts).await?;
-    let refusal = if user.standing.suspended {
-        Some(Refusal::new(Code::UserSuspended, "an admin has suspended the user"))
-    } else {
-        match plan(&quote, &position, Some(&view)) {
-            Plan::Post(_) => None,
-            Plan::Refuse(refusal) => Some(refusal),
-        }
+    let planned = || match plan(&quote, &position, Some(&view)) {
+        Plan::Post(_) => Ok(()),
+        Plan::Refuse(refusal) => Err(refusal),
     };
+    let refusal = user.active().and_then(|()| planned()).err();
     Ok(Reply::of(json!({
         "cost": quote.price.cost,
         "operations": quote.price.operations,

@@ -1,5 +1,6 @@
 //! Answers to requests that carried an Idempotency-Key, so that a repeated one changes nothing
-//! and is told the same. Bounded in count, size and time.
+//! and is told the same. Bounded in count, size and time; at the bound a new key is refused, because
+//! a request that is forgotten would change something twice.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -41,11 +42,14 @@ pub enum Kept {
     Answered(Answer),
     /// It was answered with more than is kept.
     TooLarge,
+    /// It is not known, and its token has sent as many keys as are kept.
+    NoRoom,
 }
 
-/// For how long a repeated request is known.
+/// For how long a repeated request is known. One whose end is not known stays until it is.
 pub const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
-/// How many requests are known at once; beyond that the oldest are forgotten.
+/// How many requests of one token may begin within that time. Tokens do not share a bound: none of
+/// them can take another's place.
 pub const MOST: i64 = 10_000;
 /// The largest answer that is kept, in bytes.
 pub const LARGEST: usize = 16 << 10;
@@ -76,14 +80,20 @@ pub async fn find(
     once: &OnceKey,
     now: Timestamp,
 ) -> Result<Option<Kept>, StoreError> {
-    let sql = "SELECT * FROM idempotency WHERE token = $1 AND once_key = $2 AND at > $3";
+    let sql = "SELECT * FROM idempotency WHERE token = $1 AND once_key = $2 \
+               AND (at > $3 OR answer IS NULL)";
     let row = sqlx::query(sql)
         .bind(&once.token)
         .bind(&once.key)
         .bind(oldest(now))
-        .fetch_optional(db)
+        .fetch_optional(&mut *db)
         .await?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = row else {
+        let sql = "SELECT at FROM idempotency WHERE token = $1 AND at > $2 \
+                   ORDER BY at DESC LIMIT 1 OFFSET $3";
+        let query = sqlx::query(sql).bind(&once.token).bind(oldest(now)).bind(MOST - 1);
+        return Ok(query.fetch_optional(db).await?.map(|_| Kept::NoRoom));
+    };
     if row.try_get::<&str, _>("fingerprint")? != once.fingerprint {
         return Ok(Some(Kept::Other));
     }
@@ -123,9 +133,8 @@ pub async fn keep(
         .bind(instant(now))
         .execute(&mut *db)
         .await?;
-    let sql = "DELETE FROM idempotency WHERE at <= $1 OR at < (SELECT at FROM idempotency \
-               ORDER BY at DESC LIMIT 1 OFFSET $2)";
-    sqlx::query(sql).bind(oldest(now)).bind(MOST - 1).execute(db).await?;
+    let sql = "DELETE FROM idempotency WHERE at <= $1 AND answer IS NOT NULL";
+    sqlx::query(sql).bind(oldest(now)).execute(db).await?;
     Ok(())
 }
 

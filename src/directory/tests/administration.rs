@@ -77,7 +77,7 @@ async fn a_request_that_comes_twice_is_carried_out_once() {
 }
 
 #[tokio::test]
-async fn answers_are_kept_up_to_a_size_and_a_number() {
+async fn answers_are_kept_up_to_a_size() {
     let bench = Bench::acme().await;
     let mut write = once("big", 1, NOVEMBER);
     let answer = |_: &Applied| Answer {
@@ -89,18 +89,6 @@ async fn answers_are_kept_up_to_a_size_and_a_number() {
     written(&bench, studio_two(), write).await.unwrap();
     let again = written(&bench, studio_two(), once("big", 1, NOVEMBER)).await;
     assert!(matches!(again, Err(ApplyError::AnswerGone)), "{again:?}");
-    let mut database = bench.directory.database.lock().await;
-    let mut transaction = database.begin().await.unwrap();
-    for number in 0..once::MOST {
-        let now = at(NOVEMBER) + jiff::SignedDuration::from_millis(number + 1);
-        let key = key(&format!("k{number}"), 1);
-        let answer = Answer { status: 201, etag: None, body: None };
-        once::keep(&mut transaction, &key, "", Some(&answer), now).await.unwrap();
-    }
-    let found = once::find(&mut transaction, &key("big", 1), at(NOVEMBER)).await.unwrap();
-    assert_eq!(found, None);
-    let found = once::find(&mut transaction, &key("k0", 1), at(NOVEMBER)).await.unwrap();
-    assert!(found.is_some());
     for wrong in ["", "a b", "ä", &"x".repeat(256)] {
         assert_eq!(OnceKey::new("ci", wrong, &[0; 32]), None);
     }
@@ -137,6 +125,63 @@ async fn an_operation_elsewhere_is_begun_recorded_and_answered_once() {
     let [entry] = page.entries.as_slice() else { panic!("{page:?}") };
     assert_eq!((entry.kind.as_str(), entry.version), ("adjustment", None));
     assert_eq!(entry.after, Some(json!({ "credits": "5" })));
+}
+
+/// Has `token` send as many keys as are kept, one a second from `now` on.
+async fn fill(bench: &Bench, token: &str, now: Timestamp) {
+    let mut database = bench.directory.database.lock().await;
+    let mut transaction = database.begin().await.unwrap();
+    for number in 0..once::MOST {
+        let now = now + jiff::SignedDuration::from_secs(number);
+        let key = OnceKey::new(token, &format!("k{number}"), &[1; 32]).unwrap();
+        let answer = Answer { status: 201, etag: None, body: None };
+        once::keep(&mut transaction, &key, "", Some(&answer), now).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_begun_is_known_whatever_others_send_and_however_late_it_is_asked() {
+    let bench = Bench::acme().await;
+    let (directory, now) = (&bench.directory, at(NOVEMBER));
+    // The books answered that they cannot be reached: whether they adjusted is not known.
+    let key = key("adjust", 1);
+    assert_eq!(directory.begin(&key, "op-1", now).await.unwrap(), Begun::Fresh);
+    let later = now + jiff::SignedDuration::from_secs(1);
+    for token in ["ci", "other"] {
+        fill(&bench, token, later).await;
+        let again = directory.begin(&key, "op-2", later).await.unwrap();
+        assert_eq!(again, Begun::Again("op-1".to_owned()), "after {token}");
+    }
+    let later = now + jiff::SignedDuration::from_hours(240);
+    written(&bench, studio_two(), once("new", 1, &later.to_string())).await.unwrap();
+    let again = directory.begin(&key, "op-3", later).await.unwrap();
+    assert_eq!(again, Begun::Again("op-1".to_owned()));
+}
+
+#[tokio::test]
+async fn a_token_that_sent_as_many_keys_as_are_kept_is_refused_a_new_one() {
+    let bench = Bench::acme().await;
+    let (directory, start) = (&bench.directory, at(NOVEMBER));
+    let key = key("adjust", 1);
+    assert_eq!(directory.begin(&key, "op-1", start).await.unwrap(), Begun::Fresh);
+    fill(&bench, "ci", start + jiff::SignedDuration::from_secs(1)).await;
+    let now = start + jiff::SignedDuration::from_hours(20);
+    let full = directory.begin(&self::key("new", 1), "op-2", now).await;
+    assert!(matches!(full, Err(ApplyError::TooManyKeys)), "{full:?}");
+    let full = written(&bench, studio_two(), once("new", 1, &now.to_string())).await;
+    assert!(matches!(full, Err(ApplyError::TooManyKeys)), "{full:?}");
+    // Whatever is known is still answered, and what was begun can be ended.
+    let known = directory.begin(&self::key("k0", 1), "op-2", now).await.unwrap();
+    assert!(matches!(known, Begun::Before(_)), "{known:?}");
+    let again = directory.begin(&key, "op-2", now).await.unwrap();
+    assert_eq!(again, Begun::Again("op-1".to_owned()));
+    let other = OnceKey::new("other", "new", &[1; 32]).unwrap();
+    assert_eq!(directory.begin(&other, "op-3", now).await.unwrap(), Begun::Fresh);
+    // When the oldest is a day old there is room again.
+    let day = start + jiff::SignedDuration::from_hours(24) + jiff::SignedDuration::from_secs(1);
+    let new = directory.begin(&self::key("new", 1), "op-2", day).await.unwrap();
+    assert_eq!(new, Begun::Fresh);
 }
 
 #[tokio::test]

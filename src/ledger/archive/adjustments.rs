@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Archive, ArchiveError, PATIENCE, decoded, kept, key_bytes};
-use crate::core::account::{AccountKey, LegKind};
+use crate::core::account::{AccountKey, AccountName, LegKind};
 use crate::core::adjustment::{AdjustMemo, AdjustmentDocument};
 use crate::core::ids::ChargeId;
 use crate::core::record::{Adjust, Record, instant};
@@ -13,8 +13,8 @@ use crate::core::record::{Adjust, Record, instant};
 pub struct KeptLeg {
     /// The account.
     pub account: AccountKey,
-    /// Its name.
-    pub name: String,
+    /// The ids it is named by.
+    pub ids: [Box<str>; 2],
     /// What the leg stands for.
     pub kind: LegKind,
     /// Millionths of the account's unit, above zero.
@@ -128,7 +128,12 @@ impl Archive {
         let mut legs = Vec::new();
         for leg in kept(&hold, resolution.as_ref()).into_iter().filter(|leg| leg.amount > 0) {
             let name = self.name(&leg.key).await?;
-            legs.push(KeptLeg { account: leg.key, name, kind: leg.kind, amount: leg.amount });
+            let Some(read) = AccountName::read(&name, &leg.key) else {
+                let what = format!("the name of an account: {name:?}");
+                return Err(ArchiveError::Record { position: 0, what });
+            };
+            let ids = read.ids.map(Box::from);
+            legs.push(KeptLeg { account: leg.key, ids, kind: leg.kind, amount: leg.amount });
         }
         Ok(legs)
     }
