@@ -218,6 +218,7 @@ impl From<BooksError> for Problem {
     fn from(error: BooksError) -> Self {
         match error {
             BooksError::Range => Self::invalid("/amount", error.to_string()),
+            BooksError::Closed => Self::new(Code::Conflict, error.to_string()),
             error => {
                 tracing::error!(%error, "the books did not do what was asked");
                 Self::new(Code::BooksUnavailable, "nothing was changed that was not recorded")

@@ -80,6 +80,12 @@ pub(super) fn start(
             if let Err(error) = keeping.engine.snapshot() {
                 tracing::error!(%error, "no snapshot was written; the next start takes longer");
             }
+            match keeping.engine.close_cycles(keeping.clock.now()) {
+                Ok(0) => {}
+                Ok(accounts) => tracing::info!(accounts, "cycles that are long over are closed"),
+                // The books have failed, and say so themselves.
+                Err(error) => tracing::error!(%error, "no cycle can be closed"),
+            }
             keeping.prune().await;
             if let Err(error) = self_check.tick(&keeping.engine) {
                 tracing::error!(%error, "balances cannot be compared with their records");

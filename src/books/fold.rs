@@ -2,10 +2,11 @@
 //! snapshot stores. Snapshots are folded from the journal, never copied from live memory, so
 //! that they cannot hold what was not written.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::core::account::{AccountKey, Balance, Version};
 use crate::core::charge::InDoubt;
+use crate::core::cycle::Label;
 use crate::core::record::{Adjust, Hold, Leg, Opening, Record, Resolve};
 use smallvec::SmallVec;
 
@@ -24,6 +25,12 @@ pub enum FoldError {
     /// An amount that leaves its range, or a capture above its hold.
     #[error("an amount is out of range")]
     Range,
+    /// An account of a cycle that was closed is opened again.
+    #[error("an account of a cycle that was closed is opened again: {0:?}")]
+    Closed(AccountKey),
+    /// A cycle is closed in which something is held.
+    #[error("a cycle is closed while something is held in it: {0:?}")]
+    StillHeld(AccountKey),
 }
 
 /// An account.
@@ -57,15 +64,49 @@ pub struct Fold {
     pub accounts: HashMap<AccountKey, FoldAccount>,
     /// Open holds by charge.
     pub holds: HashMap<[u8; 16], FoldHold>,
+    /// Accounts of cycles that began before this label are gone.
+    pub closed: Label,
+    /// The last days (UTC, since the Unix epoch) on which records were made, at most [`DAYS`].
+    pub days: BTreeSet<i32>,
 }
 
+/// How many days of records lie between a cycle that is closed and the newest record. No cycle is
+/// longer than 46 days (D6), so in no zone and under no anchor it is the current one or the one
+/// before. Days on which something was recorded count, and not the time between them: a clock that
+/// jumps ahead makes one day of it.
+pub const DAYS: usize = 100;
+
+/// Microseconds of a day.
+pub const DAY: i64 = 86_400_000_000;
+
 impl Fold {
+    /// The label below which cycles can be closed, as far as time goes.
+    pub fn closable(&self) -> Label {
+        match self.days.first() {
+            Some(day) if self.days.len() == DAYS => Label::of_day(*day),
+            _ => Label::NONE,
+        }
+    }
+
+    fn note(&mut self, at: i64) {
+        let Ok(day) = i32::try_from(at.div_euclid(DAY)) else { return };
+        if self.days.last() != Some(&day) && self.days.insert(day) && self.days.len() > DAYS {
+            self.days.pop_first();
+        }
+    }
+
     /// Applies one record.
     ///
     /// # Errors
     /// [`FoldError`] when the record contradicts those before it; the state is then of no use.
     pub fn apply(&mut self, record: &Record<'_>) -> Result<(), FoldError> {
+        if let Some(at) = record.at() {
+            self.note(at);
+        }
         for opening in record.openings() {
+            if opening.key.is_closed(self.closed) {
+                return Err(FoldError::Closed(opening.key));
+            }
             self.open(opening);
         }
         match record {
@@ -73,6 +114,7 @@ impl Fold {
             Record::Resolve(resolve) => self.resolve(resolve),
             Record::Adjust(adjust) => self.adjust(adjust),
             Record::Synced(_) => Ok(()),
+            Record::Close(close) => self.close(close.below),
         }
     }
 
@@ -125,6 +167,18 @@ impl Fold {
             let balance = self.balance(leg.key)?;
             balance.captured = balance.captured.checked_add(leg.amount).ok_or(FoldError::Range)?;
         }
+        Ok(())
+    }
+
+    fn close(&mut self, below: Label) -> Result<(), FoldError> {
+        let held = |(key, account): &(&AccountKey, &FoldAccount)| {
+            key.is_closed(below) && account.balance.held > 0
+        };
+        if let Some((key, _)) = self.accounts.iter().find(held) {
+            return Err(FoldError::StillHeld(*key));
+        }
+        self.accounts.retain(|key, _| !key.is_closed(below));
+        self.closed = self.closed.max(below);
         Ok(())
     }
 

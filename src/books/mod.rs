@@ -16,7 +16,7 @@ use std::future::Future;
 
 use jiff::Timestamp;
 
-use crate::core::account::{Account, Balance, Legs, Post, View};
+use crate::core::account::{Account, AccountKey, Balance, Legs, Post, View};
 pub use crate::core::charge::InDoubt;
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
@@ -108,6 +108,9 @@ pub enum BooksError {
     /// The record could not be written. Whatever was asked is not acknowledged.
     #[error("the books cannot record: {0}")]
     Unavailable(String),
+    /// The account's cycle was closed long ago, and nothing of it changes any more.
+    #[error("the cycle is closed: its accounts are not kept any more")]
+    Closed,
     /// An amount would leave its range, or a memo is longer than a record may be.
     #[error("an amount would leave its range")]
     Range,
@@ -153,6 +156,9 @@ pub struct OpenLeg {
 /// - **Acknowledged means recorded.** A future is ready only when the record would survive what
 ///   the configured durability says (`process`: `kill -9`).
 /// - **Once.** A charge is resolved at most once.
+/// - **Closed cycles stay closed.** An engine may forget the accounts of cycles that are long over,
+///   together with a mark below which none is opened again: whatever a post names there is empty,
+///   and an adjustment is refused.
 /// - **Grants.** A post carries what the directory grants its accounts. The newest by version
 ///   wins, and a change is recorded; an account that was never seen is opened by the post that
 ///   takes from it (D42, f24).
@@ -186,6 +192,9 @@ pub trait Books: Send + Sync {
         &self,
         accounts: &[Account<'_>],
     ) -> impl Future<Output = Result<View, BooksError>> + Send;
+
+    /// True for an account of a cycle that is closed.
+    fn is_closed(&self, key: &AccountKey) -> bool;
 
     /// An open charge.
     fn open_charge(

@@ -377,7 +377,7 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
     let mut salvage = segments.salvage(position);
     while let Some((_, bytes)) = salvage.next_record().map_err(RecoverError::from)? {
         let Ok(record) = Record::decode(&bytes) else { continue };
-        loss.records += u64::from(!matches!(record, Record::Synced(_)));
+        loss.records += u64::from(!matches!(record, Record::Synced(_) | Record::Close(_)));
         for opening in record.openings() {
             names.entry(opening.key).or_insert_with(|| opening.name.to_owned());
         }
@@ -397,7 +397,8 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
                 let legs = held.map(|hold| hold.legs.clone()).unwrap_or_default();
                 (resolve.at, legs.into_iter().chain(resolve.extra.iter().copied()).collect())
             }
-            Record::Synced(_) => continue,
+            // What is lost is closed again by whoever goes on.
+            Record::Synced(_) | Record::Close(_) => continue,
             Record::Adjust(adjust) => {
                 loss.adjustments += 1;
                 loss.accounts.extend(names.get(&adjust.key).cloned());
@@ -420,6 +421,9 @@ fn describe(record: &Record<'_>) -> Option<String> {
     };
     Some(match record {
         Record::Synced(_) => return None,
+        Record::Close(close) => {
+            format!("{} cycles before {} closed", instant(close.at), close.below)
+        }
         Record::Hold(hold) => {
             format!("{} hold {}{}", instant(hold.at), ChargeId(hold.charge), legs(&hold.legs))
         }

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::fold::{Fold, FoldAccount, FoldHold};
 use crate::core::account::{AccountKey, Balance, Version};
 use crate::core::charge::InDoubt;
+use crate::core::cycle::Label;
 use crate::core::record::{Leg, VERSION};
 
 const MAGIC: &[u8; 8] = b"TOLLSNAP";
@@ -38,6 +39,11 @@ enum Entry<'a> {
     End {
         entries: u64,
     },
+    /// What is closed, and the days of the last records (since version 2).
+    Time {
+        closed: Label,
+        days: Vec<i32>,
+    },
 }
 
 /// Writes the fold of everything before `position`, safe against power failure, and removes the
@@ -59,7 +65,8 @@ pub fn write(dir: &Path, position: u64, fold: &Fold) -> io::Result<()> {
         let (charge, at, in_doubt, legs) = (*charge, *at, *in_doubt, legs.clone());
         out.entry(&Entry::Hold { charge, at, in_doubt, legs, memo })?;
     }
-    out.entry(&Entry::End { entries: (fold.accounts.len() + fold.holds.len()) as u64 })?;
+    out.entry(&Entry::Time { closed: fold.closed, days: fold.days.iter().copied().collect() })?;
+    out.entry(&Entry::End { entries: (fold.accounts.len() + fold.holds.len() + 1) as u64 })?;
     let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     std::fs::rename(&temporary, dir.join(format!("{position:020}.snapshot")))?;
@@ -120,6 +127,9 @@ pub fn read(path: &Path) -> io::Result<Fold> {
         Entry::Hold { charge, at, in_doubt, legs, memo } => {
             fold.holds.insert(charge, FoldHold { at, in_doubt, legs, memo: memo.into() });
         }
+        Entry::Time { closed, days } => {
+            (fold.closed, fold.days) = (closed, days.into_iter().collect());
+        }
         Entry::End { .. } => {}
     })?;
     Ok(fold)
@@ -141,8 +151,9 @@ fn for_each(path: &Path, mut see: impl FnMut(Entry<'_>)) -> io::Result<()> {
     let mut file = BufReader::with_capacity(1 << 18, File::open(path)?);
     let mut head = [0; 10];
     file.read_exact(&mut head)?;
-    if &head[..8] != MAGIC || head[8..] != VERSION.to_le_bytes() {
-        return Err(invalid("not a snapshot of this version"));
+    let version = u16::from_le_bytes([head[8], head[9]]);
+    if &head[..8] != MAGIC || !(1..=VERSION).contains(&version) {
+        return Err(invalid("not a snapshot of this version, or of one before it"));
     }
     let mut bytes = Vec::new();
     let mut entries = 0;

@@ -142,6 +142,7 @@ fn add_up(dir: &Path) -> anyhow::Result<Verifier> {
 }
 
 fn begin(verifier: &mut Verifier, fold: &Fold) {
+    verifier.begin_closed(fold.closed);
     for (key, account) in &fold.accounts {
         verifier.begin_account(*key, &account.name, account.balance, account.version);
     }

@@ -35,6 +35,12 @@ impl AccountKind {
     pub const ADJUSTED: [Self; 5] =
         [Self::Licence, Self::Overdraft, Self::Pool, Self::Overage, Self::Draw];
 
+    /// Whether an account of a cycle that is long over can go. What somebody owes stays, and so
+    /// does what belongs to a term.
+    pub const fn ends_with_its_cycle(self) -> bool {
+        matches!(self, Self::Licence | Self::Draw | Self::Tally)
+    }
+
     /// The word in an account's name.
     pub const fn word(self) -> &'static str {
         match self {
@@ -114,6 +120,13 @@ pub struct AccountKey {
     pub period: Label,
     /// What runs out.
     pub kind: AccountKind,
+}
+
+impl AccountKey {
+    /// True for an account that is gone where every cycle before the label `below` is closed.
+    pub fn is_closed(&self, below: Label) -> bool {
+        self.period != Label::NONE && self.period < below && self.kind.ends_with_its_cycle()
+    }
 }
 
 /// The ids an account is named by, borrowed from the directory's snapshot. Only an account that

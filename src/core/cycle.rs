@@ -14,12 +14,16 @@ use serde::{Deserialize, Serialize};
 use super::ids::Id;
 
 /// The name of a cycle: the local date on which it starts, as `yyyymmdd`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Label(u32);
 
 impl Label {
     /// For accounts that belong to no cycle.
     pub const NONE: Self = Self(0);
+    /// Behind every other.
+    pub const MAX: Self = Self(u32::MAX);
 
     /// The label of a cycle that starts on `date`.
     pub fn of(date: Date) -> Self {
@@ -30,6 +34,17 @@ impl Label {
     /// The digits `yyyymmdd` as a number.
     pub const fn digits(self) -> u32 {
         self.0
+    }
+
+    /// From [`Label::digits`].
+    pub const fn from_digits(digits: u32) -> Self {
+        Self(digits)
+    }
+
+    /// The label of the UTC day so many days after the Unix epoch.
+    pub fn of_day(day: i32) -> Self {
+        let date = jiff::civil::date(1970, 1, 1).saturating_add(jiff::Span::new().days(day));
+        Self::of(date)
     }
 }
 

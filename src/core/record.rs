@@ -7,10 +7,14 @@ use smallvec::SmallVec;
 
 use super::account::{AccountKey, Grant, LegKind};
 use super::charge::{InDoubt, OutcomeMemo, State};
+use super::cycle::Label;
 use super::ids::ChargeId;
 
-/// The version of this encoding. A journal of a newer one is refused, untouched (f45).
-pub const VERSION: u16 = 1;
+/// The version of this encoding. A journal of a newer one is refused, untouched (f45); those
+/// before it are read, because the layout of a record never changes, its memos included: what has
+/// to say something new is a new record, at the end of [`Record`], and a new version. A test
+/// compares the bytes.
+pub const VERSION: u16 = 2;
 
 /// Why bytes are not a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +35,8 @@ pub enum Record<'a> {
     Adjust(Adjust<'a>),
     /// All before this position was on the disk when this was written. It changes no account.
     Synced(u64),
+    /// Cycles are over for good (since version 2).
+    Close(Close),
 }
 
 /// An account as a record first names it, or with a grant that no earlier record is sure to
@@ -114,6 +120,16 @@ pub struct Adjust<'a> {
     pub memo: &'a [u8],
 }
 
+/// See [`Record::Close`]. Accounts of cycles that began before `below` are gone: no record behind
+/// this one names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Close {
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// The first label that is open.
+    pub below: Label,
+}
+
 impl<'a> Record<'a> {
     /// Writes the record's bytes behind those that `bytes` has.
     ///
@@ -142,7 +158,7 @@ impl<'a> Record<'a> {
         match self {
             Record::Hold(hold) => Some(ChargeId(hold.charge)),
             Record::Resolve(resolve) => Some(ChargeId(resolve.charge)),
-            Record::Adjust(_) | Record::Synced(_) => None,
+            Record::Adjust(_) | Record::Synced(_) | Record::Close(_) => None,
         }
     }
 
@@ -152,7 +168,7 @@ impl<'a> Record<'a> {
             Record::Hold(hold) => Some(hold.at),
             Record::Resolve(resolve) => Some(resolve.at),
             Record::Adjust(adjust) => Some(adjust.at),
-            Record::Synced(_) => None,
+            Record::Synced(_) | Record::Close(_) => None,
         }
     }
 
@@ -162,7 +178,7 @@ impl<'a> Record<'a> {
             Record::Hold(hold) => &hold.openings,
             Record::Resolve(resolve) => &resolve.openings,
             Record::Adjust(adjust) => &adjust.openings,
-            Record::Synced(_) => &[],
+            Record::Synced(_) | Record::Close(_) => &[],
         }
     }
 }
@@ -187,7 +203,6 @@ mod tests {
 
     use super::*;
     use crate::core::account::{AccountKind, Stem, Version};
-    use crate::core::cycle::Label;
 
     fn sample<'a>() -> Record<'a> {
         let key = AccountKey {

@@ -314,7 +314,7 @@ impl Batch {
                 self.newest = adjust.at;
                 self.adjustments.extend(adjustments::Row::new(adjust, bytes));
             }
-            Record::Synced(_) => {}
+            Record::Synced(_) | Record::Close(_) => {}
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 
 use crate::core::account::{AccountKey, Balance, LegKind, Version};
+use crate::core::cycle::Label;
 use crate::core::record::{Leg, Record};
 
 /// Something that does not add up.
@@ -56,6 +57,8 @@ pub struct Verifier {
     over: HashSet<[u8; 16]>,
     order: VecDeque<[u8; 16]>,
     findings: Vec<Finding>,
+    /// Cycles before it are closed.
+    closed: Label,
     begins: u64,
     records: u64,
     charges: u64,
@@ -80,6 +83,11 @@ impl Verifier {
     /// Begins at a position, because the records before it are not kept.
     pub fn begin_at(&mut self, position: u64) {
         self.begins = position;
+    }
+
+    /// Begins with the cycles that are closed.
+    pub fn begin_closed(&mut self, below: Label) {
+        self.closed = below;
     }
 
     /// Begins with what others say an account has, because the records before it are not kept.
@@ -115,6 +123,9 @@ impl Verifier {
     pub fn see(&mut self, record: &Record<'_>) {
         self.records += 1;
         for opening in record.openings() {
+            if opening.key.is_closed(self.closed) {
+                self.find(opening.name.to_owned(), "is opened in a cycle that was closed");
+            }
             let tally = self.accounts.entry(opening.key).or_default();
             if tally.name.is_empty() {
                 opening.name.clone_into(&mut tally.name);
@@ -171,7 +182,20 @@ impl Verifier {
                 None => self.find(format!("{:?}", adjust.key), "is adjusted but was never opened"),
             },
             Record::Synced(_) => {}
+            Record::Close(close) => self.close(close.below),
         }
+    }
+
+    /// Cycles are over for good: what belongs to them is gone, and nobody may name it again.
+    fn close(&mut self, below: Label) {
+        let gone: Vec<AccountKey> =
+            self.accounts.keys().filter(|key| key.is_closed(below)).copied().collect();
+        for key in gone {
+            if let Some(tally) = self.accounts.remove(&key).filter(|tally| tally.held != 0) {
+                self.find(tally.name, "is closed while something is held");
+            }
+        }
+        self.closed = self.closed.max(below);
     }
 
     fn remember(&mut self, charge: [u8; 16]) {

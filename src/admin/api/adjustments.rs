@@ -10,7 +10,7 @@ use crate::admin::call::{Call, Reply, unknown_user};
 use crate::admin::new_id;
 use crate::admin::page::{behind, cursor, page};
 use crate::admin::problem::{Code, Problem};
-use crate::books::{Adjustment, Books};
+use crate::books::{Adjustment, Books, BooksError};
 use crate::core::account::{Account, AccountKind, AccountName, Grant};
 use crate::core::adjustment::{AdjustMemo, AdjustmentDocument, parse_signed};
 use crate::core::charge::State;
@@ -175,6 +175,10 @@ async fn taken(call: &Call, org: &Org, id: ChargeId, own: ChargeId) -> Result<Ta
     legs.retain(|leg| AccountKind::ADJUSTED.contains(&leg.account.kind));
     if legs.is_empty() {
         return conflict("the charge took nothing");
+    }
+    // Before its first part, so that it is given back whole or not at all.
+    if legs.iter().any(|leg| call.admin.books.is_closed(&leg.account)) {
+        return Err(BooksError::Closed.into());
     }
     // A crash may have left a part; the rest follows under the ids that it began with.
     let first = given.first().and_then(|first| first.id.parse().ok()).unwrap_or(own);

@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use self::open::{OpenHold, in_doubt_memo};
 use self::session::Inner;
 use self::table::{Entry, Place, Places, State, Table};
-use super::fold::{Fold, FoldHold};
+use super::fold::{DAY, Fold, FoldHold};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::prune::{self, Ages};
 use super::recover::{RecoverError, recover};
@@ -25,6 +25,7 @@ use super::{BooksError, Durability, OpenCharge, Resolution, snapshot};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{HoldMemo, State as ChargeState};
+use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 
 /// Why the embedded books cannot be opened.
@@ -65,6 +66,8 @@ pub struct Engine {
 struct Files {
     /// The position of the last snapshot.
     snapshot: u64,
+    /// Up to which label cycles are long over, by the records in it.
+    closable: Label,
     ages: Ages,
 }
 
@@ -178,8 +181,9 @@ impl Engine {
         let Options { segment_size, durability } = options;
         let journal = Journal::open(dir, recovered.position, segment_size, durability);
         let journal = journal.map_err(io(dir))?;
-        let table = Table::default();
-        let Fold { accounts, holds } = recovered.fold;
+        let closable = recovered.fold.closable();
+        let Fold { accounts, holds, closed, .. } = recovered.fold;
+        let table = Table::new(closed);
         for (key, account) in accounts {
             let balance = account.balance;
             let state = State { balance, version: account.version, unwritten: false };
@@ -195,7 +199,7 @@ impl Engine {
             ..Recovery::default()
         };
         let snapshot = snapshot::list(dir).map_err(io(dir))?.last().map_or(0, |(at, _)| *at);
-        let files = Mutex::new(Files { snapshot, ages: Ages::new() });
+        let files = Mutex::new(Files { snapshot, closable, ages: Ages::new() });
         let mut engine = Self { shared, session, recovery, files };
         engine.resolve_left_open(holds, now)?;
         Ok(engine)
@@ -335,7 +339,33 @@ impl Engine {
         let recovered = recover(self.dir(), Some(sealed))?;
         snapshot::write(self.dir(), sealed, &recovered.fold)?;
         files.snapshot = sealed;
+        files.closable = recovered.fold.closable();
         Ok(true)
+    }
+
+    /// Closes the cycles that are long over by the time of what is recorded (D6), and forgets
+    /// their accounts. Nothing is ever taken from them again, whatever the clock says. Returns how
+    /// many accounts went.
+    ///
+    /// # Errors
+    /// [`BooksError::Unavailable`] when it cannot be recorded.
+    pub fn close_cycles(&self, now: Timestamp) -> Result<usize, BooksError> {
+        let files = self.files.lock();
+        let table = &self.shared.table;
+        let oldest = self.shared.sessions().iter().filter_map(|s| s.inner().open_holds().1).min();
+        // What an open hold may still take from is of its own cycle (D7), which no more than 46
+        // days before it began.
+        let open = oldest.map_or(Label::MAX, |at| Label::of_day((at / DAY) as i32 - 47));
+        let below = files.closable.min(open);
+        if below <= table.closed() || !table.close(below) {
+            return Ok(0);
+        }
+        // Whoever did not see it has queued what it recorded.
+        for session in self.shared.sessions() {
+            session.flush()?;
+        }
+        self.session.close(now, below)?;
+        Ok(table.forget_closed())
     }
 
     /// Up to which position segments could be deleted whose records are all older than `before`,

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -17,9 +18,10 @@ use super::open::{Keep, Open, OpenHold, OpenHolds};
 use super::table::{self, Applied, Entry, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved};
-use crate::core::account::{Account, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
 use crate::core::amount::MAX_MICRO;
 use crate::core::charge::State;
+use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record};
 
@@ -120,6 +122,13 @@ impl Session {
         Ok(())
     }
 
+    /// Records that cycles are closed.
+    pub(super) fn close(&self, at: Timestamp, below: Label) -> Result<(), BooksError> {
+        let record = Record::Close(record::Close { at: at.as_microsecond(), below });
+        push(&mut self.0.queue.lock().frames, &record)?;
+        self.flush()
+    }
+
     /// Puts a hold in that recovery found open.
     pub(super) fn adopt(&self, hold: OpenHold) {
         self.0.queue.lock().adopt(Arc::new(hold));
@@ -166,6 +175,51 @@ impl Session {
         };
         let wait = Written { session: self.clone(), batch };
         Ok((Posted::Done(legs, view), Some(wait)))
+    }
+
+    fn adjust_now(&self, adjustment: &Adjustment<'_>) -> Result<(Arc<Entry>, Written), BooksError> {
+        let shared = &self.0.shared;
+        shared.check_space()?;
+        bounded(adjustment.memo)?;
+        let account = adjustment.account;
+        // Held until the record is queued, so that whoever closes cycles, and then writes what is
+        // queued, either is seen here or finds the record.
+        let mut queue = self.0.queue.lock();
+        if account.key.is_closed(shared.table.closed()) {
+            return Err(BooksError::Closed);
+        }
+        let entry = shared.table.get_or_open(account);
+        let (grant, opening) = {
+            let mut state = entry.state.lock();
+            let adjusted = in_range(state.balance.adjusted, adjustment.delta)?;
+            if account.grant.version > state.version {
+                state.balance.base = account.grant.base;
+                state.version = account.grant.version;
+                state.unwritten = true;
+            }
+            // Down at once, up only when it is written.
+            if adjustment.delta < 0 {
+                state.balance.adjusted = adjusted;
+            }
+            (Grant { base: state.balance.base, version: state.version }, state.unwritten)
+        };
+        let name = &entry.name;
+        let opening = opening.then(|| Opening { key: entry.key, name, grant });
+        let record = Record::Adjust(record::Adjust {
+            at: adjustment.now.as_microsecond(),
+            openings: opening.into_iter().collect(),
+            key: entry.key,
+            delta: adjustment.delta,
+            memo: adjustment.memo,
+        });
+        push(&mut queue.frames, &record)?;
+        queue.after.push(After::GrantWritten(Arc::clone(&entry), grant.version));
+        if adjustment.delta > 0 {
+            queue.after.push(After::Raise(Arc::clone(&entry), adjustment.delta));
+        }
+        let wait = Written { session: self.clone(), batch: queue.batch };
+        drop(record);
+        Ok((entry, wait))
     }
 
     fn resolve_now(
@@ -292,44 +346,8 @@ impl Books for Session {
     }
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
-        let shared = &self.0.shared;
-        shared.check_space()?;
-        bounded(adjustment.memo)?;
-        let account = adjustment.account;
-        let entry = shared.table.get_or_open(account);
-        let (grant, opening) = {
-            let mut state = entry.state.lock();
-            let adjusted = in_range(state.balance.adjusted, adjustment.delta)?;
-            if account.grant.version > state.version {
-                state.balance.base = account.grant.base;
-                state.version = account.grant.version;
-                state.unwritten = true;
-            }
-            // Down at once, up only when it is written.
-            if adjustment.delta < 0 {
-                state.balance.adjusted = adjusted;
-            }
-            (Grant { base: state.balance.base, version: state.version }, state.unwritten)
-        };
-        let name = &entry.name;
-        let opening = opening.then(|| Opening { key: entry.key, name, grant });
-        let record = Record::Adjust(record::Adjust {
-            at: adjustment.now.as_microsecond(),
-            openings: opening.into_iter().collect(),
-            key: entry.key,
-            delta: adjustment.delta,
-            memo: adjustment.memo,
-        });
-        let batch = {
-            let mut queue = self.0.queue.lock();
-            push(&mut queue.frames, &record)?;
-            queue.after.push(After::GrantWritten(Arc::clone(&entry), grant.version));
-            if adjustment.delta > 0 {
-                queue.after.push(After::Raise(Arc::clone(&entry), adjustment.delta));
-            }
-            queue.batch
-        };
-        Written { session: self.clone(), batch }.wait().await?;
+        let (entry, wait) = self.adjust_now(adjustment)?;
+        wait.wait().await?;
         let balance = entry.state.lock().balance;
         Ok(balance)
     }
@@ -341,6 +359,10 @@ impl Books for Session {
             view.set(slot as Slot, self.0.shared.table.balance(&account.key, &account.grant));
         }
         Ok(view)
+    }
+
+    fn is_closed(&self, key: &AccountKey) -> bool {
+        key.is_closed(self.0.shared.table.closed())
     }
 
     async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use dashmap::DashMap;
 use parking_lot::{Mutex, MutexGuard};
@@ -11,6 +12,7 @@ use crate::books::BooksError;
 use crate::core::account::{
     Account, AccountKey, Balance, Grant, LegKind, Legs, Post, Slot, Source, Taken, Version, View,
 };
+use crate::core::cycle::Label;
 
 /// An account in memory.
 #[derive(Debug)]
@@ -78,31 +80,70 @@ impl Hasher for KeyHasher {
     }
 }
 
-/// Every account that was ever taken from.
+/// Every account that was ever taken from, but those of cycles that are closed.
 #[derive(Debug, Default)]
-pub(super) struct Table(DashMap<AccountKey, Arc<Entry>, BuildHasherDefault<KeyHasher>>);
+pub(super) struct Table {
+    entries: DashMap<AccountKey, Arc<Entry>, BuildHasherDefault<KeyHasher>>,
+    /// The digits of the label below which cycles are closed. Whoever changes it then locks every
+    /// account below it once; whoever takes from accounts reads it under their locks. So of the
+    /// two, one sees the other.
+    closed: AtomicU32,
+}
 
 impl Table {
+    /// Accounts of cycles before `closed` are gone.
+    pub(super) fn new(closed: Label) -> Self {
+        Self { closed: AtomicU32::new(closed.digits()), ..Self::default() }
+    }
+
+    /// The label below which cycles are closed.
+    pub(super) fn closed(&self) -> Label {
+        Label::from_digits(self.closed.load(Ordering::SeqCst))
+    }
+
+    /// Closes cycles: from here on nothing is taken from accounts below the label. False, and
+    /// nothing changed, where something is held in one of them.
+    pub(super) fn close(&self, below: Label) -> bool {
+        let before = self.closed.swap(below.digits(), Ordering::SeqCst);
+        let mut free = true;
+        self.for_each(|entry| {
+            free &= !(entry.key.is_closed(below) && entry.state.lock().balance.held > 0);
+        });
+        if !free {
+            self.closed.store(before, Ordering::SeqCst);
+        }
+        free
+    }
+
+    /// Forgets the accounts of closed cycles, and says how many there were.
+    pub(super) fn forget_closed(&self) -> usize {
+        let (closed, before) = (self.closed(), self.len());
+        self.entries.retain(|key, _| !key.is_closed(closed));
+        self.entries.shrink_to_fit();
+        before.saturating_sub(self.len())
+    }
+
     /// Puts an account in, at recovery.
     pub(super) fn insert(&self, entry: Entry) {
-        self.0.insert(entry.key, Arc::new(entry));
+        self.entries.insert(entry.key, Arc::new(entry));
     }
 
     /// How many accounts there are.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// Every account. They are listed first, so that nobody waits for the map while they are
     /// looked at.
     pub(super) fn for_each(&self, see: impl FnMut(&Entry)) {
-        let entries: Vec<Arc<Entry>> = self.0.iter().map(|entry| Arc::clone(&entry)).collect();
+        let entries: Vec<Arc<Entry>> =
+            self.entries.iter().map(|entry| Arc::clone(&entry)).collect();
         entries.iter().map(Arc::as_ref).for_each(see);
     }
 
     /// An account, if anything was ever taken from it. The map's guard ends here.
     pub(super) fn get(&self, key: &AccountKey) -> Option<Arc<Entry>> {
-        self.0.get(key).map(|entry| Arc::clone(&entry))
+        self.entries.get(key).map(|entry| Arc::clone(&entry))
     }
 
     /// An account, opened empty if need be.
@@ -117,12 +158,13 @@ impl Table {
                 state: Mutex::new(State { unwritten: true, ..State::default() }),
             })
         };
-        Arc::clone(&self.0.entry(account.key).or_insert_with(open))
+        Arc::clone(&self.entries.entry(account.key).or_insert_with(open))
     }
 
     /// The balance of an account as a post would find it now.
     pub(super) fn balance(&self, key: &AccountKey, grant: &Grant) -> Balance {
         match self.get(key) {
+            _ if key.is_closed(self.closed()) => Balance::default(),
             Some(entry) => entry.state.lock().under(grant),
             None => State::default().under(grant),
         }
@@ -165,12 +207,29 @@ pub(super) fn apply(
     post: &Post,
     into: Into,
 ) -> Result<Result<Applied, View>, BooksError> {
-    let mut places = find(table, accounts, post)?;
+    loop {
+        let closed = table.closed();
+        let places = find(table, accounts, post, closed)?;
+        if let Some(applied) = apply_to(table, accounts, post, into, closed, places)? {
+            return Ok(applied);
+        }
+    }
+}
+
+/// Applies a post to the places it names; `None` where a cycle was closed meanwhile.
+fn apply_to(
+    table: &Table,
+    accounts: &[Account<'_>],
+    post: &Post,
+    into: Into,
+    closed: Label,
+    mut places: Places,
+) -> Result<Option<Result<Applied, View>>, BooksError> {
     let mut guards = lock(&places)?;
     // What did not exist before the locks can have been opened since, and then what it has is
     // not of the same step as the rest. Accounts stay once opened, so this ends.
     loop {
-        let opened = opened_since(table, accounts, post, &places);
+        let opened = opened_since(table, accounts, post, &places, closed);
         if opened.is_empty() {
             break;
         }
@@ -180,14 +239,17 @@ pub(super) fn apply(
         }
         guards = lock(&places)?;
     }
+    if table.closed() != closed {
+        return Ok(None);
+    }
     let mut view = View::new(accounts.len());
-    read(&guards, accounts, post, &mut view);
+    read(&guards, accounts, post, closed, &mut view);
     let Some(legs) = take(post, &mut view, into)? else {
         // Sources before the one that cannot give were taken from in the view.
-        read(&guards, accounts, post, &mut view);
+        read(&guards, accounts, post, closed, &mut view);
         drop(guards);
         look(table, accounts, post, &mut view);
-        return Ok(Err(view));
+        return Ok(Some(Err(view)));
     };
     let mut openings = SmallVec::new();
     for leg in &legs {
@@ -215,17 +277,26 @@ pub(super) fn apply(
             places[index].entry = table.get(&accounts[index].key);
         }
     }
-    Ok(Ok(Applied { legs, view, places, openings }))
+    Ok(Some(Ok(Applied { legs, view, places, openings })))
 }
 
 /// Reads the accounts of a post's sources, all of which are locked.
-fn read(guards: &Guards<'_>, accounts: &[Account<'_>], post: &Post, view: &mut View) {
+fn read(
+    guards: &Guards<'_>,
+    accounts: &[Account<'_>],
+    post: &Post,
+    closed: Label,
+    view: &mut View,
+) {
     for slot in named(post) {
         let index = usize::from(slot);
-        let grant = &accounts[index].grant;
-        let found = guards[index]
-            .as_ref()
-            .map_or_else(|| State::default().under(grant), |state| state.under(grant));
+        let Account { key, grant, .. } = &accounts[index];
+        let found = match &guards[index] {
+            Some(state) => state.under(grant),
+            // Whatever the directory grants it: it was used in its time, or never.
+            None if key.is_closed(closed) => Balance::default(),
+            None => State::default().under(grant),
+        };
         view.set(slot, found);
     }
 }
@@ -237,14 +308,19 @@ fn named(post: &Post) -> impl Iterator<Item = Slot> {
 }
 
 /// Finds the accounts of a post's sources, and opens those that may be taken from.
-fn find(table: &Table, accounts: &[Account<'_>], post: &Post) -> Result<Places, BooksError> {
+fn find(
+    table: &Table,
+    accounts: &[Account<'_>],
+    post: &Post,
+    closed: Label,
+) -> Result<Places, BooksError> {
     let grants = accounts.iter().map(|account| account.grant);
     let mut places: Places = grants.map(|grant| Place { entry: None, grant }).collect();
     for source in &post.sources {
         for slot in source.payers.iter().flat_map(|payer| [Some(payer.slot), payer.cap]).flatten() {
             let index = usize::from(slot);
             let account = accounts.get(index).ok_or(BooksError::Range)?;
-            if places[index].entry.is_some() {
+            if places[index].entry.is_some() || account.key.is_closed(closed) {
                 continue;
             }
             places[index].entry = if source.take > 0 {
@@ -263,8 +339,11 @@ fn opened_since(
     accounts: &[Account<'_>],
     post: &Post,
     places: &Places,
+    closed: Label,
 ) -> SmallVec<[(usize, Arc<Entry>); 1]> {
-    let missed = named(post).map(usize::from).filter(|index| places[*index].entry.is_none());
+    let missed = named(post)
+        .map(usize::from)
+        .filter(|index| places[*index].entry.is_none() && !accounts[*index].key.is_closed(closed));
     missed.filter_map(|index| Some((index, table.get(&accounts[index].key)?))).collect()
 }
 

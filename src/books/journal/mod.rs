@@ -314,13 +314,13 @@ fn segment_name(start: u64) -> String {
 }
 
 fn write_header(mut file: &File, start: u64, durability: Durability) -> io::Result<()> {
-    file.write_all(&header(start, durability))
+    file.write_all(&header(record::VERSION, start, durability))
 }
 
-fn header(start: u64, durability: Durability) -> [u8; HEADER] {
+fn header(version: u16, start: u64, durability: Durability) -> [u8; HEADER] {
     let mut bytes = [0; HEADER];
     bytes[..8].copy_from_slice(MAGIC);
-    bytes[8..10].copy_from_slice(&record::VERSION.to_le_bytes());
+    bytes[8..10].copy_from_slice(&version.to_le_bytes());
     bytes[10] = u8::from(durability == Durability::Power);
     bytes[12..20].copy_from_slice(&start.to_le_bytes());
     let crc = crc32fast::hash(&bytes[..20]);

@@ -371,7 +371,8 @@ fn read_header(file: &mut File, segment: &Segment) -> Result<Result<Durability, 
         return Ok(Err("this is not a journal segment".into()));
     }
     let durability = durability(&header);
-    if header != super::header(segment.start, durability) {
+    let version = u16::from_le_bytes([header[8], header[9]]);
+    if version == 0 || header != super::header(version, segment.start, durability) {
         return Ok(Err("its checksum or start does not match its name".into()));
     }
     Ok(Ok(durability))

@@ -4,7 +4,7 @@ use super::bench::*;
 use crate::books::{
     Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved, Session,
 };
-use crate::core::account::{Account, Balance, View};
+use crate::core::account::{Account, AccountKey, Balance, View};
 use crate::core::ids::ChargeId;
 use bytes::Bytes;
 use http::Request;
@@ -177,6 +177,10 @@ impl Books for Mute {
 
     async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {
         self.0.balances(accounts).await
+    }
+
+    fn is_closed(&self, key: &AccountKey) -> bool {
+        self.0.is_closed(key)
     }
 
     async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {

@@ -1,7 +1,7 @@
 //! What the books should do, as simply as it can be said: a list of facts and their sums. It
 //! knows plain numbers only, and imports nothing of what it judges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a resolution takes beyond its hold, and what is granted to whom it names.
 pub type Extra<'a> = (&'a [Source], &'a [(Id, Grant)]);
@@ -188,6 +188,8 @@ impl State {
 pub struct Model {
     pub live: State,
     pub recorded: State,
+    /// Accounts that are over for good.
+    pub closed: BTreeSet<Id>,
     waiting: [Vec<Fact>; 2],
 }
 
@@ -234,6 +236,16 @@ impl Model {
     pub fn adjust(&mut self, session: usize, account: Id, delta: i64, brought: Grant) {
         let grant = self.newest(account, brought);
         self.decide(session, Fact::Adjust { account, delta, grant });
+    }
+
+    /// Accounts that are over for good, after all that was decided is written.
+    pub fn close(&mut self, ids: &[Id]) {
+        assert!(self.waiting.iter().all(Vec::is_empty));
+        for id in ids {
+            self.live.accounts.remove(id);
+            self.recorded.accounts.remove(id);
+            self.closed.insert(*id);
+        }
     }
 
     /// What the session decided is written.

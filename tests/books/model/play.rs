@@ -5,25 +5,25 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use tollgate::books::embedded::{Engine, Options, Session};
 use tollgate::books::snapshot;
 use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
-use tollgate::core::account::{Account, Balance, Legs, Slot, View};
+use tollgate::core::account::{Account, Balance, LegKind, Legs, Payer, Post, Slot, Source, View};
 use tollgate::core::charge::{OutcomeMemo, State};
 
 use super::ask::Asked;
 use super::naive::{Grant, Id, Leg, Model, Sums};
-use super::world::{ROLE_COUNT, Random, World};
+use super::world::{ROLE_COUNT, Random, START, World};
 use super::{EVERYTHING, disk};
-use crate::engine::{NOW, id as charge_id, temporary};
+use crate::engine::{id as charge_id, temporary};
 
 /// What the slots of a hold's accounts meant.
 type Slots = Vec<Option<(Id, Grant)>>;
 
 /// What every long run must have come across.
-pub const KINDS: [&str; 22] = [
+pub const KINDS: [&str; 23] = [
     "held",
     "short",
     "captured",
@@ -45,6 +45,7 @@ pub const KINDS: [&str; 22] = [
     "snapshot",
     "snapshot lost",
     "pruned",
+    "closed",
     "left open",
 ];
 
@@ -88,6 +89,7 @@ pub struct Play {
     charges: Vec<(Slots, Option<State>)>,
     /// Accounts that this step touched.
     touched: Vec<Id>,
+    now: Timestamp,
     pub step: u64,
     pub seen: BTreeMap<&'static str, u64>,
 }
@@ -98,7 +100,7 @@ impl Play {
         let dir = temporary();
         let segment_size = [1 << 10, 1 << 13, 1 << 16, 1 << 20][random.below(4)];
         let engine =
-            Engine::open_with(dir.path(), NOW, Options { segment_size, ..Options::default() })
+            Engine::open_with(dir.path(), START, Options { segment_size, ..Options::default() })
                 .unwrap();
         // Half of the worlds have one session, half have two.
         let sessions = (0..1 + seed % 2).map(|_| engine.session()).collect();
@@ -115,6 +117,7 @@ impl Play {
             flights: Vec::new(),
             charges: Vec::new(),
             touched: Vec::new(),
+            now: START,
             step: 0,
             seen: BTreeMap::new(),
         }
@@ -150,6 +153,11 @@ impl Play {
     }
 
     fn operate(&mut self) {
+        // Some three years in a world.
+        self.now += SignedDuration::from_mins(self.random.up_to(300) as i64);
+        if self.world.pass(self.now, &mut self.random) {
+            self.saw("reset");
+        }
         match self.random.below(1000) {
             0..420 => self.hold(),
             420..850 => self.resolve(),
@@ -159,17 +167,14 @@ impl Play {
                 self.world.grant(role, &mut self.random);
                 self.saw("granted");
             }
-            950..953 => {
-                self.world.reset(&mut self.random);
-                self.saw("reset");
-            }
-            953..956 => {
+            950..956 => {
                 if self.engine().snapshot().unwrap() {
                     self.saw("snapshot");
                 }
             }
             956..960 => self.prune(),
-            960..973 => self.settle_debts(),
+            960..964 => self.close_cycles(),
+            964..977 => self.settle_debts(),
             _ => self.look(),
         }
     }
@@ -194,7 +199,7 @@ impl Play {
             charge: charge_id(number),
             accounts: &asked.accounts,
             post: &asked.post,
-            now: NOW,
+            now: self.now,
             in_doubt: if capture { InDoubt::Capture } else { InDoubt::Void },
             memo: &memo,
         });
@@ -242,7 +247,7 @@ impl Play {
             state,
             keep: &keep,
             extra: extra.as_ref().map(|extra| (&extra.accounts[..], &extra.post)),
-            now: NOW,
+            now: self.now,
             memo: &memo,
         };
         let future = self.sessions[session].resolve(charge_id(number), &resolution);
@@ -335,9 +340,9 @@ impl Play {
         let account = self.world.account(id, grant);
         self.saw(if delta < 0 { "adjusted down" } else { "adjusted up" });
         self.model.adjust(session, id, delta, grant);
-        let own = self.sessions[session].clone();
+        let (own, now) = (self.sessions[session].clone(), self.now);
         let mut future: Future = Box::pin(async move {
-            let adjustment = Adjustment { account: &account, delta, now: NOW, memo: b"why" };
+            let adjustment = Adjustment { account: &account, delta, now, memo: b"why" };
             Answer::Adjusted(own.adjust(&adjustment).await)
         });
         // An adjustment begins when it is first polled.
@@ -349,6 +354,7 @@ impl Play {
 
     /// Reads: balances as a post would find them, and open charges.
     fn look(&mut self) {
+        self.ask_for_the_past();
         let asked = Asked::random(&mut self.random, &self.world, &self.model);
         let session = self.session();
         let named = asked.ids.iter().zip(&asked.accounts).map(|(&id, account)| {
@@ -465,7 +471,7 @@ impl Play {
         let engine = self.engine();
         let archived = engine.written();
         let damaged = |(_, path): &(u64, PathBuf)| snapshot::check(path).is_err();
-        match engine.prune(NOW + SignedDuration::from_hours(1), archived) {
+        match engine.prune(self.now + SignedDuration::from_hours(1), archived) {
             Ok(0) => {}
             Ok(_) => self.saw("pruned"),
             Err(error) => {
@@ -473,6 +479,67 @@ impl Play {
                 assert!(snapshots.iter().any(damaged), "{error}");
             }
         }
+    }
+
+    /// Cycles that are long over are closed: nothing is held there, and nothing can be taken again.
+    fn close_cycles(&mut self) {
+        let before = self.model.live.ids();
+        let written = self.engine().written();
+        let forgotten = self.engine().close_cycles(self.now).unwrap();
+        if self.engine().written() == written {
+            return assert_eq!(forgotten, 0);
+        }
+        // It wrote what waited.
+        for session in 0..self.sessions.len() {
+            self.written(session, self.batches[session]);
+        }
+        let closed: Vec<Id> = before
+            .into_iter()
+            .filter(|&id| {
+                let account = self.world.newest(id);
+                self.sessions[0].is_closed(&account.key)
+            })
+            .collect();
+        for &id in &closed {
+            let age = self.world.age(id, self.now);
+            assert!(age > 92, "account {id} is closed after {age} days");
+            assert!(self.model.live.sums(id).2 == 0, "account {id} is closed with something held");
+        }
+        assert!(forgotten >= closed.len());
+        self.model.close(&closed);
+        if !closed.is_empty() {
+            self.saw("closed");
+        }
+    }
+
+    /// Somebody asks for what a cycle left that is over.
+    fn ask_for_the_past(&mut self) {
+        let id = self.world.any(&mut self.random);
+        if !self.model.closed.contains(&id) {
+            return;
+        }
+        let account = self.world.newest(id);
+        let post = Post {
+            sources: [Source::take(1, [Payer { slot: 0, kind: LegKind::Licence, cap: None }])]
+                .into_iter()
+                .collect(),
+            ..Post::default()
+        };
+        let ask = Ask {
+            charge: charge_id(u64::MAX - self.step),
+            accounts: &[account],
+            post: &post,
+            now: self.now,
+            in_doubt: InDoubt::Void,
+            memo: b"",
+        };
+        match ready(Box::pin(self.sessions[0].hold(&ask))) {
+            Ok(Posted::Short(view)) => check_view(&[Some((0, 0, 0, 0))], &view),
+            other => panic!("account {id} is closed: {other:?}"),
+        }
+        let adjustment = Adjustment { account: &account, delta: 1, now: self.now, memo: b"why" };
+        let adjusted = ready(Box::pin(self.sessions[0].adjust(&adjustment)));
+        assert_eq!(adjusted, Err(BooksError::Closed));
     }
 
     /// The newest of two snapshots does not read back any more.
@@ -514,7 +581,7 @@ impl Play {
         loop {
             let engine = Engine::open_with(
                 self.dir.path(),
-                NOW,
+                self.now,
                 Options { segment_size: self.segment_size, ..Options::default() },
             )
             .unwrap();

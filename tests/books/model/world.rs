@@ -3,6 +3,9 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use tollgate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, Stem, Version,
 };
@@ -63,6 +66,9 @@ const ROLES: [(AccountKind, [&str; 2], u64, bool); 10] = [
 
 pub const ROLE_COUNT: usize = ROLES.len();
 
+/// When a world begins.
+pub const START: Timestamp = Timestamp::constant(946_684_800, 0);
+
 /// All accounts that there were, and which of them stand for the roles now.
 pub struct World {
     accounts: Vec<Known>,
@@ -78,6 +84,7 @@ struct Known {
     key: AccountKey,
     name: AccountName<'static>,
     role: usize,
+    cycle: u32,
     /// Every grant since the last start, oldest first.
     grants: Vec<naive::Grant>,
 }
@@ -97,21 +104,50 @@ impl World {
         world
     }
 
+    /// The first day of a cycle: they are months.
+    fn first_day(cycle: u32) -> Date {
+        jiff::civil::date(2000 + (cycle / 12) as i16, 1 + (cycle % 12) as i8, 1)
+    }
+
+    /// Time passes; true where a cycle ends.
+    pub fn pass(&mut self, now: Timestamp, random: &mut Random) -> bool {
+        let ends = now.to_zoned(TimeZone::UTC).date() >= Self::first_day(self.cycle + 1);
+        if ends {
+            self.reset(random);
+        }
+        ends
+    }
+
+    /// How many days ago an account's cycle began.
+    pub fn age(&self, id: Id, now: Timestamp) -> i32 {
+        let began = Self::first_day(self.accounts[id].cycle);
+        (now.to_zoned(TimeZone::UTC).date() - began).get_days()
+    }
+
+    /// An account under its newest grant.
+    pub fn newest(&self, id: Id) -> Account<'static> {
+        let grants = &self.accounts[id].grants;
+        self.account(id, grants[grants.len() - 1])
+    }
+
+    pub fn any(&self, random: &mut Random) -> Id {
+        random.below(self.accounts.len())
+    }
+
     fn open(&mut self, role: usize, random: &mut Random) {
         let (kind, ids, _, renewed) = ROLES[role];
-        let date =
-            jiff::civil::date(2000 + (self.cycle / 12) as i16, 1 + (self.cycle % 12) as i8, 1);
-        let period = if renewed { Label::of(date) } else { Label::NONE };
+        let cycle = self.cycle;
+        let period = if renewed { Label::of(Self::first_day(cycle)) } else { Label::NONE };
         let key = AccountKey { stem: Stem::new(&["acme", ids[0], ids[1]]), period, kind };
         let name = AccountName { org: "acme", kind, ids, period };
         self.current[role] = self.accounts.len();
         self.by_key.insert(key, self.accounts.len());
-        self.accounts.push(Known { key, name, role, grants: Vec::new() });
+        self.accounts.push(Known { key, name, role, cycle, grants: Vec::new() });
         self.grant(role, random);
     }
 
     /// A new cycle: other accounts for what is monthly.
-    pub fn reset(&mut self, random: &mut Random) {
+    fn reset(&mut self, random: &mut Random) {
         self.cycle += 1;
         for (role, _) in ROLES.iter().enumerate().filter(|(_, role)| role.3) {
             self.open(role, random);
