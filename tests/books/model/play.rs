@@ -153,8 +153,8 @@ impl Play {
     }
 
     fn operate(&mut self) {
-        // Some three years in a world.
-        self.now += SignedDuration::from_mins(self.random.up_to(300) as i64);
+        // Some eleven years in a world, so that holds are open for months.
+        self.now += SignedDuration::from_mins(self.random.up_to(1200) as i64);
         if self.world.pass(self.now, &mut self.random) {
             self.saw("reset");
         }
