@@ -347,34 +347,4 @@ impl View {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_read_from_the_outside_in() {
-        let name = AccountName {
-            org: "acme",
-            kind: AccountKind::Licence,
-            ids: ["lic-1", "alice"],
-            period: "2026-11-01".parse().unwrap(),
-        };
-        assert_eq!(name.to_string(), "acme/licence/lic-1/alice/2026-11-01");
-        let pool =
-            AccountName { kind: AccountKind::Pool, ids: ["2026", ""], period: Label::NONE, ..name };
-        assert_eq!(pool.to_string(), "acme/pool/2026");
-    }
-
-    #[test]
-    fn an_account_in_the_red_counts_as_empty() {
-        let balance = Balance { base: 5, adjusted: -7, held: 1, captured: 0 };
-        assert_eq!(balance.remaining(), -3);
-        assert_eq!(balance.available(), 0);
-        assert_eq!(balance.granted(), 0);
-    }
-
-    #[test]
-    fn stems_keep_ids_apart() {
-        assert_ne!(Stem::new(&["a", "bc"]), Stem::new(&["ab", "c"]));
-        assert_eq!(Stem::new(&["a", "b"]), Stem::new(&["a", "b"]));
-    }
-}
+mod tests;

@@ -140,3 +140,6 @@ pub fn document<'a>(
         overdraft: text(u64::try_from(owed).unwrap_or(u64::MAX)),
     }
 }
+
+#[cfg(test)]
+mod tests;
