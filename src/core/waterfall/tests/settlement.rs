@@ -182,6 +182,14 @@ fn d31_a_pool_that_grows_while_it_pays_all_is_not_asked_again() {
 }
 
 #[test]
+fn d30_d31_legs_that_paid_nothing_are_not_shown() {
+    let leg = |slot, kind, amount| Taken { slot, kind, amount };
+    let kept = [leg(0, LegKind::Licence, 0), leg(1, LegKind::Pool, 2)];
+    let extra = [leg(1, LegKind::Pool, 3), leg(2, LegKind::Overdraft, 0)];
+    assert_eq!(merge(&kept, &extra)[..], [leg(1, LegKind::Pool, 5)]);
+}
+
+#[test]
 fn d31_debt_ends_with_an_adjustment() {
     let (mut world, legs) = capture_more(user(&[10]), &premium(10, 1), &price(15, 2));
     assert_eq!(sum(&legs, LegKind::Overdraft), 5);
