@@ -1,6 +1,8 @@
 //! D10, D11 and D31: what of a licence that changed hands is whose, and what a user is shown.
 
-use super::super::account::{Account, AccountKey, AccountKind, AccountName, Grant, Slot, Stem};
+use super::super::account::{
+    Account, AccountKey, AccountKind, AccountName, Balance, Grant, Slot, Stem,
+};
 use super::super::cycle::{Anchor, Label, Schedule};
 use super::super::entitlement::Overage;
 use super::super::price::{Price, Quote, Tier};
@@ -156,6 +158,7 @@ fn d11_d14_d31_without_access_or_debt_the_document_says_so() {
     position.pool = PoolAccess::None(vec![Missing::Offer]);
     let shown = show(&position, &view);
     assert_eq!((shown.pool.access, shown.pool.missing), (false, vec![Missing::Offer]));
+    assert_eq!(show(&position, &View::default()).overdraft, "0");
     position.overdraft = None;
     assert_eq!(show(&position, &view).overdraft, "0");
 }
