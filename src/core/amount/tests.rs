@@ -42,6 +42,7 @@ fn ratios_are_exact_and_in_lowest_terms() {
     assert_eq!("0.2".parse::<Ratio>(), "1/5".parse());
     assert_eq!("1/3".parse::<Ratio>().unwrap().to_string(), "1/3");
     assert_eq!("50/100".parse::<Ratio>().unwrap().to_string(), "0.5");
+    assert_eq!("5000000000.5".parse::<Ratio>().unwrap().to_string(), "5000000000.5");
     // As a decimal it would be beyond what an amount can be, and not be read back.
     assert_eq!("10000000000/1".parse::<Ratio>().unwrap().to_string(), "10000000000/1");
     assert_eq!("1/0".parse::<Ratio>(), Err(AmountError::ZeroDenominator));
