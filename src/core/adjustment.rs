@@ -101,4 +101,19 @@ mod tests {
             assert_eq!(parse_signed(odd), None, "{odd}");
         }
     }
+
+    #[test]
+    fn an_adjustment_is_shown_with_its_sign_and_its_charge() {
+        let memo = AdjustMemo {
+            id: [1; 16],
+            org: "acme",
+            who: "ops",
+            reason: "refund",
+            charge: Some([2; 16]),
+        };
+        let shown = memo.document("acme/pool/2026", AccountKind::Pool, -1_500_000, Timestamp::MAX);
+        assert_eq!(shown.id, ChargeId([1; 16]).to_string());
+        assert_eq!(shown.charge, Some(ChargeId([2; 16]).to_string()));
+        assert_eq!((shown.amount.as_str(), shown.kind, shown.unit), ("-1.5", "pool", "operations"));
+    }
 }

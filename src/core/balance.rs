@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::account::{Balance, Slot, View};
+use super::account::{Slot, View};
 use super::amount::Text;
 use super::refusal::Missing;
 use super::waterfall::{PoolAccess, Position};
@@ -94,12 +94,7 @@ pub fn document<'a>(
     limit: Option<super::amount::Operations>,
     plan_of: impl Fn(&str) -> &'a str,
 ) -> BalanceDocument {
-    let balance = |slot: Slot| {
-        view.get(slot).unwrap_or_else(|| Balance {
-            base: position.accounts[usize::from(slot)].grant.base,
-            ..Balance::default()
-        })
-    };
+    let balance = |slot: Slot| view.get(slot).unwrap_or_default();
     let text = |micro: u64| Text::new(micro).as_str().to_owned();
     let mut sum = [0_u64; 4];
     let licence = |slot: Slot| {
@@ -140,3 +135,6 @@ pub fn document<'a>(
         overdraft: text(u64::try_from(owed).unwrap_or(u64::MAX)),
     }
 }
+
+#[cfg(test)]
+mod tests;

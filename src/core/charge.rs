@@ -279,3 +279,6 @@ impl ChargeRecord<'_> {
         by_meter.into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,4 +156,28 @@ mod tests {
         assert_eq!(text.parse(), Ok(early));
         assert!("018bcfe5680070008000000000000000".parse::<ChargeId>().is_err());
     }
+
+    #[test]
+    fn a_charge_id_has_its_time_and_every_random_bit_in_its_place() {
+        let text = |ms, random| ChargeId::v7(ms, random).to_string();
+        assert_eq!(text(0, 0), "00000000-0000-7000-8000-000000000000");
+        assert_eq!(text(u64::MAX, 0), "ffffffff-ffff-7000-8000-000000000000");
+        assert_eq!(text(0, u128::MAX), "00000000-0000-7fff-bfff-ffffffffffff");
+        assert_eq!(
+            text(0x0123_4567_89ab, (0xcde << 64) | 0x0234_5678_9abc_def0),
+            "01234567-89ab-7cde-8234-56789abcdef0"
+        );
+    }
+
+    #[test]
+    fn ids_are_texts_in_documents() {
+        let id: Id = "alice@acme.example".parse().unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), "\"alice@acme.example\"");
+        assert_eq!(serde_json::from_str::<Id>("\"alice@acme.example\"").unwrap(), id);
+        assert!(serde_json::from_str::<Id>("\"a b\"").is_err());
+        let known = std::collections::BTreeMap::from([(id, 1)]);
+        assert_eq!(known.get("alice@acme.example"), Some(&1));
+        let charge = serde_json::to_string(&ChargeId::v7(0, 0)).unwrap();
+        assert_eq!(charge, "\"00000000-0000-7000-8000-000000000000\"");
+    }
 }

@@ -151,4 +151,36 @@ mod tests {
         assert_eq!(policy, b"\"seat\";q=6000;qu=\"credits\";w=2592000");
         assert_eq!(limit, b"\"seat\";r=29;t=86400");
     }
+
+    #[test]
+    fn d31_a_receipt_adds_up_its_legs_and_tells_of_debt_where_there_is_some() {
+        let leg = |kind, amount| Taken { slot: 0, kind, amount };
+        let legs = [
+            leg(LegKind::Licence, 2 * MICRO),
+            leg(LegKind::Licence, MICRO),
+            leg(LegKind::Pool, 4 * MICRO),
+            leg(LegKind::Overage, 5 * MICRO),
+            leg(LegKind::Limit, 9 * MICRO),
+            leg(LegKind::Overdraft, 1),
+        ];
+        let write = |legs: &[Taken]| {
+            let id = ChargeId::v7(0, 0);
+            let receipt = Receipt::new(id, State::Held, 7 * MICRO, legs, "v1");
+            let mut bytes = Vec::new();
+            receipt.write(&mut bytes);
+            let text = String::from_utf8(bytes).unwrap();
+            text.split_once("state=").unwrap().1.to_owned()
+        };
+        let paid = "held, cost=\"7\", seat=\"3\", pool=\"4\", overage=\"5\"";
+        let debt = ", overdraft=\"0.000001\"";
+        assert_eq!(write(&legs), format!("{paid}{debt}, rate-card=\"v1\""));
+        assert_eq!(write(&legs[..5]), format!("{paid}, rate-card=\"v1\""));
+    }
+
+    #[test]
+    fn a_reset_that_has_passed_is_now() {
+        let mut limit = Vec::new();
+        write_rate_limit(MICRO, -5, &mut limit);
+        assert_eq!(limit, b"\"seat\";r=1;t=0");
+    }
 }

@@ -245,4 +245,37 @@ mod tests {
         assert!(Record::decode(&bytes).is_err());
         assert!(Record::decode(&[9]).is_err());
     }
+
+    #[test]
+    fn a_record_names_its_charge_and_the_accounts_it_opens() {
+        let hold = sample();
+        let Record::Hold(Hold { openings, .. }) = hold.clone() else { panic!("{hold:?}") };
+        let resolve = Record::Resolve(Resolve {
+            charge: [8; 16],
+            at: 0,
+            state: State::Captured,
+            keep: smallvec![1],
+            openings: openings.clone(),
+            extra: smallvec![],
+            memo: OutcomeMemo::default(),
+        });
+        let key = openings[0].key;
+        let adjust =
+            Record::Adjust(Adjust { at: 0, openings: openings.clone(), key, delta: -1, memo: b"" });
+        for (record, charge, opens) in [
+            (hold, Some([7; 16]), &openings[..]),
+            (resolve, Some([8; 16]), &openings),
+            (adjust, None, &openings),
+            (Record::Synced(9), None, &[]),
+        ] {
+            assert_eq!(record.charge(), charge.map(ChargeId), "{record:?}");
+            assert_eq!(record.openings(), opens, "{record:?}");
+        }
+    }
+
+    #[test]
+    fn an_instant_is_in_microseconds_and_the_epoch_where_there_is_none() {
+        assert_eq!(instant(1_500_000).to_string(), "1970-01-01T00:00:01.5Z");
+        assert_eq!(instant(i64::MAX), Timestamp::UNIX_EPOCH);
+    }
 }

@@ -123,13 +123,7 @@ pub fn plan(quote: &Quote, position: &Position<'_>, view: Option<&View>) -> Plan
             let seat = seat.unwrap_or(0);
             match view.filter(|view| position.is_complete(quote, view)) {
                 Some(view) => position.decide(quote, seat, view),
-                // Who owes is refused on all balances, so all of them are asked for.
-                None if seat >= cost
-                    && position.licences > 0
-                    && !view.is_some_and(|view| position.owes(view)) =>
-                {
-                    Plan::Post(position.seat_post(cost))
-                }
+                // Either the seat cannot pay, or the user owes: both are decided on all balances.
                 None => Plan::Post(position.spill_post(&quote.price, seat)),
             }
         }

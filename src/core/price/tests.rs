@@ -163,6 +163,18 @@ fn d19_seat_only_where_one_meter_says_so() {
 }
 
 #[test]
+fn d19_a_card_that_is_shown_is_the_card_that_was_written() {
+    for pool in [true, false] {
+        let rest = format!("credits = \"1\"\npool = {pool}");
+        let card = card(&rate("f", &rest)).unwrap();
+        let shown = serde_json::to_value(card.file()).unwrap();
+        // What is usual is not said.
+        assert_eq!(shown["rate"][0].get("pool").is_none(), pool);
+        assert_eq!(serde_json::from_value::<RateCardFile>(shown).unwrap(), *card.file());
+    }
+}
+
+#[test]
 fn d20_operations_by_the_cards_ratio_or_their_own_price() {
     let mut text = rate("image", "credits = \"7\"");
     for (size, operations) in [("540p", "0.4"), ("720p", "1"), ("1080p", "2")] {

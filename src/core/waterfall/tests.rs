@@ -122,6 +122,7 @@ fn d14_d17_d24_d26_d31_golden_table_of_refusals_in_the_order_of_the_decision() {
         ("overage_cap_reached, cap in the red", capped(-1), full(), 2, "overage_cap_reached has 60/3"),
         ("overage_cap_reached, own cap", own_cap(0), full(), 2, "overage_cap_reached has 60/3"),
         ("pool_access_denied", principal().missing(&[Offer]), full(), 0, "pool_access_denied has 0/0 missing offer"),
+        ("pool_access_denied, cost 0", principal().missing(&[Offer]), premium(0, 0), 0, "pool_access_denied has 0/0 missing offer"),
         ("pool_access_denied, feature", principal().pool(99), seat_only(100, 10), 0, "pool_access_denied has 0/0 missing feature"),
     ]);
 }

@@ -149,6 +149,8 @@ fn d31_f13_worked_examples() {
         ("without Operations", user(&[10]).pool(9), seat_only(10, 0), price(20, 0), "licence 10, overdraft 10"),
         ("whole", user(&[15]).pool(9).whole(), premium(10, 5), price(20, 10), "licence 10, pool 5, limit 5"),
         ("whole, pool too small", user(&[15]).pool(3).whole(), premium(10, 5), price(20, 10), "licence 15, pool 3, limit 3"),
+        ("whole, the seat has just enough", user(&[20]).pool(9).whole(), premium(10, 5), price(20, 10), "licence 20"),
+        ("whole, without Operations", user(&[15]).pool(9).whole(), seat_only(10, 0), price(20, 0), "licence 15, overdraft 5"),
         ("nothing was held", user(&[5]), premium(0, 0), price(7, 1), "licence 5, overdraft 2"),
         ("principal", principal().pool(9), premium(10, 5), price(20, 10), "pool 9, limit 9, overdraft 1"),
         ("principal at its limit", principal().pool(9).limit(5, DecidedBy::Key), premium(10, 5), price(20, 10), "pool 5, limit 5, overdraft 5"),
@@ -161,6 +163,30 @@ fn d31_f13_worked_examples() {
         let owes = world.position.overdraft.is_some() && sum(&legs, LegKind::Overdraft) > 0;
         assert_eq!(world.describe(&outcome).starts_with("overdrawn"), owes, "{name}");
     }
+}
+
+#[test]
+fn d31_a_pool_that_grows_while_it_pays_all_is_not_asked_again() {
+    let mut world = user(&[10]).pool(5).world();
+    let legs = hold(&mut world, &premium(10, 5)).unwrap();
+    let settlement = settle(&legs, &price(20, 10));
+    capture(&mut world, &legs, &settlement.keep);
+    let mut posts = 0;
+    let extra = pay(&mut world, &settlement.excess.unwrap(), true, |post, world| {
+        posts = post + 1;
+        if post == 1 {
+            world.set(world.pool_slot(), 9);
+        }
+    });
+    assert_eq!((text(&extra.unwrap()).as_str(), posts), ("pool 5, limit 5", 2));
+}
+
+#[test]
+fn d30_d31_legs_that_paid_nothing_are_not_shown() {
+    let leg = |slot, kind, amount| Taken { slot, kind, amount };
+    let kept = [leg(0, LegKind::Licence, 0), leg(1, LegKind::Pool, 2)];
+    let extra = [leg(1, LegKind::Pool, 3), leg(2, LegKind::Overdraft, 0)];
+    assert_eq!(merge(&kept, &extra)[..], [leg(1, LegKind::Pool, 5)]);
 }
 
 #[test]

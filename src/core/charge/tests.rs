@@ -1,0 +1,121 @@
+//! The charge document: what it says while a charge is held, and what once it is resolved.
+
+use serde_json::json;
+
+use super::*;
+
+fn credits(micro: u64) -> Credits {
+    Credits::from_micro(micro).unwrap()
+}
+
+fn memo<'a>(measures: &[(Option<&'a str>, u64)]) -> HoldMemo<'a> {
+    let operations = super::super::amount::Operations::ZERO;
+    HoldMemo {
+        org: "acme",
+        user: Some("alice"),
+        key: "key-1",
+        feature: "image",
+        route: "/v1/images",
+        measures: measures.to_vec(),
+        price: Price { cost: credits(5_000_000), operations },
+        pool: true,
+        rate_card: "2026-11",
+        cycle: "2026-11-01".parse().unwrap(),
+        term: Some("2026"),
+        profile: None,
+        request_id: None,
+    }
+}
+
+fn record<'a>(memo: HoldMemo<'a>, outcome: Option<OutcomeMemo>) -> ChargeRecord<'a> {
+    let resolved =
+        outcome.map(|outcome| (State::Captured, "2026-11-20T00:00:01Z".parse().unwrap(), outcome));
+    ChargeRecord { id: ChargeId::v7(1, 2), held_at: Timestamp::UNIX_EPOCH, memo, resolved }
+}
+
+fn words(state: State) -> (&'static str, String, serde_json::Value) {
+    (state.word(), state.to_string(), json!(state))
+}
+
+#[test]
+fn a_state_has_one_word_everywhere() {
+    for (state, word) in [
+        (State::Held, "held"),
+        (State::Captured, "captured"),
+        (State::Voided, "voided"),
+        (State::Expired, "expired"),
+    ] {
+        assert_eq!(words(state), (word, word.to_owned(), json!(word)));
+    }
+}
+
+#[test]
+fn d30_d36_flags_are_told_by_their_words_and_no_other() {
+    assert_eq!(Flags::default().words(), [""; 0]);
+    assert_eq!(Flags::USAGE_MISSING.words(), ["usage_missing"]);
+    assert_eq!(Flags::IN_DOUBT.words(), ["in_doubt"]);
+    assert_eq!(Flags::LATE.words(), ["late"]);
+    assert_eq!(Flags(6).words(), ["in_doubt", "late"]);
+}
+
+#[test]
+fn a_held_charge_says_what_was_asked_for() {
+    let record = record(memo(&[(None, 1_500_000)]), None);
+    let document = record.document(Vec::new());
+    assert_eq!(record.cost(), credits(5_000_000));
+    assert_eq!((document.state, document.cost), (State::Held, credits(5_000_000)));
+    assert_eq!(document.quantity, json!("1.5"));
+    assert_eq!(document.request_id, record.id.to_string());
+    assert_eq!((document.created_at, document.resolved_at), (Timestamp::UNIX_EPOCH, None));
+    assert_eq!(document.flags, [""; 0]);
+    assert_eq!((document.cycle.as_str(), document.term.as_deref()), ("2026-11-01", Some("2026")));
+}
+
+#[test]
+fn d30_a_resolved_charge_says_what_was_used() {
+    let outcome = OutcomeMemo {
+        cost: credits(3_000_000),
+        measures: Some(vec![2_000_000]),
+        flags: Flags::LATE,
+    };
+    let memo = HoldMemo {
+        request_id: Some("request-1"),
+        ..memo(&[(Some("input"), 9_000_000), (Some("output"), 4_000_000)])
+    };
+    let record = record(memo, Some(outcome));
+    let document = record.document(Vec::new());
+    assert_eq!(record.cost(), credits(3_000_000));
+    assert_eq!((document.state, document.cost), (State::Captured, credits(3_000_000)));
+    // A meter whose usage was not told stands with what was held for it.
+    assert_eq!(document.quantity, json!({ "input": "2", "output": "4" }));
+    assert_eq!((document.request_id.as_str(), document.flags), ("request-1", vec!["late".into()]));
+    assert_eq!(document.resolved_at.unwrap().to_string(), "2026-11-20T00:00:01Z");
+}
+
+#[test]
+fn d25_d31_legs_that_pay_are_shown_with_what_they_cover() {
+    let line =
+        |account, account_kind, kind, amount| LegLine { account, account_kind, kind, amount };
+    let lines = [
+        line("licence", AccountKind::Licence, LegKind::Licence, 3_000_000),
+        line("empty", AccountKind::Licence, LegKind::Licence, 0),
+        line("pool", AccountKind::Pool, LegKind::Pool, 1_000_000),
+        line("draw", AccountKind::Draw, LegKind::Limit, 1_000_000),
+        line("overdraft", AccountKind::Overdraft, LegKind::Overdraft, 2_000_000),
+    ];
+    let legs = leg_documents(&lines, credits(10_000_000));
+    let texts: Vec<_> = legs
+        .iter()
+        .map(|leg| {
+            [&leg.account, &leg.kind, &leg.covers, &leg.amount, &leg.unit].map(String::as_str)
+        })
+        .collect();
+    assert_eq!(
+        texts,
+        [
+            ["licence", "licence", "3", "3", "credits"],
+            ["pool", "pool", "5", "1", "operations"],
+            ["overdraft", "overdraft", "2", "2", "credits"],
+        ]
+    );
+}
