@@ -128,6 +128,7 @@ impl App {
         let health = Arc::new(health(&engine, &reloads));
         let workers = Workers::start(faces.gateway, currents.clone(), &stop)?;
 
+        let changes = TaskTracker::new();
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
@@ -135,12 +136,14 @@ impl App {
             clock: options.clock.clone(),
             token,
             adjusting: tokio::sync::Mutex::default(),
+            documents: admin::Documents::default(),
+            changes: changes.clone(),
         }));
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
         let mut background = vec![
-            control(runtime, served, upkeep, &end)?,
+            control(runtime, served, upkeep, (changes, &end))?,
             follow(archive, &end)?,
             fold(Arc::clone(&engine), SelfCheck::new(mismatched), &end)?,
         ];
@@ -370,7 +373,7 @@ fn control(
     runtime: tokio::runtime::Runtime,
     faces: [(TcpListener, axum::Router); 2],
     upkeep: impl Future<Output = ()> + Send + 'static,
-    end: &CancellationToken,
+    (changes, end): (TaskTracker, &CancellationToken),
 ) -> std::io::Result<JoinHandle<()>> {
     let end = end.clone();
     let work = async move {
@@ -389,6 +392,9 @@ fn control(
             () = upkeep => {}
             () = end.cancelled() => {}
         }
+        // What is being changed is changed or not, and whoever asked is told.
+        changes.close();
+        changes.wait().await;
         // Idle keep-alive connections would wait for ever.
         let _left = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
     };
