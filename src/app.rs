@@ -142,6 +142,7 @@ impl App {
         let giving_up = give_up(Arc::clone(&engine), Arc::clone(&health), stop.clone(), failed);
         TaskTracker::new().spawn_on(giving_up, runtime.handle());
 
+        let changes = TaskTracker::new();
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
@@ -149,6 +150,8 @@ impl App {
             clock: options.clock.clone(),
             token,
             adjusting: tokio::sync::Mutex::default(),
+            documents: admin::Documents::default(),
+            changes: changes.clone(),
         }));
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
@@ -162,7 +165,7 @@ impl App {
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
         let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
         let deadlines = Deadlines { header: header_timeout, write: write_timeout };
-        let control = control(runtime, served, deadlines, upkeep, &end)?;
+        let control = control(runtime, served, deadlines, upkeep, (changes, &end))?;
         let mut background = vec![
             follow(archive, &end)?,
             keeping::start(keeping, SelfCheck::new(mismatched), &end)?,
@@ -426,7 +429,7 @@ fn control(
     faces: [(TcpListener, axum::Router); 2],
     deadlines: Deadlines,
     upkeep: impl Future<Output = ()> + Send + 'static,
-    end: &CancellationToken,
+    (changes, end): (TaskTracker, &CancellationToken),
 ) -> std::io::Result<JoinHandle<()>> {
     let end = end.clone();
     let work = async move {
@@ -440,6 +443,9 @@ fn control(
             () = upkeep => {}
             () = end.cancelled() => {}
         }
+        // What is being changed is changed or not, and whoever asked is told.
+        changes.close();
+        changes.wait().await;
         // What a client has begun may still be answered, for a while.
         let _left = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
     };

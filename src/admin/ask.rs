@@ -15,7 +15,7 @@ use super::endpoint::{Endpoint, TOML, Takes};
 use super::problem::{Code, Problem};
 use super::who::Who;
 use crate::directory::change::{Condition, OnceKey};
-use crate::directory::file::Source;
+use crate::directory::file::{Document, Source};
 
 /// The header that names a request, in both directions.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -144,29 +144,60 @@ pub fn read_once(
     })
 }
 
+/// How long a body says it is.
+pub fn told_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether a body is TOML.
+pub fn is_toml(headers: &HeaderMap) -> bool {
+    media_type(headers).eq_ignore_ascii_case(TOML)
+}
+
+/// Refuses a body that says it is larger than it may be, before a byte of it is read (f71).
+pub fn check_length(told: Option<u64>, most: usize) -> Result<(), Problem> {
+    if told.is_some_and(|length| length > most as u64) { Err(too_large(most)) } else { Ok(()) }
+}
+
+fn too_large(most: usize) -> Problem {
+    let detail = format!("a body here is at most {most} bytes");
+    Problem::new(Code::BodyTooLarge, detail)
+}
+
 /// The body, if it is of a type that is read here, and no larger than it may be.
-pub async fn read_body(takes: &Takes, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let detail = format!("a body here is at most {} bytes", takes.most);
-        Problem::new(Code::BodyTooLarge, detail)
-    };
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let told: Option<u64> = told.and_then(|text| text.parse().ok());
-    // Refused before a byte of it is read (f71).
-    if told.is_some_and(|length| length > takes.most as u64) {
-        return Err(too_large());
-    }
+pub async fn read_body(
+    takes: &Takes,
+    most: usize,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, Problem> {
+    let told = told_length(headers);
     let chunked = headers.contains_key(header::TRANSFER_ENCODING);
     if takes.required || chunked || told.unwrap_or(0) > 0 {
         check_media(takes, headers)?;
     }
-    let reading = Limited::new(body, takes.most).collect();
+    let reading = collect(Limited::new(body, most), told);
     match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(most)),
         Ok(Err(_)) => Err(Problem::invalid("", "the body broke off")),
         Err(_) => Err(Problem::new(Code::RequestTimeout, "the body did not arrive in time")),
     }
+}
+
+/// The bytes of a body, held once.
+async fn collect(
+    mut body: Limited<Body>,
+    told: Option<u64>,
+) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let told = told.and_then(|length| usize::try_from(length).ok());
+    let mut bytes = Vec::with_capacity(told.unwrap_or(0));
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(bytes.into())
 }
 
 fn check_media(takes: &Takes, headers: &HeaderMap) -> Result<(), Problem> {
@@ -188,14 +219,21 @@ fn media_type(headers: &HeaderMap) -> &str {
     only.and_then(|text| text.split(';').next()).unwrap_or_default().trim()
 }
 
+/// What an org file says.
+pub fn read_document(toml: bool, bytes: &[u8]) -> Result<Document, Problem> {
+    let text = std::str::from_utf8(bytes);
+    let text = text.map_err(|_| Problem::invalid("", "the body is not UTF-8"))?;
+    let document =
+        if toml { Source::from_toml(text)?.document() } else { Document::from_json(bytes)? };
+    Ok(document)
+}
+
 /// What a body says.
-pub fn read_source(headers: &HeaderMap, bytes: &[u8]) -> Result<Source, Problem> {
-    let source = match std::str::from_utf8(bytes) {
-        Ok(text) if media_type(headers).eq_ignore_ascii_case(TOML) => Source::from_toml(text),
-        Ok(_) => Source::from_json(bytes),
-        Err(_) => return Err(Problem::invalid("", "the body is not UTF-8")),
-    };
-    let source = source.map_err(|error| Problem::invalid("", error.to_string()))?;
+pub fn read_source(bytes: &[u8]) -> Result<Source, Problem> {
+    if std::str::from_utf8(bytes).is_err() {
+        return Err(Problem::invalid("", "the body is not UTF-8"));
+    }
+    let source = Source::from_json(bytes)?;
     if !source.value().is_object() {
         return Err(Problem::invalid("", "expected an object"));
     }

@@ -11,16 +11,21 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 
 use super::Admin;
-use super::ask::{Name, read_body, read_condition, read_once, read_query, read_source};
+use super::ask::{
+    Name, check_length, is_toml, read_body, read_condition, read_document, read_once, read_query,
+    read_source, told_length,
+};
+use super::documents;
 use super::endpoint::{Endpoint, Scope};
 use super::page::USUAL;
 use super::problem::{Code, Problem, respond};
 use super::who::Who;
 use crate::core::ids::{ChargeId, Id};
 use crate::directory::change::{Answer, Applied, Condition, Once, OnceKey, Write};
-use crate::directory::file::Source;
+use crate::directory::file::{Document, MOST_PROBLEMS, Source};
 use crate::directory::rows::hex;
 use crate::directory::snapshot::{Org, User};
 
@@ -32,8 +37,10 @@ pub struct Call {
     pub who: Who,
     /// When.
     pub now: Timestamp,
-    /// The body, if there is one.
+    /// The body, if there is one and it is no org file.
     pub body: Option<Source>,
+    /// The org file, if the body is one.
+    pub document: Option<Document>,
     /// What the thing must be before it is changed.
     pub condition: Condition,
     /// What makes it happen once, if the caller wants that.
@@ -98,7 +105,7 @@ pub async fn serve(
 ) -> Response {
     let name = Name::of(request.headers(), admin.clock.now());
     let response = match answer(endpoint, admin, params, request).await {
-        Ok(reply) => reply.respond(endpoint),
+        Ok(response) => response,
         Err(problem) => {
             if problem.code.status() >= 500 {
                 let (request_id, code) = (name.text(), problem.code.word());
@@ -123,35 +130,57 @@ async fn answer(
     admin: Arc<Admin>,
     params: Params,
     request: Request,
-) -> Result<Reply, Problem> {
+) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let now = admin.clock.now();
     let who = Who::of(&admin, &head.headers, now)?;
     who.may(endpoint, &params)?;
     let query = read_query(endpoint, &head.uri)?;
     let condition = read_condition(endpoint, &head.headers)?;
+    let (toml, told) = (is_toml(&head.headers), told_length(&head.headers));
+    let document = endpoint.takes.as_ref().is_some_and(|takes| takes.document);
+    let mut permits = None;
     let bytes = match &endpoint.takes {
-        Some(takes) => read_body(takes, &head.headers, body).await?,
+        Some(takes) => {
+            let most = documents::most(takes, &who, toml);
+            check_length(told, most)?;
+            let held = if document { admin.documents.hold(&who, told).await? } else { None };
+            let bytes = read_body(takes, most, &head.headers, body).await?;
+            let turn = if document { admin.documents.turn(bytes.len()).await? } else { None };
+            permits = Some((held, turn));
+            bytes
+        }
         None => Bytes::new(),
     };
-    let once = read_once(endpoint, &who, &head.headers, &head.uri, &bytes)?;
-    let body = match &endpoint.takes {
-        Some(takes) if takes.required || !bytes.is_empty() => {
-            Some(read_source(&head.headers, &bytes)?)
-        }
-        _ => None,
+    let changes = admin.changes.clone();
+    let rest = async move {
+        let once = read_once(endpoint, &who, &head.headers, &head.uri, &bytes)?;
+        let (body, document) = match &endpoint.takes {
+            Some(takes) if takes.document => (None, Some(read_document(toml, &bytes)?)),
+            Some(takes) if takes.required || !bytes.is_empty() => {
+                (Some(read_source(&bytes)?), None)
+            }
+            _ => (None, None),
+        };
+        drop(bytes);
+        let call = Call { admin, who, now, body, document, condition, once, params, query };
+        call.check_scope(endpoint.scope)?;
+        let reply = endpoint.answer(call).await?;
+        drop(permits);
+        Ok(reply.respond(endpoint))
     };
-    let call = Call { admin, who, now, body, condition, once, params, query };
-    call.check_scope(endpoint.scope)?;
     if endpoint.is_safe() {
-        return endpoint.answer(call).await;
+        return rest.await;
     }
-    // A task of its own: a client that leaves must not stop a change halfway.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "awaited right here; it only must not be dropped"
-    )]
-    let done = tokio::spawn(endpoint.answer(call)).await;
+    // A task of its own: a client that leaves must not stop a change halfway, nor does the end of
+    // the process. A document has a thread of its own, from its bytes to its answer: what it says
+    // can take seconds to read, and the event loop has others to answer.
+    let done = if document {
+        let runtime = Handle::current();
+        changes.spawn_blocking(move || runtime.block_on(rest)).await
+    } else {
+        changes.spawn(rest).await
+    };
     done.unwrap_or_else(|error| {
         tracing::error!(%error, endpoint = endpoint.name, "a change panicked");
         Err(Problem::internal())
@@ -219,6 +248,19 @@ impl Call {
     /// `invalid` where there is none.
     pub fn body(&mut self) -> Result<Source, Problem> {
         self.body.take().ok_or_else(|| Problem::invalid("", "a body is needed"))
+    }
+
+    /// The org file.
+    ///
+    /// # Errors
+    /// `invalid` where there is none, or where so much is wrong that nothing else matters.
+    pub fn document(&mut self) -> Result<Document, Problem> {
+        let document = self.document.take();
+        let document = document.ok_or_else(|| Problem::invalid("", "a body is needed"))?;
+        if document.problems.len() > MOST_PROBLEMS {
+            return Err(document.problems.into());
+        }
+        Ok(document)
     }
 
     /// How the directory is to make a change for this call. `answer` is what a repetition under

@@ -72,8 +72,16 @@ pub struct Takes {
     pub required: bool,
     /// How many bytes at most.
     pub most: usize,
+    /// True for an org file, which is read thing by thing and on a thread of its own.
+    pub document: bool,
     /// Media types that are read, the usual one first.
     pub media: &'static [&'static str],
+}
+
+impl Takes {
+    fn usual(schema: &'static str) -> Self {
+        Self { schema, required: true, most: MAX_BODY, document: false, media: &[] }
+    }
 }
 
 /// What a success gives.
@@ -201,20 +209,20 @@ impl Endpoint {
 
     /// It takes a JSON body.
     pub fn takes(mut self, schema: &'static str) -> Self {
-        self.takes = Some(Takes { schema, required: true, most: MAX_BODY, media: &[JSON] });
+        self.takes = Some(Takes { media: &[JSON], ..Takes::usual(schema) });
         self
     }
 
     /// It takes a change of a thing (RFC 7396).
     pub fn takes_merge(mut self, schema: &'static str) -> Self {
-        let media = &[MERGE, JSON];
-        self.takes = Some(Takes { schema, required: true, most: MAX_BODY, media });
+        self.takes = Some(Takes { media: &[MERGE, JSON], ..Takes::usual(schema) });
         self
     }
 
-    /// It takes an org file.
+    /// It takes an org file: of an operator, of at most this many bytes.
     pub fn takes_document(mut self, schema: &'static str, most: usize) -> Self {
-        self.takes = Some(Takes { schema, required: true, most, media: &[JSON, TOML] });
+        let media = &[JSON, TOML];
+        self.takes = Some(Takes { most, media, document: true, ..Takes::usual(schema) });
         self
     }
 

@@ -4,6 +4,7 @@
 mod api;
 mod ask;
 mod call;
+mod documents;
 mod endpoint;
 mod openapi;
 mod page;
@@ -13,6 +14,7 @@ mod test_clock;
 mod token;
 mod who;
 
+pub use documents::Documents;
 pub use token::{Token, TokenError};
 
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use axum::extract::{RawPathParams, Request, State};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on, put};
 use jiff::Timestamp;
+use tokio_util::task::TaskTracker;
 
 use crate::books::Session;
 use crate::clock::Clock;
@@ -48,6 +51,10 @@ pub struct Admin {
     /// Held while an adjustment is made: whether one was made before is asked and answered
     /// under it.
     pub adjusting: tokio::sync::Mutex<()>,
+    /// How many large org files are in work.
+    pub documents: Documents,
+    /// Changes that are being made: whoever ends the event loop waits for them.
+    pub changes: TaskTracker,
 }
 
 /// The routes of the admin listener. Nothing is answered without a token.

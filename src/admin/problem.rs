@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::books::BooksError;
 use crate::directory::change::ApplyError;
-use crate::directory::file::Problem as Wrong;
+use crate::directory::file::{MOST_PROBLEMS, Problem as Wrong, SourceError};
 
 /// Why an admin request is not done. The words are the contract's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,8 @@ pub enum Code {
     BooksUnavailable,
     /// The directory's database does not answer.
     DirectoryUnavailable,
+    /// Others have to be served first, and that takes too long.
+    Busy,
 }
 
 impl Code {
@@ -62,6 +64,7 @@ impl Code {
         Self::Internal,
         Self::BooksUnavailable,
         Self::DirectoryUnavailable,
+        Self::Busy,
     ];
 
     /// The stable code.
@@ -82,6 +85,7 @@ impl Code {
             Self::Internal => "internal",
             Self::BooksUnavailable => "books_unavailable",
             Self::DirectoryUnavailable => "directory_unavailable",
+            Self::Busy => "busy",
         }
     }
 
@@ -103,6 +107,7 @@ impl Code {
             Self::Internal => "Internal error",
             Self::BooksUnavailable => "The balances cannot be reached",
             Self::DirectoryUnavailable => "The directory cannot be reached",
+            Self::Busy => "Too much is being done at once",
         }
     }
 
@@ -121,7 +126,9 @@ impl Code {
             Self::Invalid | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooManyIdempotencyKeys => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::BooksUnavailable | Self::DirectoryUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BooksUnavailable | Self::DirectoryUnavailable | Self::Busy => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         status.as_u16()
     }
@@ -185,6 +192,7 @@ impl Problem {
             Code::BooksUnavailable | Code::DirectoryUnavailable => set(header::RETRY_AFTER, "1"),
             // The oldest key has to become a day old: how long that takes is not worth a look.
             Code::TooManyIdempotencyKeys => set(header::RETRY_AFTER, "60"),
+            Code::Busy => set(header::RETRY_AFTER, "10"),
             _ => {}
         }
         response
@@ -209,8 +217,20 @@ pub fn respond(status: u16, body: Option<&Value>) -> Response {
 
 impl From<Vec<Wrong>> for Problem {
     fn from(errors: Vec<Wrong>) -> Self {
-        let detail = format!("{} problem(s); nothing was changed", errors.len());
+        let detail = match errors.len() {
+            count @ ..=MOST_PROBLEMS => format!("{count} problem(s); nothing was changed"),
+            _ => format!("more than {MOST_PROBLEMS} problems; nothing was changed"),
+        };
         Self { errors, ..Self::new(Code::Invalid, detail) }
+    }
+}
+
+impl From<SourceError> for Problem {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::TooLarge => Self::new(Code::BodyTooLarge, error.to_string()),
+            error => Self::invalid("", error.to_string()),
+        }
     }
 }
 

@@ -50,7 +50,7 @@ const ORDERS_OF_USERS: Shape = Shape::Word(&[
 ]);
 const DRY_RUN: Parameter = parameter("dry_run", "Only tell what would change.", Shape::Flag);
 
-/// How large an org file may be.
+/// How large an org file of an operator may be.
 const MAX_DOCUMENT: usize = 256 << 20;
 
 /// Every endpoint.
@@ -100,7 +100,8 @@ fn of_orgs() -> Vec<Endpoint> {
             .takes_document("Document", MAX_DOCUMENT)
             .gives("Applied")
             .conditional()
-            .once(),
+            .once()
+            .also(&[Code::Busy]),
         Endpoint::new("GET", "/v1/orgs/{org}/pool", "pool", POOL, orgs::pool)
             .roles(READERS, Scope::Org)
             .gives("Pool")

@@ -57,6 +57,11 @@ impl Who {
         })
     }
 
+    #[cfg(test)]
+    pub fn named(name: &str, role: Role) -> Self {
+        Self { name: name.to_owned(), role, org: None, profiles: Vec::new() }
+    }
+
     /// Lets through whose role the endpoint names, in the org that the token belongs to.
     ///
     /// # Errors

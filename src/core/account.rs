@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
+use super::amount::MAX_MICRO;
 use super::cycle::Label;
 
 /// What kind of thing runs out. The order is the order in which a caller's accounts are listed.
@@ -218,9 +219,10 @@ pub struct Balance {
 }
 
 impl Balance {
-    /// base + adjusted, zero at least.
+    /// base + adjusted, zero at least. Never more than an amount can be, although the directory
+    /// may grant more to an account that was already adjusted (f57).
     pub fn granted(&self) -> u64 {
-        self.base.saturating_add_signed(self.adjusted)
+        self.base.saturating_add_signed(self.adjusted).min(MAX_MICRO)
     }
 
     /// base + adjusted − held − captured; negative for an account in the red.
@@ -230,9 +232,10 @@ impl Balance {
             - i128::from(self.captured)
     }
 
-    /// max(0, remaining): what can still be taken.
+    /// remaining, zero at least: what can still be taken. Never more than an amount can be, which
+    /// is more than any charge takes (f57).
     pub fn available(&self) -> u64 {
-        u64::try_from(self.remaining().max(0)).unwrap_or(u64::MAX)
+        u64::try_from(self.remaining().max(0)).unwrap_or(MAX_MICRO).min(MAX_MICRO)
     }
 }
 

@@ -110,6 +110,12 @@ pub struct Text {
 }
 
 impl Text {
+    /// The text of a sum of `micro` millionths, which is the largest amount where it is beyond
+    /// that: whoever reads it can hold amounts and nothing more (f57).
+    pub fn of_sum(micro: u64) -> Self {
+        Self::new(micro.min(MAX_MICRO))
+    }
+
     /// The text of `micro` millionths.
     pub fn new(micro: u64) -> Self {
         let mut bytes = [b'0'; 27];

@@ -95,7 +95,7 @@ pub fn document<'a>(
     plan_of: impl Fn(&str) -> &'a str,
 ) -> BalanceDocument {
     let balance = |slot: Slot| view.get(slot).unwrap_or_default();
-    let text = |micro: u64| Text::new(micro).as_str().to_owned();
+    let text = |micro: u64| Text::of_sum(micro).as_str().to_owned();
     let mut sum = [0_u64; 4];
     let licence = |slot: Slot| {
         let balance = position.own(slot, view);

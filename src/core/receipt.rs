@@ -66,7 +66,8 @@ impl<'a> Receipt<'a> {
         to.extend_from_slice(self.state.word().as_bytes());
         let mut amount = |key: &str, micro: u64| {
             to.extend_from_slice(key.as_bytes());
-            to.extend_from_slice(Text::new(micro).as_str().as_bytes());
+            // What is left of a seat is a sum over its licences.
+            to.extend_from_slice(Text::of_sum(micro).as_str().as_bytes());
             to.push(b'"');
         };
         amount(", cost=\"", self.cost);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::file::{Document, Entry, KeyEntry, Problem, UserEntry};
+use super::file::{Document, Entry, KeyEntry, Problem, Problems, UserEntry};
 use super::reassign::reassign;
 use super::rows::{Key, Licence, MadeBy, Profile, Row, Rows, Secret, Table, User, zone, zone_name};
 use super::snapshot::KeyHash;
@@ -36,10 +36,11 @@ pub fn plan(
     surroundings: &mut Surroundings<'_>,
     now: Timestamp,
 ) -> Result<Rows, Vec<Problem>> {
-    let mut problems = document.problems.clone();
-    let mut problem = |pointer: &str, detail: String| {
-        problems.push(Problem { pointer: pointer.to_owned(), detail });
-    };
+    let problems = Problems::from(document.problems.clone());
+    if problems.are_too_many() {
+        return Err(problems.into_inner());
+    }
+    let problem = |pointer: &str, detail: String| problems.note(pointer, detail);
     match &document.org {
         None if current.is_none() => {
             problem("/org", format!("org {id} does not exist; an [org] section makes it"));
@@ -63,8 +64,9 @@ pub fn plan(
     merge(&mut next.details.cards, &document.cards, by("rate_card"), Clone::clone);
     settle_users(&mut next, document, pruned("user"), now);
     settle_members(&mut next, document);
-    problems.extend(settle_keys(&mut next, document, pruned("key"), surroundings));
-    problems.extend(references::check(&next, document));
+    settle_keys(&mut next, document, pruned("key"), surroundings, &problems);
+    references::check(&next, document, &problems);
+    let problems = problems.into_inner();
     if problems.is_empty() { Ok(next) } else { Err(problems) }
 }
 
@@ -219,9 +221,9 @@ fn settle_keys(
     document: &Document,
     prune: bool,
     surroundings: &mut Surroundings<'_>,
-) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let Some(entries) = &document.keys else { return problems };
+    problems: &Problems,
+) {
+    let Some(entries) = &document.keys else { return };
     let mut live: BTreeMap<Id, Vec<Secret>> = BTreeMap::new();
     let mut given: BTreeMap<KeyHash, &Id> = BTreeMap::new();
     for entry in entries {
@@ -241,9 +243,8 @@ fn settle_keys(
             let owner = (surroundings.owner)(&secret.hash);
             let other = owner.is_some_and(|owner| owner != (next.id.clone(), entry.id.clone()));
             if other || given.insert(secret.hash, &entry.id).is_some() {
-                let pointer = format!("{}/secret", entry.pointer);
                 // Not whose it is: that may be another org's business.
-                problems.push(Problem { pointer, detail: "belongs to another key".to_owned() });
+                problems.note(format!("{}/secret", entry.pointer), "belongs to another key");
             }
         }
         live.insert(entry.id.clone(), secrets);
@@ -259,5 +260,4 @@ fn settle_keys(
             Arc::make_mut(row).value.secrets = secrets;
         }
     }
-    problems
 }

@@ -5,26 +5,38 @@
 //! [`super::apply::plan`].
 
 mod document;
+mod keys;
 mod reader;
+mod stream;
 mod strict;
 
 use std::path::Path;
 
+use serde::de::DeserializeSeed;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use self::strict::{Room, Strict};
+
 pub use document::{
-    ACTS_FOR_KEYS, APPLY_KEYS, Document, Entry, GROUP_KEYS, KEY_KEYS, KeyEntry, LICENCE_KEYS,
-    LicenceEntry, ORG_KEYS, OWN_LICENCE_KEYS, OrgEntry, PLAN_KEYS, PROFILE_KEYS, ProfileEntry,
-    RATE_CARD_KEYS, RATE_KEYS, ROTATION_KEYS, SECTIONS, TERM_KEYS, USER_KEYS, UserEntry, licence,
-    read_one, rotation,
+    Document, Entry, KeyEntry, LicenceEntry, OrgEntry, ProfileEntry, UserEntry, licence, read_one,
+    rotation,
 };
-pub use reader::{Object, Problem, Problems, note};
+pub use keys::{
+    ACTS_FOR_KEYS, APPLY_KEYS, GROUP_KEYS, KEY_KEYS, LICENCE_KEYS, ORG_KEYS, OWN_LICENCE_KEYS,
+    PLAN_KEYS, PROFILE_KEYS, RATE_CARD_KEYS, RATE_KEYS, ROTATION_KEYS, SECTIONS, TERM_KEYS,
+    USER_KEYS,
+};
+pub use reader::{MOST_PROBLEMS, Object, Problem, Problems, note};
 
 use super::snapshot::KeyHash;
 
 /// The shortest secret of a key.
 pub const SHORTEST_SECRET: usize = 24;
+
+/// How much memory the tree of a JSON text may take, about; of an org file, that of one thing in
+/// it. A profile of two million members fits.
+const LARGEST_TREE: usize = 256 << 20;
 
 /// An org file as it was written. It may hold secrets, so it cannot be printed.
 #[derive(Clone)]
@@ -39,6 +51,9 @@ pub enum SourceError {
     /// Not JSON.
     #[error("not JSON: {0}")]
     Json(String),
+    /// Read, it would take too much memory.
+    #[error("one thing in it is too large to be read")]
+    TooLarge,
 }
 
 impl Source {
@@ -54,11 +69,16 @@ impl Source {
     /// Reads JSON.
     ///
     /// # Errors
-    /// When the text is not JSON, or has a key twice in one object.
+    /// When the text is not JSON, or has a key twice in one object, or is too large.
     pub fn from_json(text: &[u8]) -> Result<Self, SourceError> {
-        serde_json::from_slice::<strict::Strict>(text)
-            .map(|strict::Strict(value)| Self(value))
-            .map_err(|error| SourceError::Json(error.to_string()))
+        let room = Room::new(LARGEST_TREE);
+        let mut from = serde_json::Deserializer::from_slice(text);
+        let read = Strict(&room).deserialize(&mut from);
+        match read.and_then(|value| from.end().map(|()| value)) {
+            Ok(value) => Ok(Self(value)),
+            Err(_) if room.is_used_up() => Err(SourceError::TooLarge),
+            Err(error) => Err(SourceError::Json(error.to_string())),
+        }
     }
 
     /// The document as JSON, secrets included: what `tollgate apply` sends.
@@ -130,6 +150,16 @@ impl Source {
     /// What it says. Problems are in the document.
     pub fn document(&self) -> Document {
         document::read(&self.0)
+    }
+}
+
+impl Document {
+    /// What JSON says, without a tree of all of it.
+    ///
+    /// # Errors
+    /// As [`Source::from_json`], and when it is no object.
+    pub fn from_json(text: &[u8]) -> Result<Self, SourceError> {
+        stream::read(text)
     }
 }
 

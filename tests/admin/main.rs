@@ -5,6 +5,7 @@
 //! - `once`: what is repeated happens once.
 //! - `things`: terms, plans, users, licences, keys and what else an org has.
 //! - `money`: quotes, holds, adjustments, refunds.
+//! - `documents`: org files, however large.
 //! - `description`: what `/openapi.json` says is what happens, told by schemathesis.
 
 #![expect(
@@ -19,6 +20,7 @@
 mod support;
 
 mod description;
+mod documents;
 mod money;
 mod once;
 mod protocol;

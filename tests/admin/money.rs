@@ -179,6 +179,48 @@ fn d42_an_adjustment_adds_to_an_account_or_takes_from_it() {
 }
 
 #[test]
+fn f57_no_adjustment_leads_beyond_the_largest_amount() {
+    const MOST: &str = "9007199254.740991";
+    run(async {
+        let world = World::new(&org());
+        let post = async |user: &str, licence: &str, amount: &str| {
+            let body = json!({"account": "licence", "user": user, "licence": licence,
+                "amount": amount, "reason": "r"});
+            admin(&world, "POST", "adjustments", body).await
+        };
+        for amount in [MOST, "9007199249.740992"] {
+            let problem = post("bob", "lic-bob", amount).await.refused(422, "invalid");
+            assert_eq!(problem["errors"][0]["pointer"], "/amount", "{problem}");
+        }
+        assert_eq!(world.balance("bob")["seat"]["available"], "5");
+        post("bob", "lic-bob", "9007199249.740991").await.is(201);
+        assert_eq!(world.balance("bob")["seat"]["available"], MOST);
+        post("bob", "lic-bob", "0.000001").await.refused(422, "invalid");
+        // What was taken can be given back all the same, and no more.
+        world.send(&Call::post("/v1/images", "{}").user("bob")).await.is(200);
+        assert_eq!(world.balance("bob")["seat"]["available"], "9007199253.740991");
+        post("bob", "lic-bob", "1.000001").await.refused(422, "invalid");
+        post("bob", "lic-bob", "1").await.is(201);
+        assert_eq!(world.balance("bob")["seat"]["available"], MOST);
+        // Taking away is always possible, and so is what the directory grants.
+        post("bob", "lic-bob", "-1").await.is(201);
+        let plan = world.balance("bob")["seat"]["licences"][0]["plan"].clone();
+        let plan = format!("plans/{}", plan.as_str().unwrap());
+        admin(&world, "PATCH", &plan, json!({"credits": MOST})).await.is(200);
+        let seat = &world.balance("bob")["seat"];
+        assert_eq!((&seat["granted"], &seat["available"]), (&json!(MOST), &json!(MOST)));
+        assert_eq!(seat["licences"][0]["available"], MOST, "{seat}");
+        // Sums are amounts, too.
+        post("carol", "lic-c1", "9007199224.740991").await.is(201);
+        post("carol", "lic-c2", "9007199234.740991").await.is(201);
+        let seat = &world.balance("carol")["seat"];
+        assert_eq!((&seat["granted"], &seat["available"]), (&json!(MOST), &json!(MOST)));
+        let image = Call::post("/v1/images", "{}").user("carol");
+        assert_eq!(world.send(&image).await.is(200).told("seat-remaining"), MOST);
+    });
+}
+
+#[test]
 fn d31_what_is_owed_is_forgiven_by_an_adjustment() {
     run(async {
         let world = World::new(&org());

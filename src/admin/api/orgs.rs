@@ -41,7 +41,7 @@ pub async fn read(call: Call) -> Result<Reply, Problem> {
 /// Makes an org be what the document says; or, as a dry run, tells the difference.
 pub async fn apply(mut call: Call) -> Result<Reply, Problem> {
     let org = call.id("org")?;
-    let document = call.body()?.document();
+    let document = call.document()?;
     let dry_run = call.parsed("dry_run").unwrap_or(false);
     let mut write = call.write(move |applied| Answer {
         status: 200,
@@ -103,7 +103,7 @@ async fn pool_of(call: &Call, org: &Arc<Org>) -> Result<Value, Problem> {
 }
 
 fn text(micro: u64) -> String {
-    Text::new(micro).as_str().to_owned()
+    Text::of_sum(micro).as_str().to_owned()
 }
 
 fn overage(policy: &Overage, balance: Balance) -> Value {

@@ -191,8 +191,10 @@ impl Session {
         let entry = shared.table.get_or_open(account);
         let (grant, opening) = {
             let mut state = entry.state.lock();
-            let adjusted = in_range(state.balance.adjusted, adjustment.delta)?;
-            if account.grant.version > state.version {
+            let newer = account.grant.version > state.version;
+            let base = if newer { account.grant.base } else { state.balance.base };
+            let adjusted = in_range(&Balance { base, ..state.balance }, adjustment.delta)?;
+            if newer {
                 state.balance.base = account.grant.base;
                 state.version = account.grant.version;
                 state.unwritten = true;
@@ -492,9 +494,12 @@ fn bounded(memo: &[u8]) -> Result<(), BooksError> {
 }
 
 /// The sum of an account's adjustments after one more. What waits to be written is not in it, so
-/// the bound is that of amounts, far below what the sum could hold.
-fn in_range(adjusted: i64, delta: i64) -> Result<i64, BooksError> {
-    let sum = adjusted.checked_add(delta).ok_or(BooksError::Range)?;
+/// the bound is that of amounts, far below what the sum could hold. Nothing is added that leaves
+/// more than an amount can be (f57); what was captured can be given back whatever the grant is.
+fn in_range(before: &Balance, delta: i64) -> Result<i64, BooksError> {
+    let sum = before.adjusted.checked_add(delta).ok_or(BooksError::Range)?;
     let largest = sum.unsigned_abs().max(delta.unsigned_abs());
-    if largest > MAX_MICRO { Err(BooksError::Range) } else { Ok(sum) }
+    let left = i128::from(before.base) + i128::from(sum) - i128::from(before.captured);
+    let too_much = delta > 0 && left > i128::from(MAX_MICRO);
+    if too_much || largest > MAX_MICRO { Err(BooksError::Range) } else { Ok(sum) }
 }

@@ -114,3 +114,15 @@ fn a_name_is_taken_apart_as_it_was_put_together() {
         assert!(AccountName::read("acme", &key).is_none());
     }
 }
+
+#[test]
+fn f57_a_balance_is_never_beyond_the_largest_amount() {
+    let balance =
+        Balance { base: MAX_MICRO, adjusted: 1 << 53, held: 0, captured: MAX_MICRO / 2 };
+    assert_eq!(balance.granted(), MAX_MICRO);
+    assert_eq!(balance.available(), MAX_MICRO);
+    let largest = Balance { base: MAX_MICRO, adjusted: i64::MAX, held: 1, captured: 0 };
+    assert_eq!((largest.granted(), largest.available()), (MAX_MICRO, MAX_MICRO));
+    let spent = Balance { captured: (1 << 54) - 3, adjusted: 1 << 53, ..balance };
+    assert_eq!((spent.granted(), spent.available()), (MAX_MICRO, 2));
+}

@@ -2,49 +2,51 @@
 
 use std::collections::HashSet;
 
-use super::super::file::{Document, Problem};
+use super::super::file::{Document, Problems};
 use super::super::rows::{KeyKind, Profile, Rows, Table};
 use super::super::snapshot::ActsFor;
 use crate::core::ids::Id;
 
-/// Every undefined reference, and terms that overlap.
-pub fn check(next: &Rows, document: &Document) -> Vec<Problem> {
-    let mut check = Check { next, problems: Vec::new() };
+/// Notes undefined references, and terms that overlap.
+pub fn check(next: &Rows, document: &Document, problems: &Problems) {
+    let check = Check { next, problems };
     check.document(document);
     check.others(document);
     check.terms(document);
-    check.problems
 }
 
 struct Check<'a> {
     next: &'a Rows,
-    problems: Vec<Problem>,
+    problems: &'a Problems,
 }
 
 /// Where the references of something that the document does not name broke.
 const PRUNE: &str = "/apply/prune";
 
 impl Check<'_> {
-    fn problem(&mut self, pointer: impl Into<String>, detail: String) {
-        self.problems.push(Problem { pointer: pointer.into(), detail });
+    fn problem(&self, pointer: impl Into<String>, detail: String) {
+        self.problems.note(pointer, detail);
     }
 
-    fn known<T>(&mut self, table: &Table<T>, word: &str, id: &Id, pointer: impl Into<String>) {
+    fn known<T>(&self, table: &Table<T>, word: &str, id: &Id, pointer: impl Into<String>) {
         if !table.contains_key(id) {
             self.problem(pointer, format!("there is no {word} {id}"));
         }
     }
 
-    fn all_known<T>(&mut self, table: &Table<T>, word: &str, ids: &[Id], pointer: &str) {
+    fn all_known<T>(&self, table: &Table<T>, word: &str, ids: &[Id], pointer: &str) {
         for (index, id) in ids.iter().enumerate() {
             self.known(table, word, id, format!("{pointer}/{index}"));
         }
     }
 
-    fn document(&mut self, document: &Document) {
+    fn document(&self, document: &Document) {
         let next = self.next;
         let (details, products) = (&next.details, &next.details.settings.products);
         for entry in document.users.iter().flatten() {
+            if self.problems.are_too_many() {
+                return;
+            }
             let at = |key: &str| format!("{}/{key}", entry.pointer);
             self.all_known(&details.groups, "group", &entry.value.user.groups, &at("groups"));
             for licence in &entry.value.licences {
@@ -74,7 +76,7 @@ impl Check<'_> {
         }
     }
 
-    fn key(&mut self, kind: &KeyKind, pointer: &str) {
+    fn key(&self, kind: &KeyKind, pointer: &str) {
         let next = self.next;
         match kind {
             KeyKind::User(user) => {
@@ -95,7 +97,7 @@ impl Check<'_> {
 
     /// What the document does not name can only have lost what it refers to by pruning, or a
     /// product.
-    fn others(&mut self, document: &Document) {
+    fn others(&self, document: &Document) {
         let next = self.next;
         let details = &next.details;
         let profiles = ids_of(document.profiles.iter().flatten().map(|entry| &entry.id));
@@ -147,20 +149,13 @@ impl Check<'_> {
         }
     }
 
-    fn still_there<T>(
-        &mut self,
-        table: &Table<T>,
-        word: &str,
-        ids: &[Id],
-        user_word: &str,
-        user: &Id,
-    ) {
+    fn still_there<T>(&self, table: &Table<T>, word: &str, ids: &[Id], user_word: &str, user: &Id) {
         for id in ids.iter().filter(|id| !table.contains_key(*id)) {
             self.problem(PRUNE, format!("{word} {id} is still named by {user_word} {user}"));
         }
     }
 
-    fn terms(&mut self, document: &Document) {
+    fn terms(&self, document: &Document) {
         let mut terms: Vec<_> = self.next.details.terms.iter().collect();
         terms.sort_by_key(|(_, term)| (term.start, term.end));
         for pair in terms.windows(2) {

@@ -7,6 +7,11 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde_json::Value;
 
+use super::keys::{
+    ACTS_FOR_KEYS, APPLY_KEYS, GROUP_KEYS, KEY_KEYS, LICENCE_KEYS, LISTS, ORG_KEYS,
+    OWN_LICENCE_KEYS, PLAN_KEYS, PROFILE_KEYS, RATE_CARD_KEYS, ROTATION_KEYS, SECTIONS, TERM_KEYS,
+    USER_KEYS,
+};
 use super::reader::{Object, Problem, Problems, note};
 use super::{SHORTEST_SECRET, hash_secret};
 use crate::core::cycle::Anchor;
@@ -16,64 +21,6 @@ use crate::directory::rows::{
     Group, KeyKind, MadeBy, Plan, Profile, Settings, Term, User, When, zone,
 };
 use crate::directory::snapshot::{ActsFor, KeyHash, MAX_LICENCES, Mode};
-
-/// Every section.
-pub const SECTIONS: &[&str] =
-    &["apply", "org", "term", "plan", "group", "user", "profile", "rate_card", "key"];
-/// The keys of `[apply]`.
-pub const APPLY_KEYS: &[&str] = &["prune"];
-/// The keys of `[org]`.
-pub const ORG_KEYS: &[&str] = &[
-    "id",
-    "timezone",
-    "anchor",
-    "contract",
-    "products",
-    "offers",
-    "bases",
-    "overage",
-    "split",
-    "mode",
-    "on_reassign",
-    "pool_limit",
-];
-/// The keys of `[[term]]`.
-pub const TERM_KEYS: &[&str] = &["id", "start", "end", "pool", "price_per_operation", "currency"];
-/// The keys of `[[plan]]`.
-pub const PLAN_KEYS: &[&str] = &["id", "credits"];
-/// The keys of `[[group]]`.
-pub const GROUP_KEYS: &[&str] = &["id"];
-/// The keys of `[[user]]`.
-pub const USER_KEYS: &[&str] = &["id", "email", "suspended", "pool_limit", "licences", "groups"];
-/// The keys of a user's `licences`.
-pub const LICENCE_KEYS: &[&str] = &["id", "plan", "priority", "expires"];
-/// The keys of a licence as a thing of its own, in the admin API.
-pub const OWN_LICENCE_KEYS: &[&str] = &["id", "plan", "user", "priority", "expires"];
-/// The keys of a rotation, in the admin API.
-pub const ROTATION_KEYS: &[&str] = &["secret", "until"];
-/// The keys of `[[profile]]`.
-pub const PROFILE_KEYS: &[&str] =
-    &["id", "product", "shared_credits", "users", "groups", "pool_limit", "overage"];
-/// The keys of `[[rate_card]]`.
-pub const RATE_CARD_KEYS: &[&str] =
-    &["version", "offer", "effective", "operations_per_credit", "rate"];
-/// The keys of `[[rate_card.rate]]`.
-pub const RATE_KEYS: &[&str] =
-    &["feature", "meter", "when", "unit", "credits", "operations", "tier", "pool"];
-/// The keys of `[[key]]`.
-pub const KEY_KEYS: &[&str] = &[
-    "id",
-    "kind",
-    "user",
-    "profile",
-    "acts_for",
-    "pool_limit",
-    "secret",
-    "secret_env",
-    "secret_file",
-];
-/// The keys of a key's `acts_for`, where it is not `"*"`.
-pub const ACTS_FOR_KEYS: &[&str] = &["users", "groups"];
 
 /// An org file that was read. A section that is `None` was absent.
 #[derive(Clone, Debug, Default)]
@@ -169,56 +116,120 @@ pub struct KeyEntry {
 /// The priority of a licence that names none.
 const PRIORITY: u32 = 1;
 
-/// Reads a document, noting every problem.
+/// Reads a document from its tree, noting the problems.
 pub fn read(value: &Value) -> Document {
     let problems = Problems::default();
-    let mut document = Document::default();
-    if let Some(root) = Object::new(value, String::new(), SECTIONS, &problems) {
-        document.prune = prune(&root);
-        document.org = root.object("org", ORG_KEYS).map(|object| org(&object));
-        document.terms = section(&root, "term", TERM_KEYS, "id", &problems, term);
-        document.plans = section(&root, "plan", PLAN_KEYS, "id", &problems, plan);
-        document.groups = section(&root, "group", GROUP_KEYS, "id", &problems, |_| Some(Group));
-        document.users =
-            section(&root, "user", USER_KEYS, "id", &problems, |object| user(object, &problems));
-        document.profiles = section(&root, "profile", PROFILE_KEYS, "id", &problems, profile);
-        document.cards =
-            section(&root, "rate_card", RATE_CARD_KEYS, "version", &problems, rate_card);
-        document.keys = section(&root, "key", KEY_KEYS, "id", &problems, key);
-        one_holder_each(&document, &problems);
+    let mut reading = Reading::new(&problems);
+    reading.root(value);
+    for &name in LISTS {
+        let Some(list) = value.get(name) else { continue };
+        let Value::Array(elements) = list else {
+            note(&problems, format!("/{name}"), "expected a list");
+            continue;
+        };
+        reading.begin(name);
+        for (index, element) in elements.iter().enumerate() {
+            if problems.are_too_many() {
+                break;
+            }
+            reading.element(name, index, element);
+        }
     }
+    let mut document = reading.done();
     document.problems = problems.into_inner();
     document
 }
 
-/// Reads the elements of a section; those that have no id or make no sense are noted and left
-/// out, and so is the second of two with one id.
-fn section<T>(
-    parent: &Object<'_>,
-    name: &str,
-    keys: &[&str],
-    id_key: &str,
-    problems: &Problems,
-    read: impl Fn(&Object<'_>) -> Option<T>,
-) -> Option<Vec<Entry<T>>> {
-    let mut seen: HashMap<Id, String> = HashMap::new();
-    let mut entries = Vec::new();
-    for (_, object) in parent.objects(name, keys)? {
-        let id = object.required::<Id>(id_key);
-        let value = read(&object);
-        let (Some(id), Some(value)) = (id, value) else { continue };
-        match seen.entry(id.clone()) {
-            Slot::Occupied(first) => {
-                let detail = format!("{id} is already at {}", first.get());
-                note(problems, object.at(id_key), detail);
-            }
-            Slot::Vacant(slot) => {
-                slot.insert(object.pointer.clone());
-                entries.push(Entry { pointer: object.pointer, id, value });
-            }
+/// A document that is being read, one section after the other.
+pub struct Reading<'a> {
+    document: Document,
+    problems: &'a Problems,
+    seen: Seen,
+}
+
+/// Which of a section's entries has an id.
+type Seen = HashMap<Id, usize>;
+
+impl<'a> Reading<'a> {
+    /// Nothing is read yet.
+    pub fn new(problems: &'a Problems) -> Self {
+        Self { document: Document::default(), problems, seen: Seen::default() }
+    }
+
+    /// Reads what is no list, and notes what is no section.
+    pub fn root(&mut self, value: &Value) {
+        if let Some(root) = Object::new(value, String::new(), SECTIONS, self.problems) {
+            self.document.prune = prune(&root);
+            self.document.org = root.object("org", ORG_KEYS).map(|object| org(&object));
         }
     }
-    Some(entries)
+
+    /// Begins one of [`LISTS`].
+    pub fn begin(&mut self, section: &str) {
+        self.seen = Seen::default();
+        let document = &mut self.document;
+        match section {
+            "term" => document.terms = Some(Vec::new()),
+            "plan" => document.plans = Some(Vec::new()),
+            "group" => document.groups = Some(Vec::new()),
+            "user" => document.users = Some(Vec::new()),
+            "profile" => document.profiles = Some(Vec::new()),
+            "rate_card" => document.cards = Some(Vec::new()),
+            "key" => document.keys = Some(Vec::new()),
+            _ => {}
+        }
+    }
+
+    /// Reads an element of the section that was begun.
+    pub fn element(&mut self, section: &str, index: usize, value: &Value) {
+        let Self { document, problems, seen } = self;
+        let object = |keys: &'static [&'static str]| {
+            Object::new(value, format!("/{section}/{index}"), keys, problems)
+        };
+        match section {
+            "term" => put(&mut document.terms, seen, object(TERM_KEYS), "id", term),
+            "plan" => put(&mut document.plans, seen, object(PLAN_KEYS), "id", plan),
+            "group" => put(&mut document.groups, seen, object(GROUP_KEYS), "id", |_| Some(Group)),
+            "user" => put(&mut document.users, seen, object(USER_KEYS), "id", user),
+            "profile" => put(&mut document.profiles, seen, object(PROFILE_KEYS), "id", profile),
+            "rate_card" => {
+                put(&mut document.cards, seen, object(RATE_CARD_KEYS), "version", rate_card);
+            }
+            "key" => put(&mut document.keys, seen, object(KEY_KEYS), "id", key),
+            _ => {}
+        }
+    }
+
+    /// What was read.
+    pub fn done(self) -> Document {
+        one_holder_each(&self.document, self.problems);
+        self.document
+    }
+}
+
+/// Reads one element of a section; one that has no id or makes no sense is noted and left out,
+/// and so is the second of two with one id.
+fn put<T>(
+    entries: &mut Option<Vec<Entry<T>>>,
+    seen: &mut Seen,
+    object: Option<Object<'_>>,
+    id_key: &str,
+    read: impl Fn(&Object<'_>) -> Option<T>,
+) {
+    let (Some(entries), Some(object)) = (entries, object) else { return };
+    let id = object.required::<Id>(id_key);
+    let value = read(&object);
+    let (Some(id), Some(value)) = (id, value) else { return };
+    match seen.entry(id.clone()) {
+        Slot::Occupied(first) => {
+            let first = entries.get(*first.get()).map_or("", |entry| &entry.pointer);
+            object.note(id_key, format!("{id} is already at {first}"));
+        }
+        Slot::Vacant(slot) => {
+            slot.insert(entries.len());
+            entries.push(Entry { pointer: object.pointer, id, value });
+        }
+    }
 }
 
 fn ids(object: &Object<'_>, key: &str) -> Vec<Id> {
@@ -229,8 +240,8 @@ fn prune(root: &Object<'_>) -> Vec<String> {
     let Some(apply) = root.object("apply", APPLY_KEYS) else { return Vec::new() };
     let named: Vec<(usize, String)> = apply.list("prune").unwrap_or_default();
     for (index, section) in &named {
-        if !SECTIONS[2..].contains(&section.as_str()) {
-            let expected = SECTIONS[2..].join(", ");
+        if !LISTS.contains(&section.as_str()) {
+            let expected = LISTS.join(", ");
             apply.note(&format!("prune/{index}"), format!("expected one of {expected}"));
         }
     }
@@ -284,8 +295,12 @@ fn plan(object: &Object<'_>) -> Option<Plan> {
     Some(Plan { credits: object.required("credits")? })
 }
 
-fn user(object: &Object<'_>, problems: &Problems) -> Option<UserEntry> {
-    let licences = section(object, "licences", LICENCE_KEYS, "id", problems, held_licence);
+fn user(object: &Object<'_>) -> Option<UserEntry> {
+    let mut licences = Some(Vec::new());
+    let mut seen = Seen::default();
+    for licence in object.objects("licences", LICENCE_KEYS) {
+        put(&mut licences, &mut seen, licence, "id", held_licence);
+    }
     let licences = licences.unwrap_or_default();
     if licences.len() > MAX_LICENCES {
         object.note("licences", format!("a seat has at most {MAX_LICENCES} licences"));
@@ -467,6 +482,9 @@ fn secret(object: &Object<'_>) -> Option<KeyHash> {
 fn one_holder_each(document: &Document, problems: &Problems) {
     let mut holders: HashMap<&Id, &Id> = HashMap::new();
     for user in document.users.iter().flatten() {
+        if problems.are_too_many() {
+            break;
+        }
         for licence in &user.value.licences {
             if let Some(first) = holders.insert(&licence.id, &user.id)
                 && *first != user.id

@@ -22,12 +22,46 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Problems as they are found.
-pub type Problems = RefCell<Vec<Problem>>;
+/// How many problems are told. A document with more has one mistake many times, and a list of
+/// them all would be longer than the document.
+pub const MOST_PROBLEMS: usize = 100;
+
+/// Problems as they are found, no more than [`MOST_PROBLEMS`]; then that there are more.
+#[derive(Debug, Default)]
+pub struct Problems(RefCell<Vec<Problem>>);
+
+impl Problems {
+    /// Notes a problem.
+    pub fn note(&self, pointer: impl Into<String>, detail: impl Into<String>) {
+        let mut noted = self.0.borrow_mut();
+        if noted.len() < MOST_PROBLEMS {
+            noted.push(Problem { pointer: pointer.into(), detail: detail.into() });
+        } else if noted.len() == MOST_PROBLEMS {
+            let detail = format!("and more: only the first {MOST_PROBLEMS} problems are told");
+            noted.push(Problem { pointer: String::new(), detail });
+        }
+    }
+
+    /// Whether one was found that is not told: nobody needs to look for another.
+    pub fn are_too_many(&self) -> bool {
+        self.0.borrow().len() > MOST_PROBLEMS
+    }
+
+    /// All that are told.
+    pub fn into_inner(self) -> Vec<Problem> {
+        self.0.into_inner()
+    }
+}
+
+impl From<Vec<Problem>> for Problems {
+    fn from(noted: Vec<Problem>) -> Self {
+        Self(RefCell::new(noted))
+    }
+}
 
 /// Notes a problem.
 pub fn note(problems: &Problems, pointer: impl Into<String>, detail: impl Into<String>) {
-    problems.borrow_mut().push(Problem { pointer: pointer.into(), detail: detail.into() });
+    problems.note(pointer, detail);
 }
 
 /// An object of the document and its place.
@@ -51,6 +85,9 @@ impl<'a> Object<'a> {
             return None;
         };
         for key in map.keys().filter(|key| !keys.contains(&key.as_str())) {
+            if problems.are_too_many() {
+                break;
+            }
             let expected = keys.join(", ");
             // RFC 6901, section 3.
             let escaped = key.replace('~', "~0").replace('/', "~1");
@@ -96,22 +133,24 @@ impl<'a> Object<'a> {
     /// The elements of a list; `None` where the key is absent. What cannot be read is noted and
     /// left out, so each element comes with its index.
     pub fn list<T: DeserializeOwned>(&self, key: &str) -> Option<Vec<(usize, T)>> {
-        let elements = self.elements(key)?;
+        let elements = self.elements(key)?.iter().enumerate();
         let read_one = |(index, element)| {
             let place = || format!("{}/{key}/{index}", self.pointer);
             Some((index, read(element, place, self.problems)?))
         };
-        Some(elements.iter().enumerate().filter_map(read_one).collect())
+        let more = |_: &(usize, &Value)| !self.problems.are_too_many();
+        Some(elements.take_while(more).filter_map(read_one).collect())
     }
 
-    /// The objects of a list; `None` where the key is absent.
-    pub fn objects(&self, key: &str, keys: &[&str]) -> Option<Vec<(usize, Object<'a>)>> {
-        let elements = self.elements(key)?;
-        let one = |(index, element)| {
+    /// The elements of a list of objects, each `None` where it is something else; none where the
+    /// key is absent.
+    pub fn objects(&self, key: &str, keys: &[&str]) -> impl Iterator<Item = Option<Object<'a>>> {
+        let elements = self.elements(key).map_or(&[][..], Vec::as_slice).iter().enumerate();
+        let more = |_: &(usize, &Value)| !self.problems.are_too_many();
+        elements.take_while(more).map(move |(index, element)| {
             let place = format!("{}/{key}/{index}", self.pointer);
-            Some((index, Object::new(element, place, keys, self.problems)?))
-        };
-        Some(elements.iter().enumerate().filter_map(one).collect())
+            Object::new(element, place, keys, self.problems)
+        })
     }
 
     /// The object of a key; `None` where it is absent.

@@ -203,6 +203,76 @@ fn f70_a_key_that_is_there_twice_is_refused() {
 }
 
 #[test]
+fn f71_a_text_that_is_read_thing_by_thing_says_what_its_tree_says() {
+    let example = Source::from_toml(EXAMPLE).unwrap().to_json();
+    let example = std::str::from_utf8(&example).unwrap();
+    for text in [
+        example,
+        "{}",
+        r#"{"user":[],"key":{"a":[1]},"group":null,"plan":"x","term":7,"more":[1],"profile":true}"#,
+        r#"{"user":[{"id":"a"},{"id":"a"},7,{},{"id":"b","licences":[{"id":"l","plan":"p"},
+            {"id":"l","plan":"p"},{},9]},{"id":"c","licences":[{"id":"l","plan":"p"}]}]}"#,
+        r#"{"apply":{"prune":["user","x"]},"org":{"id":"-"},"rate_card":[{"version":"v","rate":[{}]}]}"#,
+    ] {
+        let streamed = Document::from_json(text.as_bytes()).unwrap();
+        let tree = Source::from_json(text.as_bytes()).unwrap().document();
+        let sorted = |mut document: Document| {
+            document.problems.sort_by(|one, other| one.pointer.cmp(&other.pointer));
+            format!("{document:?}")
+        };
+        assert_eq!(sorted(streamed), sorted(tree), "{text}");
+    }
+    for text in [
+        "",
+        "[]",
+        "null",
+        "{} {}",
+        r#"{"user":[{"id":"a"}"#,
+        r#"{"user":[],"user":[]}"#,
+        r#"{"org":{},"org":{}}"#,
+        r#"{"user":[{"id":"a","id":"b"}]}"#,
+    ] {
+        assert!(Document::from_json(text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn f71_reading_ends_where_no_more_problems_are_told() {
+    let broken = |count: usize| format!("{{\"user\":[{}!", "{},".repeat(count));
+    let document = Document::from_json(broken(MOST_PROBLEMS + 1).as_bytes()).unwrap();
+    assert_eq!(document.problems.len(), MOST_PROBLEMS + 1);
+    assert_eq!(document.problems[MOST_PROBLEMS - 1].pointer, "/user/99/id");
+    assert!(document.problems[MOST_PROBLEMS].detail.starts_with("and more"));
+    assert!(Document::from_json(broken(MOST_PROBLEMS).as_bytes()).is_err());
+}
+
+#[test]
+fn f71_a_tree_takes_no_more_memory_than_it_may() {
+    let read = |text: &str, bytes: usize| {
+        let room = strict::Room::new(bytes);
+        let mut from = serde_json::Deserializer::from_str(text);
+        let read = Strict(&room).deserialize(&mut from);
+        assert_eq!(read.is_err(), room.is_used_up(), "{text}");
+        read.is_ok()
+    };
+    for (text, needed) in [
+        (format!("[{}0]", "{\"\":0},".repeat(1000)), 600_000),
+        (format!("[{}0]", "0,".repeat(10_000)), 320_000),
+        (format!("{:?}", "x".repeat(10_000)), 10_000),
+        (
+            format!(
+                "{{{}\"\":0}}",
+                (0..100).map(|key| format!("\"{key}\":0,")).collect::<String>()
+            ),
+            6_000,
+        ),
+    ] {
+        assert!(!read(&text, needed), "{text}");
+        assert!(read(&text, 3 * needed), "{text}");
+    }
+}
+
+#[test]
 fn what_is_not_built_yet_is_said() {
     let document = Source::from_toml("[org]\nid = \"a\"\nmode = \"observe\"").unwrap().document();
     assert!(document.problems[0].detail.contains("not built yet"));
