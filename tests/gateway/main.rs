@@ -7,6 +7,7 @@
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
+//! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
 //!   metrics, and what no output may show.
@@ -41,3 +42,4 @@ mod service;
 mod settle;
 mod time;
 mod upstreams;
+mod usage;
