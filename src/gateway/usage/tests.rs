@@ -320,7 +320,10 @@ fn f74_what_is_longer_than_is_read_is_skipped_and_counted() {
     let rest = "{\"usage\":{\"n\":3}}";
     for (kind, text) in [
         ("text/event-stream", format!("data: {long}\n\ndata: {rest}\n\n")),
-        ("text/event-stream", format!("data: aaaaaaaaaa\ndata: {}\n\ndata: {rest}\n\n", &long[6..])),
+        (
+            "text/event-stream",
+            format!("data: aaaaaaaaaa\ndata: {}\n\ndata: {rest}\n\n", &long[6..]),
+        ),
         ("application/x-ndjson", format!("{long}y\n{rest}\n")),
     ] {
         let fields = [("content-type", kind)];
