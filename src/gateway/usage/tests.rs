@@ -172,6 +172,8 @@ fn d30_every_split_of_a_stream_comes_out_the_same_and_keeps_done_back() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn d30_any_bytes_in_any_pieces_come_out_as_they_do_whole(
         parts in prop::collection::vec(prop::sample::select(vec![
