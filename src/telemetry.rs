@@ -227,6 +227,8 @@ pub struct Meters {
     /// Of requests whose org is not known.
     nobody: Arc<OrgMeters>,
     overhead: Box<[Histogram]>,
+    /// By route: responses whose usage told conflicting values, and ones that could not be read.
+    usage: Box<[[AtomicU64; 2]]>,
     upstreams: Box<[[Histogram; 2]]>,
     books: [[Histogram; 3]; 2],
 }
@@ -258,6 +260,14 @@ impl Meters {
     pub fn overhead(&self, route: Option<usize>, duration: Duration) {
         let last = self.overhead.len() - 1;
         self.overhead[route.unwrap_or(last).min(last)].observe(duration);
+    }
+
+    /// Counts what was wrong with the usage that a response told.
+    pub fn usage(&self, route: usize, conflicting: bool, unreadable: bool) {
+        let Some(counts) = self.usage.get(route) else { return };
+        for (count, _) in counts.iter().zip([conflicting, unreadable]).filter(|(_, is)| *is) {
+            count.fetch_add(1, Relaxed);
+        }
     }
 
     /// Counts the time a backend took.
@@ -369,6 +379,7 @@ impl Telemetry {
             other: Arc::new(OrgMeters::new(OrgLabel::OTHER, routes)),
             nobody: Arc::new(OrgMeters::new(NONE, routes)),
             overhead: (0..=routes).map(|_| Histogram::new(OVERHEAD_BOUNDS)).collect(),
+            usage: (0..routes).map(|_| [const { AtomicU64::new(0) }; 2]).collect(),
             upstreams: (labels.upstreams.iter())
                 .map(|_| [(); 2].map(|()| Histogram::new(UPSTREAM_BOUNDS)))
                 .collect(),

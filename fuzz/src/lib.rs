@@ -4,15 +4,18 @@
 //! valid inputs in every test run.
 
 use std::io::Write;
+use std::sync::Arc;
 
+use http::HeaderMap;
 use serde_json::Value;
 use tollgate::books::Durability;
 use tollgate::books::journal::{Cursor, Frames, Journal, Next, Segments};
 use tollgate::books::recover::recover;
-use tollgate::config;
+use tollgate::config::{self, Pick, Usage};
 use tollgate::core::record::Record;
 use tollgate::directory::file::Source;
 use tollgate::gateway::pick::Picker;
+use tollgate::gateway::usage::{Names, Reading, Rules};
 
 /// A configuration file: accepted, or refused with a place and what was expected; and what is
 /// accepted can be printed.
@@ -100,4 +103,67 @@ pub fn journal(data: &[u8]) {
     // A tail that is by chance a frame, or none: never a panic, and never an endless loop.
     while cursor.next().is_ok_and(|next| next == Next::Record) {}
     let _told_or_recovered = recover(dir.path(), None);
+}
+
+/// An event stream, in pieces and whole: what it tells is the same, nothing of it is added or lost
+/// on its way, and where it says that it is done it waits.
+pub fn sse(data: &[u8]) {
+    streamed(data, "text/event-stream", None);
+}
+
+/// Lines of JSON, in pieces and whole.
+pub fn ndjson(data: &[u8]) {
+    streamed(data, "application/x-ndjson", None);
+}
+
+/// A body in a coding, which the first byte names: whatever it is, it is decoded within bounds, and
+/// how it is cut changes nothing.
+pub fn coding(data: &[u8]) {
+    let Some((coding, rest)) = data.split_first() else { return };
+    let codings = ["gzip", "deflate", "br", "zstd"];
+    let coding = codings[usize::from(*coding) % codings.len()];
+    streamed(rest, "text/event-stream", Some(coding));
+    streamed(rest, "application/json", Some(coding));
+}
+
+/// The first byte chooses which usage counts and how the body ends, the second how it is cut.
+fn streamed(data: &[u8], kind: &str, coding: Option<&str>) {
+    let [how, cut, body @ ..] = data else { return };
+    let pick = [Pick::Last, Pick::Sum, Pick::Max][usize::from(how % 3)];
+    let pointer = Some(["/usage/n", ""][usize::from(how / 3 % 2)].to_owned());
+    let usage = Usage {
+        json: pointer.clone(),
+        sse_json: pointer.clone(),
+        ndjson_json: pointer,
+        ..Usage::default()
+    };
+    let mut rules = Rules::new(pick);
+    rules.add(Some(&usage)).unwrap();
+    let rules = Arc::new(rules);
+    let mut head = HeaderMap::new();
+    head.insert("content-type", kind.parse().unwrap());
+    if let Some(coding) = coding {
+        head.insert("content-encoding", coding.parse().unwrap());
+    }
+    let complete = how / 6 % 2 == 0;
+    let read = |size: usize| {
+        let mut reading = Reading::new(&rules, &head, Names::new());
+        let mut passed = 0;
+        for piece in body.chunks(size) {
+            let passes = reading.feed(piece);
+            assert!(passes <= piece.len());
+            assert!(passes == piece.len() || reading.is_done());
+            passed += passes;
+        }
+        let done = reading.is_done();
+        assert!(done || passed == body.len());
+        reading.end(complete);
+        let reported = reading.reported(&[7_000_000]);
+        (reported, reading.is_unreadable(), reading.is_conflicting(), done)
+    };
+    let (pieces, whole) = (read(usize::from(*cut) + 1), read(body.len().max(1)));
+    // What stands before something broken is decoded or not, as it is cut.
+    if coding.is_none() || !(pieces.1 || whole.1) {
+        assert_eq!(pieces, whole);
+    }
 }

@@ -90,10 +90,11 @@ pub enum Hold {
 }
 
 /// Which usage counts where a stream tells it several times (f15).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pick {
     /// The last.
+    #[default]
     Last,
     /// All of them together.
     Sum,
@@ -201,7 +202,8 @@ pub struct Attribute {
     pub map: Option<BTreeMap<String, String>>,
 }
 
-/// Where the actual usage is told: exactly one place.
+/// Where the actual usage is told: in one place. An endpoint that answers whole or as a stream
+/// tells it in a body either way, so there may be a pointer for each kind of body.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Usage {
@@ -209,8 +211,29 @@ pub struct Usage {
     pub json: Option<String>,
     /// A JSON pointer into the events of a stream.
     pub sse_json: Option<String>,
+    /// A JSON pointer into the lines of a stream.
+    pub ndjson_json: Option<String>,
     /// A response header's name.
     pub header: Option<String>,
+    /// The name of a trailer that the response declares.
+    pub trailer: Option<String>,
+}
+
+impl Usage {
+    /// What [`Usage::is_one_place`] expects.
+    pub const EXPECTED: &str = "exactly one of header, trailer, or of the pointers json, sse_json, ndjson_json at least one";
+
+    /// Whether it names one place.
+    pub fn is_one_place(&self) -> bool {
+        let body = self.json.is_some() || self.sse_json.is_some() || self.ndjson_json.is_some();
+        let places = [body, self.header.is_some(), self.trailer.is_some()];
+        places.into_iter().filter(|named| *named).count() == 1
+    }
+
+    /// Whether it is told in a stream, where it may be told several times.
+    pub fn is_streamed(&self) -> bool {
+        self.sse_json.is_some() || self.ndjson_json.is_some()
+    }
 }
 
 mod defaults {

@@ -144,14 +144,18 @@ fn credential(check: &mut Check<'_>, key: &Key, credential: &Credential) {
     check.that(variable, &key.name("env"), "expected the name of an environment variable");
     let header = key.name("header");
     check.that(is_header(&credential.header), &header, "expected a header's name");
-    // These frame the message or are ours to set; a credential in one would break every request.
-    let taken = ["connection", "content-length", "host", "te", "trailer", "transfer-encoding"];
-    let lower = credential.header.to_ascii_lowercase();
-    let free = !taken.contains(&&*lower) && !lower.starts_with("tollgate-");
+    let free = !is_taken(&credential.header);
     check.that(free, &header, "expected a header that the gateway does not set itself");
     let scheme = credential.scheme.as_deref();
     let token = scheme.is_none_or(|text| text.parse::<http::HeaderName>().is_ok());
     check.that(token, &key.name("scheme"), "expected a word like \"Bearer\"");
+}
+
+/// Headers that frame the message or are ours to set: what stood in one would break every request.
+fn is_taken(header: &str) -> bool {
+    let taken = ["connection", "content-length", "host", "te", "trailer", "transfer-encoding"];
+    let lower = header.to_ascii_lowercase();
+    taken.contains(&&*lower) || lower.starts_with("tollgate-")
 }
 
 fn is_header(text: &str) -> bool {

@@ -49,6 +49,13 @@ pub fn strip(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
     }
 }
 
+/// Whether a client takes trailers (RFC 9110, 6.5.1).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter();
+    let mut words = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     // Names that http knows compare as one number each.
     *name == CONNECTION
@@ -136,9 +143,16 @@ pub fn dress(
         remove_like(headers, name);
         headers.insert(name.clone(), secret.clone());
     }
-    if route.metered.as_ref().is_some_and(|metered| !metered.pricing.response.is_empty()) {
-        // Usage is read from the body as it comes, so it must come as it is (f74).
-        headers.remove(ACCEPT_ENCODING);
+    if let Some(metered) = &route.metered {
+        if metered.pricing.usage.reads_body() {
+            // Usage is read from the body as it comes, so it should come as it is (f74).
+            headers.remove(ACCEPT_ENCODING);
+        }
+        if metered.pricing.usage.reads_trailers() {
+            // Some send none to whoever does not ask.
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
     }
     if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
         let path = parts.uri.path_and_query().cloned();

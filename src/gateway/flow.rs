@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -58,9 +59,11 @@ pub enum Break {
     Stalled,
 }
 
-/// A response's body. Trailers are not passed on, and decide nothing (f68).
+/// A response's body. Trailers are kept for who asks for those that were declared; of themselves
+/// they are not passed on, and decide nothing (f68).
 pub struct Flow {
     body: Incoming,
+    trailers: Option<HeaderMap>,
     /// `None` once the body came to its end.
     lease: Option<Lease>,
     patience: Patience,
@@ -100,7 +103,7 @@ impl Flow {
     pub fn new(body: Incoming, lease: Lease) -> Self {
         let (idle, whole) = (lease.upstream.idle_timeout, lease.upstream.body_timeout);
         let patience = Patience { idle, whole, timer: None, moved: false };
-        let mut flow = Self { body, lease: Some(lease), patience };
+        let mut flow = Self { body, trailers: None, lease: Some(lease), patience };
         flow.release_at_end();
         flow
     }
@@ -108,6 +111,11 @@ impl Flow {
     /// How long it says it is.
     pub fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+
+    /// The trailers that came behind its end.
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
     }
 
     /// Whether it is known to be over.
@@ -135,8 +143,9 @@ impl Flow {
                 Some(Ok(frame)) => {
                     self.patience.moved = true;
                     self.release_at_end();
-                    if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(data)));
+                    match frame.into_data() {
+                        Ok(data) => return Poll::Ready(Some(Ok(data))),
+                        Err(other) => self.trailers = other.into_trailers().ok(),
                     }
                 }
                 Some(Err(error)) => {

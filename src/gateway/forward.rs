@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue, TRAILER};
 use http::{Request, Response, response};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
@@ -17,11 +17,12 @@ use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, undress};
 use super::flow::{Break, Flow};
 use super::hold::{Held, Stage};
 use super::identify::Caller;
-use super::meter_body::{Content, End, MeteredBody, Reading, settle as settle_by};
+use super::meter_body::{self, Content, End, MeteredBody, Read, settle as settle_by};
 use super::outgoing::{Outgoing, Upload};
 use super::route::Route;
 use super::settle::{self, Actual, Settled};
 use super::upstream::{Failure, Upstream};
+use super::usage::{Names, Reading};
 use super::worker::Worker;
 use crate::books::{Books, InDoubt};
 use crate::config::OnDisconnect;
@@ -109,6 +110,7 @@ async fn exchange<B: Books + 'static>(
     // Where a defect would be: the only way to show what one does to a charge (f83). A release has
     // no such line.
     debug_assert!(!head.headers.contains_key("x-planted-panic"), "planted by a test");
+    let declared = held.metered().map(|metered| metered.pricing.usage.declared(&head.headers));
     undress(&mut head);
     let status = head.status.as_u16();
     let flow = Flow::new(body, lease);
@@ -119,24 +121,29 @@ async fn exchange<B: Books + 'static>(
         let response = Response::from_parts(head, Content::Passed(flow));
         return Ok(Forwarded { response, waited });
     }
-    deliver(held, head, flow, waited).await
+    deliver(held, head, flow, declared.unwrap_or_default(), waited).await
 }
 
 async fn deliver<B: Books + 'static>(
     mut held: Box<Held<B>>,
     mut head: response::Parts,
     mut flow: Flow,
+    declared: Names,
     waited: Duration,
 ) -> Result<Forwarded<B>, Refused> {
     let status = head.status.as_u16();
     let mut reading = match held.metered() {
-        Some(metered) => Reading::new(metered, &head.headers),
+        Some(metered) => Reading::new(&metered.pricing.usage, &head.headers, declared.clone()),
         None => Reading::default(),
     };
+    let passing = if held.takes_trailers { declared } else { Names::new() };
+    for name in &passing {
+        head.headers.append(TRAILER, HeaderValue::from(name.clone()));
+    }
     let began = Instant::now();
     let until = began + held.worker.upstreams[held.route.upstream].response_timeout;
     let gathered = match flow.size_hint().exact() {
-        Some(length) if length > SMALL => Gathered::Open(Vec::new()),
+        Some(length) if length > SMALL => Gathered::Open(Read::default()),
         Some(_) => gather(&mut flow, &mut reading, usize::MAX, until).await,
         None => gather(&mut flow, &mut reading, PATIENCE, until).await,
     };
@@ -149,23 +156,27 @@ async fn deliver<B: Books + 'static>(
             stalled = matches!(cause, Break::Stalled);
             (End::Truncated, bytes)
         }
-        Gathered::Open(prefix) => {
+        Gathered::Open(read) => {
             let state = held.receipt(State::Held, held.quoted.quote.price.cost.micro(), &held.legs);
             head.headers.insert(TOLLGATE_RECEIPT, state);
             rate_limits(&mut head, &held);
             // From here on its body knows what a client that leaves has got.
             held.stage = Stage::Forwarded;
-            let body = MeteredBody::new(held, reading, flow, prefix, status);
+            let body = MeteredBody::new(held, reading, flow, read, passing, status);
             let content = Content::Metered(Box::new(body));
             return Ok(Forwarded { response: Response::from_parts(head, content), waited });
         }
     };
     held.worker.meters.upstream(held.route.upstream, Phase::Body, took);
+    let trailers = flow.take_trailers();
+    if let Some(trailers) = &trailers {
+        reading.trailers(trailers);
+    }
     let settled = match cancelled_by_leaving(&held) {
-        None => settle_by(&mut held, &reading, end, status).await,
+        None => settle_by(&mut held, &mut reading, end, status).await,
         Some(tasks) => {
             let settling = async move {
-                let settled = settle_by(&mut held, &reading, end, status).await;
+                let settled = settle_by(&mut held, &mut reading, end, status).await;
                 (held, settled)
             };
             let settled;
@@ -182,7 +193,9 @@ async fn deliver<B: Books + 'static>(
         return Err(refused);
     }
     receipt(&mut head, &held, &settled);
+    let trailers = meter_body::passed(trailers, &passing);
     let content = match end {
+        End::Complete if trailers.is_some() => Content::Trailed(Some(bytes), trailers),
         End::Complete => Content::Whole(Some(bytes)),
         _ => Content::Broken(Some(bytes)),
     };
@@ -196,7 +209,7 @@ enum Gathered {
     /// All there will be.
     Broken(Bytes, Break),
     /// What was there at once, or fitted.
-    Open(Vec<Bytes>),
+    Open(Read),
 }
 
 /// Reads a body up to the small bound, for as long as there is something to read: `patience`
@@ -209,19 +222,20 @@ async fn gather(
     until: Instant,
 ) -> Gathered {
     let mut pieces: Vec<Bytes> = Vec::new();
-    let mut size = 0;
+    // How much of them may pass before the charge is settled.
+    let (mut size, mut passes) = (0, 0);
     let mut waits = 0;
     loop {
         let polled = if patience == usize::MAX {
             match timeout_at(until.into(), flow.next()).await {
                 Ok(piece) => Poll::Ready(piece),
-                Err(_) => return Gathered::Open(pieces),
+                Err(_) => return Gathered::Open(split(pieces, passes)),
             }
         } else {
             std::future::poll_fn(|context| Poll::Ready(flow.poll_data(context))).await
         };
         match polled {
-            Poll::Pending if waits == patience => return Gathered::Open(pieces),
+            Poll::Pending if waits == patience => return Gathered::Open(split(pieces, passes)),
             Poll::Pending => {
                 waits += 1;
                 tokio::task::yield_now().await;
@@ -229,18 +243,29 @@ async fn gather(
             Poll::Ready(None) => return Gathered::Whole(join(pieces, size)),
             Poll::Ready(Some(Err(cause))) => return Gathered::Broken(join(pieces, size), cause),
             Poll::Ready(Some(Ok(piece))) => {
-                reading.feed(&piece);
+                passes += reading.feed(&piece);
                 size += piece.len();
                 pieces.push(piece);
                 if flow.is_end_stream() {
                     return Gathered::Whole(join(pieces, size));
                 }
                 if size as u64 > SMALL {
-                    return Gathered::Open(pieces);
+                    return Gathered::Open(split(pieces, passes));
                 }
             }
         }
     }
+}
+
+/// Divides what was read into what may pass, and what waits.
+fn split(pieces: Vec<Bytes>, mut passes: usize) -> Read {
+    let mut read = Read::default();
+    for piece in pieces {
+        let part = passes.min(piece.len());
+        passes -= part;
+        read.push(piece, part);
+    }
+    read
 }
 
 fn join(mut pieces: Vec<Bytes>, size: usize) -> Bytes {

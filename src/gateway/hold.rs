@@ -49,6 +49,8 @@ pub struct Held<B: Books + 'static> {
     pub standing: Standing,
     /// Whether the request's body came whole.
     pub upload: Upload,
+    /// The client takes trailers.
+    pub takes_trailers: bool,
     /// Where what is done for it is traced.
     pub spans: Context,
     /// How far it came.
@@ -145,6 +147,7 @@ pub async fn hold<B: Books + 'static>(
         legs: Legs::new(),
         standing: Standing::default(),
         upload: Upload::default(),
+        takes_trailers: false,
         spans: Context::default(),
         stage: Stage::Held,
         _permit: Arc::clone(permit),

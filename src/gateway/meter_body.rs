@@ -1,6 +1,7 @@
 //! Response bodies: chunks pass through untouched while their usage is looked for, and the end
 //! reaches the client only after the capture is recorded (D30).
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,28 +9,24 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::CONTENT_ENCODING;
 use http_body::{Body, Frame, SizeHint};
-use smallvec::SmallVec;
 use tokio::time::timeout;
 
 use super::admit::Permit;
 use super::carry::Carried;
 use super::flow::{Break, Flow};
 use super::hold::Held;
-use super::quote::{UsagePlace, quantity_of};
-use super::route::Metered;
 use super::settle::{self, Actual};
+use super::usage::{Names, Reading};
 use super::worker::Turn;
 use crate::books::Books;
 use crate::config::OnDisconnect;
-use crate::core::amount::parse_micro;
 use crate::telemetry::Phase;
 
-/// The most bytes of a response that are kept to find usage in; beyond them it is missing.
-const MAX_KEPT: usize = 1 << 20;
 /// The most bytes that are read of a response that nobody waits for.
 const MAX_DRAINED: u64 = 64 << 20;
+/// The most bytes behind `[DONE]` that are kept back for a trailer which tells usage.
+const MAX_WAITING: usize = 64 << 10;
 
 /// Why a body ends early: the client sees a broken response.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -45,6 +42,8 @@ pub struct Reply<B: Books + 'static> {
 pub enum Content<B: Books + 'static> {
     /// All of it is here, and settled.
     Whole(Option<Bytes>),
+    /// The same, with trailers behind it.
+    Trailed(Option<Bytes>, Option<HeaderMap>),
     /// Not metered, or voided.
     Passed(Flow),
     /// Settled when it ends.
@@ -70,11 +69,16 @@ impl<B: Books + 'static> Body for Reply<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let data = match &mut self.content {
             Content::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Content::Trailed(bytes, trailers) => {
+                let data = bytes.take().filter(|bytes| !bytes.is_empty()).map(Frame::data);
+                let frame = data.or_else(|| trailers.take().map(Frame::trailers));
+                return Poll::Ready(frame.map(Ok));
+            }
             Content::Passed(flow) => {
                 let data = std::task::ready!(flow.poll_data(context));
                 data.map(|data| data.map_err(BodyError::from))
             }
-            Content::Metered(body) => std::task::ready!(body.poll_data(context)),
+            Content::Metered(body) => return body.poll_frame(context),
             Content::Broken(rest) => match rest.take() {
                 Some(bytes) if !bytes.is_empty() => {
                     *rest = Some(Bytes::new());
@@ -95,6 +99,7 @@ impl<B: Books + 'static> Body for Reply<B> {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Content::Trailed(bytes, trailers) => bytes.is_none() && trailers.is_none(),
             Content::Passed(flow) => flow.is_end_stream(),
             Content::Metered(body) => matches!(body.state, State::Done),
             Content::Broken(_) => false,
@@ -110,78 +115,9 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Metered(body) => {
                 body.remaining.map_or_else(SizeHint::new, SizeHint::with_exact)
             }
-            Content::Broken(_) => SizeHint::new(),
+            // Nothing trails behind a length that was told.
+            Content::Trailed(..) | Content::Broken(_) => SizeHint::new(),
         }
-    }
-}
-
-/// What a response has told of its usage so far.
-#[derive(Debug, Default)]
-pub struct Reading {
-    /// By meter, from headers.
-    told: SmallVec<[Option<u64>; 2]>,
-    /// The body, where its usage is told there.
-    kept: Vec<u8>,
-    /// The body is read for usage, and is not too long for it.
-    keeps: bool,
-}
-
-impl Reading {
-    /// Begins with the response's head.
-    pub fn new(metered: &Metered, headers: &HeaderMap) -> Self {
-        if !metered.pricing.has_usage() {
-            return Self::default();
-        }
-        let told = metered.pricing.meters.iter().map(|meter| match &meter.usage {
-            Some(UsagePlace::Header(name)) => {
-                // Of several the first valid one counts (f15).
-                let mut texts =
-                    headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-                texts.find_map(|text| parse_micro(text.trim()).ok())
-            }
-            _ => None,
-        });
-        // Encoded although nobody asked for it: it is not inspected, so nothing it could unpack to
-        // fills the memory (f74).
-        let encoded = || headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-        let keeps = !metered.pricing.response.is_empty() && !encoded();
-        Self { told: told.collect(), kept: Vec::new(), keeps }
-    }
-
-    /// Reads one more piece of the body.
-    pub fn feed(&mut self, piece: &[u8]) {
-        if !self.keeps {
-            return;
-        }
-        if self.kept.len() + piece.len() > MAX_KEPT {
-            (self.keeps, self.kept) = (false, Vec::new());
-        } else {
-            self.kept.extend_from_slice(piece);
-        }
-    }
-
-    /// What was really used, as told by what was read.
-    pub fn actual(&self, metered: &Metered, quoted: &[u64]) -> Actual {
-        if !metered.pricing.has_usage() {
-            return Actual::Quoted;
-        }
-        self.reported(metered, quoted).map_or(Actual::Missing, Actual::Reported)
-    }
-
-    /// The same of a body that is not complete: only a report counts.
-    fn reported(&self, metered: &Metered, quoted: &[u64]) -> Option<SmallVec<[u64; 2]>> {
-        let picker = &metered.pricing.response;
-        let picked = if self.keeps { picker.pick(&self.kept).ok()? } else { SmallVec::new() };
-        let meters = metered.pricing.meters.iter().zip(&self.told).zip(quoted);
-        meters
-            .map(|((meter, told), quoted)| match &meter.usage {
-                None => Some(*quoted),
-                Some(UsagePlace::Header(_)) => *told,
-                Some(UsagePlace::Json(at)) => {
-                    picked.get(*at).copied().flatten().and_then(quantity_of)
-                }
-            })
-            .collect()
     }
 }
 
@@ -205,7 +141,7 @@ pub enum End {
 /// `books_unavailable` when the end could not be recorded.
 pub async fn settle<B: Books + 'static>(
     held: &mut Held<B>,
-    reading: &Reading,
+    reading: &mut Reading,
     end: End,
     status: u16,
 ) -> Result<settle::Settled, super::Refused> {
@@ -213,15 +149,19 @@ pub async fn settle<B: Books + 'static>(
         return settle::void(held, Some(status)).await;
     };
     let quoted = &held.quoted.quantities;
+    let has_usage = metered.pricing.usage.has_usage();
+    reading.end(end == End::Complete);
     let actual = match end {
-        End::Complete => Some(reading.actual(metered, quoted)),
-        _ if !metered.pricing.has_usage() && end != (End::Abandoned { delivered: true }) => None,
-        End::Truncated => reading.reported(metered, quoted).map(Actual::Reported),
+        End::Complete => Some(reading.actual(quoted)),
+        _ if !has_usage && end != (End::Abandoned { delivered: true }) => None,
+        End::Truncated => reading.reported(quoted).map(Actual::Reported),
         End::Abandoned { delivered } => {
-            let reported = metered.pricing.has_usage().then(|| reading.reported(metered, quoted));
-            reported.flatten().map(Actual::Reported).or(delivered.then_some(Actual::Missing))
+            let reported = reading.reported(quoted).map(Actual::Reported);
+            reported.or(delivered.then_some(Actual::Missing))
         }
     };
+    let told = (reading.is_conflicting(), reading.is_unreadable());
+    held.worker.meters.usage(held.route.index, told.0, told.1);
     match actual {
         Some(actual) => settle::capture(held, &actual, Some(status)).await,
         None => settle::void(held, Some(status)).await,
@@ -233,8 +173,10 @@ type Settling = Carried<Result<(), super::Refused>>;
 enum State<B: Books + 'static> {
     /// Pieces pass through.
     Streaming(Box<Open<B>>),
-    /// All pieces but the last have passed; the last waits for the capture.
-    Settling(Settling, Option<Bytes>),
+    /// What tells a client that its answer is complete waits for the capture.
+    Settling(Settling, Box<Rest>),
+    /// The charge is captured, and the rest passes.
+    Settled(Box<Rest>),
     Done,
 }
 
@@ -244,10 +186,57 @@ struct Open<B: Books + 'static> {
     reading: Reading,
     flow: Flow,
     /// What was read before the head was sent.
-    prefix: std::collections::VecDeque<Bytes>,
+    prefix: VecDeque<Bytes>,
+    /// What was read from where the body says that it is done.
+    waiting: VecDeque<Bytes>,
+    /// The trailers that are passed on.
+    trailers: Names,
     status: u16,
     delivered: bool,
     began: Instant,
+}
+
+/// What is sent when the charge is captured.
+struct Rest {
+    pieces: VecDeque<Bytes>,
+    /// What the backend sends after that. It changes nothing any more.
+    flow: Option<Flow>,
+    trailers: Option<HeaderMap>,
+    passing: Names,
+}
+
+impl Rest {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        if let Some(flow) = &mut self.flow {
+            match std::task::ready!(flow.poll_data(context)) {
+                Some(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => self.trailers = passed(flow.take_trailers(), &self.passing),
+            }
+            self.flow = None;
+        }
+        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_over(&self) -> bool {
+        let flows = self.flow.as_ref().is_some_and(|flow| !flow.is_end_stream());
+        self.pieces.is_empty() && !flows && self.trailers.is_none()
+    }
+}
+
+/// The trailers that were declared; nothing else trails (f68).
+pub fn passed(trailers: Option<HeaderMap>, names: &Names) -> Option<HeaderMap> {
+    let trailers = trailers.filter(|_| !names.is_empty())?;
+    let mut passed = HeaderMap::new();
+    for name in names {
+        for value in trailers.get_all(name) {
+            passed.append(name, value.clone());
+        }
+    }
+    (!passed.is_empty()).then_some(passed)
 }
 
 /// A body that settles its charge before it ends, and whoever drops it.
@@ -257,67 +246,131 @@ pub struct MeteredBody<B: Books + 'static> {
     remaining: Option<u64>,
 }
 
+/// What was read of a body before its head was sent, and fed to its reading.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// What may pass.
+    pub prefix: VecDeque<Bytes>,
+    /// What waits, from where the body says that it is done.
+    pub waiting: VecDeque<Bytes>,
+}
+
+impl Read {
+    /// Adds a piece of which so much may pass.
+    pub fn push(&mut self, mut piece: Bytes, passes: usize) {
+        let waits = piece.split_off(passes.min(piece.len()));
+        if !piece.is_empty() {
+            self.prefix.push_back(piece);
+        }
+        if !waits.is_empty() {
+            self.waiting.push_back(waits);
+        }
+    }
+}
+
 impl<B: Books + 'static> MeteredBody<B> {
-    /// A body that has just begun, after `prefix`.
+    /// A body that has just begun, after what was read of it. `trailers` are passed on.
     pub fn new(
         held: Box<Held<B>>,
         reading: Reading,
         flow: Flow,
-        prefix: Vec<Bytes>,
+        read: Read,
+        trailers: Names,
         status: u16,
     ) -> Self {
-        let ahead: u64 = prefix.iter().map(|piece| piece.len() as u64).sum();
+        let Read { prefix, waiting } = read;
+        let ahead: u64 = prefix.iter().chain(&waiting).map(|piece| piece.len() as u64).sum();
         let remaining = flow.size_hint().exact().map(|rest| rest + ahead);
-        let prefix = prefix.into();
         let began = Instant::now();
-        let open = Open { held, reading, flow, prefix, status, delivered: false, began };
+        let open = Open {
+            held,
+            reading,
+            flow,
+            prefix,
+            waiting,
+            trailers,
+            status,
+            delivered: false,
+            began,
+        };
         Self { state: State::Streaming(Box::new(open)), remaining }
     }
 
-    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(self.poll_any(context));
+        if let (Some(rest), Some(Ok(frame))) = (&mut self.remaining, &frame) {
+            *rest = rest.saturating_sub(frame.data_ref().map_or(0, |piece| piece.len() as u64));
+        }
+        let is_over = match &self.state {
+            State::Settled(rest) => rest.is_over(),
+            _ => false,
+        };
+        if is_over || !matches!(frame, Some(Ok(_))) {
+            self.state = State::Done;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_any(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             match &mut self.state {
                 State::Done => return Poll::Ready(None),
-                State::Settling(settling, last) => {
+                State::Settled(rest) => return rest.poll(context),
+                State::Settling(settling, _) => {
                     let settled = std::task::ready!(Pin::new(settling).poll(context));
-                    let last = last.take();
-                    self.state = State::Done;
+                    let State::Settling(_, rest) = std::mem::replace(&mut self.state, State::Done)
+                    else {
+                        continue;
+                    };
                     if settled.is_err() {
                         return Poll::Ready(Some(Err("the charge could not be recorded".into())));
                     }
-                    if last.is_some() {
-                        self.remaining = self.remaining.map(|_| 0);
-                    }
-                    return Poll::Ready(last.map(Ok));
+                    self.state = State::Settled(rest);
                 }
                 State::Streaming(open) => {
-                    let piece = match open.prefix.pop_front() {
-                        // It was fed when it was read.
-                        Some(piece) => Some(Ok(piece)),
-                        None => {
-                            let piece = std::task::ready!(open.flow.poll_data(context));
-                            if let Some(Ok(piece)) = &piece {
-                                open.reading.feed(piece);
-                            }
-                            piece
+                    if let Some(piece) = open.prefix.pop_front() {
+                        let is_last = self.remaining == Some(piece.len() as u64);
+                        if !is_last {
+                            open.delivered = true;
+                            return Poll::Ready(Some(Ok(Frame::data(piece))));
                         }
-                    };
-                    match piece {
-                        Some(Ok(piece)) => {
-                            let rest =
-                                self.remaining.map(|rest| rest.saturating_sub(piece.len() as u64));
-                            if rest == Some(0) {
-                                self.settle(End::Complete, Some(piece));
+                        open.waiting.push_back(piece);
+                        self.settle(End::Complete, false);
+                        continue;
+                    }
+                    if open.is_complete() {
+                        self.settle(End::Complete, true);
+                        continue;
+                    }
+                    match std::task::ready!(open.flow.poll_data(context)) {
+                        Some(Ok(mut piece)) => {
+                            let waits = piece.split_off(open.reading.feed(&piece));
+                            if !waits.is_empty() {
+                                open.waiting.push_back(waits);
+                            }
+                            if piece.is_empty() {
                                 continue;
                             }
-                            self.remaining = rest;
+                            if self.remaining == Some(piece.len() as u64) {
+                                open.waiting.push_back(piece);
+                                self.settle(End::Complete, false);
+                                continue;
+                            }
                             open.delivered = true;
-                            return Poll::Ready(Some(Ok(piece)));
+                            return Poll::Ready(Some(Ok(Frame::data(piece))));
                         }
-                        None => self.settle(End::Complete, None),
+                        None => {
+                            self.settle(End::Complete, false);
+                        }
                         Some(Err(error)) => {
                             let end = truncated(&open.held, &error, open.delivered);
-                            self.settle(end, None);
+                            self.settle(end, false);
                             // Settled by a task of its own; the client is only told that the
                             // response is broken.
                             self.state = State::Done;
@@ -329,15 +382,34 @@ impl<B: Books + 'static> MeteredBody<B> {
         }
     }
 
-    fn settle(&mut self, end: End, last: Option<Bytes>) {
+    /// Begins to settle. What waits passes after that, and what the backend still sends, if it
+    /// `goes_on`.
+    fn settle(&mut self, end: End, goes_on: bool) {
         let State::Streaming(open) = std::mem::replace(&mut self.state, State::Done) else {
             return;
         };
-        let Open { mut held, reading, status, began, .. } = *open;
+        let Open { mut held, mut reading, mut flow, waiting, trailers, status, began, .. } = *open;
+        let passing = trailers;
         held.worker.meters.upstream(held.route.upstream, Phase::Body, began.elapsed());
+        let trailers = if goes_on { None } else { flow.take_trailers() };
+        if let Some(trailers) = &trailers {
+            reading.trailers(trailers);
+        }
+        let trailers = passed(trailers, &passing);
+        let flow = goes_on.then_some(flow);
         let tasks = held.worker.tasks.clone();
-        let work = async move { settle(&mut held, &reading, end, status).await.map(drop) };
-        self.state = State::Settling(Carried::new(&tasks, work), last);
+        let work = async move { settle(&mut held, &mut reading, end, status).await.map(drop) };
+        let rest = Rest { pieces: waiting, flow, trailers, passing };
+        self.state = State::Settling(Carried::new(&tasks, work), Box::new(rest));
+    }
+}
+
+impl<B: Books + 'static> Open<B> {
+    /// Whether the body said that it is done, and all is told, or enough follows that it may not
+    /// be waited for any longer.
+    fn is_complete(&self) -> bool {
+        let size = || self.waiting.iter().map(Bytes::len).sum::<usize>();
+        self.reading.is_done() && (self.reading.is_final() || size() > MAX_WAITING)
     }
 }
 
@@ -363,11 +435,14 @@ fn truncated<B: Books + 'static>(held: &Held<B>, error: &Break, delivered: bool)
 }
 
 async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
+    let is_complete = open.is_complete();
     let Open { mut held, mut reading, mut flow, delivered, status, .. } = *open;
     let finishes =
         held.metered().is_some_and(|metered| metered.on_disconnect == OnDisconnect::Finish);
     let mut end = End::Abandoned { delivered };
-    if finishes {
+    if is_complete {
+        end = End::Complete;
+    } else if finishes {
         let bound: Duration = held.worker.upstreams[held.route.upstream].response_timeout;
         let drained = timeout(bound, drain(&mut flow, &mut reading)).await;
         end = match drained {
@@ -380,19 +455,26 @@ async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     // wants stops.
     drop(flow);
     // What could not be recorded was logged where it failed.
-    let _ = settle(&mut held, &reading, end, status).await;
+    let _ = settle(&mut held, &mut reading, end, status).await;
 }
 
-/// Reads what is left of a response; false where that is too much.
+/// Reads what is left of a response, up to where it says that it is done; false where that is too
+/// much.
 async fn drain(flow: &mut Flow, reading: &mut Reading) -> Result<bool, Break> {
     let mut bytes = 0;
     while let Some(piece) = flow.next().await {
         let piece = piece?;
         bytes += piece.len() as u64;
         reading.feed(&piece);
+        if reading.is_done() && reading.is_final() {
+            return Ok(true);
+        }
         if bytes > MAX_DRAINED {
             return Ok(false);
         }
+    }
+    if let Some(trailers) = flow.take_trailers() {
+        reading.trailers(&trailers);
     }
     Ok(true)
 }

@@ -29,6 +29,7 @@ mod screen;
 mod settle;
 pub mod span;
 pub mod upstream;
+pub mod usage;
 mod wire;
 pub mod worker;
 
@@ -91,6 +92,7 @@ async fn serve<B: Books + 'static>(
         trace.who = Some(access::Who::of(&caller));
     }
     let permit = Arc::new(worker.limits.admit(&caller)?);
+    let takes_trailers = dress::takes_trailers(&parts.headers);
     dress::strip(&mut parts.headers, |name| proxies::is_unbelieved(connection, name));
     let matched = worker.routes.find(&parts.method, parts.uri.path())?;
     let route = Arc::clone(&matched.route);
@@ -144,6 +146,7 @@ async fn serve<B: Books + 'static>(
     span.end(Vec::new);
     held.spans = spans;
     held.upload = upload;
+    held.takes_trailers = takes_trailers;
     let charge = id_header(held.charge);
     let request_id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
     let charge = Some(charge);

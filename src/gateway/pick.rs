@@ -67,6 +67,11 @@ impl Picker {
         self.pointers == 0
     }
 
+    /// How many pointers there are.
+    pub fn len(&self) -> usize {
+        self.pointers
+    }
+
     /// Reads a whole JSON text.
     ///
     /// # Errors

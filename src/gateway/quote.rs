@@ -15,6 +15,7 @@ use super::Refused;
 use super::pick::{Picked, Picker};
 use super::route::Metered;
 use super::screen::looks_like;
+use super::usage::Rules;
 use crate::config;
 use crate::core::amount::parse_micro;
 use crate::core::ids::Id;
@@ -29,8 +30,8 @@ pub struct Pricing {
     attributes: Vec<Attribute>,
     /// Pointers into the request's body.
     request: Picker,
-    /// Pointers into the response's body.
-    pub response: Picker,
+    /// Where the actual usage of each of them is told.
+    pub usage: Arc<Rules>,
 }
 
 /// One thing that is counted.
@@ -40,17 +41,6 @@ pub struct Meter {
     pub name: Option<Id>,
     /// Where the quantity is read.
     pub quantity: Quantity,
-    /// Where the actual usage is told.
-    pub usage: Option<UsagePlace>,
-}
-
-/// Where usage is told.
-#[derive(Debug)]
-pub enum UsagePlace {
-    /// In the response's body.
-    Json(usize),
-    /// In a header of the response.
-    Header(HeaderName),
 }
 
 /// Where a quantity is read.
@@ -121,11 +111,6 @@ impl Pricing {
     /// True when the request's body decides the price, so that it must be held.
     pub fn reads_body(&self) -> bool {
         !self.request.is_empty()
-    }
-
-    /// True when some meter's usage is told.
-    pub fn has_usage(&self) -> bool {
-        self.meters.iter().any(|meter| meter.usage.is_some())
     }
 
     /// Names of path parameters that are read.

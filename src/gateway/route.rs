@@ -11,7 +11,8 @@ use http::header::HeaderValue;
 
 use super::Refused;
 use super::problem::Manner;
-use super::quote::{Meter, Pricing, UsagePlace, unescape};
+use super::quote::{Meter, Pricing, unescape};
+use super::usage::Rules;
 use crate::books::InDoubt;
 use crate::config::{self, OnDisconnect, Table};
 use crate::core::ids::Id;
@@ -163,17 +164,20 @@ impl Routes {
 fn metered(route: &config::Route) -> Result<Metered, String> {
     let feature = route.feature.clone().ok_or("it needs a `feature`, or `free = true`")?;
     let mut pricing = Pricing::default();
+    let mut usage = Rules::new(route.pick.unwrap_or_default());
     if route.meter.is_empty() {
-        let only = meter(&mut pricing, None, route.quantity.as_ref(), &route.usage)?;
-        pricing.meters.push(only);
+        let quantity = pricing.quantity(route.quantity.as_ref())?;
+        pricing.meters.push(Meter { name: None, quantity });
+        usage.add(route.usage.as_ref())?;
     } else if route.quantity.is_some() || route.usage.is_some() {
         return Err("`quantity` and `usage` belong into its meters".to_owned());
     }
-    for entry in &route.meter {
-        let name = Some(entry.name.clone());
-        let compiled = meter(&mut pricing, name, entry.quantity.as_ref(), &entry.usage)?;
-        pricing.meters.push(compiled);
+    for meter in &route.meter {
+        let quantity = pricing.quantity(meter.quantity.as_ref())?;
+        pricing.meters.push(Meter { name: Some(meter.name.clone()), quantity });
+        usage.add(meter.usage.as_ref())?;
     }
+    pricing.usage = Arc::new(usage);
     for (name, attribute) in &route.attributes {
         pricing.attribute(name.clone(), attribute)?;
     }
@@ -191,30 +195,6 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         on_timeout: route.on_timeout,
         in_doubt: route.in_doubt,
     })
-}
-
-fn meter(
-    pricing: &mut Pricing,
-    name: Option<Id>,
-    quantity: Option<&config::Quantity>,
-    usage: &Option<config::Usage>,
-) -> Result<Meter, String> {
-    let quantity = pricing.quantity(quantity)?;
-    let usage = match usage {
-        None => None,
-        Some(config::Usage { json: Some(pointer), sse_json: None, header: None }) => {
-            let at = pricing.response.add(pointer).map_err(|error| error.to_string())?;
-            Some(UsagePlace::Json(at))
-        }
-        Some(config::Usage { json: None, sse_json: None, header: Some(name) }) => {
-            Some(UsagePlace::Header(name.parse().map_err(|_| format!("{name:?} is no header"))?))
-        }
-        Some(config::Usage { json: None, sse_json: Some(_), header: None }) => {
-            return Err("`usage.sse_json` is not built yet".to_owned());
-        }
-        Some(_) => return Err("`usage` needs exactly one of json, sse_json, header".to_owned()),
-    };
-    Ok(Meter { name, quantity, usage })
 }
 
 fn statuses(text: &str) -> Result<(u16, u16), String> {
@@ -375,7 +355,8 @@ mod tests {
             ("feature = \"f\"\nquantity = { path = \"n\" }", "{n}"),
             ("feature = \"f\"\nquantity = { json = \"/n\", header = \"n\" }", "exactly one"),
             ("feature = \"f\"\nquantity = { json = \"n\" }", "pointer"),
-            ("feature = \"f\"\nusage = { sse_json = \"/n\" }", "not built"),
+            ("feature = \"f\"\nusage = { sse_json = \"/n\", header = \"n\" }", "exactly one"),
+            ("feature = \"f\"\nusage = { ndjson_json = \"n\" }", "pointer"),
             ("free = true\nmethod = \"GET POST\"", "method"),
         ] {
             let error = routes(&format!("{base}{text}\n")).unwrap_err();

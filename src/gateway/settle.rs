@@ -125,7 +125,10 @@ fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, Outcome
                     let measures = Some(quantities.to_vec());
                     (quote.price, OutcomeMemo { measures, ..OutcomeMemo::default() })
                 }
-                Err(_) => (quoted, missing),
+                Err(_) => {
+                    held.worker.meters.usage(held.route.index, false, true);
+                    (quoted, missing)
+                }
             }
         }
         _ => (quoted, missing),

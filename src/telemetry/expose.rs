@@ -23,6 +23,8 @@ pub(super) struct Sums {
     refusals: BTreeMap<(String, usize), u64>,
     credits: BTreeMap<(String, String), u64>,
     operations: BTreeMap<(String, String, &'static str), u64>,
+    conflicts: BTreeMap<String, u64>,
+    unreadable: BTreeMap<String, u64>,
     overhead: BTreeMap<String, Bars>,
     upstreams: BTreeMap<(String, &'static str), Bars>,
     books: BTreeMap<(&'static str, &'static str), Bars>,
@@ -75,6 +77,10 @@ impl Sums {
                 add(&mut self.operations, &meters.pool, || (label(), feature(), "pool"));
                 add(&mut self.operations, &meters.overage, || (label(), feature(), "overage"));
             }
+        }
+        for (route, [conflicts, unreadable]) in worker.usage.iter().enumerate() {
+            add(&mut self.conflicts, conflicts, || name(route).to_owned());
+            add(&mut self.unreadable, unreadable, || name(route).to_owned());
         }
         for (route, part) in worker.overhead.iter().enumerate() {
             self.overhead.entry(name(route).to_owned()).or_default().add(part);
@@ -176,6 +182,20 @@ fn encode_counters(to: &mut DescriptorEncoder<'_>, sums: &Sums) -> fmt::Result {
         let labels = [("org", org.as_str()), ("feature", feature.as_str()), ("source", source)];
         let value = units(*micro);
         family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, u64>(&value, None)?;
+    }
+    for (name, help, counts) in [
+        ("tollgate_usage_conflicts", "Responses that told usage in two ways", &sums.conflicts),
+        (
+            "tollgate_usage_unreadable",
+            "Responses that told usage which could not be read",
+            &sums.unreadable,
+        ),
+    ] {
+        let mut family = to.encode_descriptor(name, help, None, COUNTER)?;
+        for (route, value) in counts {
+            let labels = [("route", route.as_str())];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(value, None)?;
+        }
     }
     Ok(())
 }

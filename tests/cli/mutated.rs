@@ -30,6 +30,12 @@ const POINTED: [&str; 3] = [
     "\n-0.5e-7",
 ];
 
+const STREAMED: [&str; 3] = [
+    "\0\u{4}data: {\"usage\":null}\n\ndata: {\"usage\":{\"n\":12}}\r\n\r\ndata: [DONE]\n\n",
+    "\u{1}\0\u{feff}: c\rdata:1\r\rdata: {\"us\\u0061ge\":\rdata:{\"n\":-4}}\r\r",
+    "\u{2}\u{5}{\"usage\":null}\n\n{\"usage\":{\"n\":\"1.5\"}}\r\n{\"usage\":{\"n\":2}}",
+];
+
 /// What tends to matter where it is put.
 const WORDS: &[&str] = &[
     "",
@@ -155,6 +161,17 @@ fn texts(seeds: &[&str]) -> Vec<Vec<u8>> {
     seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect()
 }
 
+/// A body in every coding.
+fn coded() -> Vec<Vec<u8>> {
+    let seeds: [&[u8]; 4] = [
+        include_bytes!("../../fuzz/seeds/coding/gzip"),
+        include_bytes!("../../fuzz/seeds/coding/deflate"),
+        include_bytes!("../../fuzz/seeds/coding/br"),
+        include_bytes!("../../fuzz/seeds/coding/zstd"),
+    ];
+    seeds.map(<[u8]>::to_vec).into()
+}
+
 /// A record of every kind, as bytes.
 fn records() -> Vec<Vec<u8>> {
     let key = AccountKey {
@@ -217,6 +234,17 @@ proptest! {
     #[test]
     fn f70_what_is_picked_is_what_a_reader_of_the_whole_finds(bytes in mutated(texts(&POINTED))) {
         promises::pointer(&bytes);
+    }
+
+    #[test]
+    fn f15_a_mutated_stream_tells_the_same_however_it_is_cut(bytes in mutated(texts(&STREAMED))) {
+        promises::sse(&bytes);
+        promises::ndjson(&bytes);
+    }
+
+    #[test]
+    fn f74_a_mutated_coding_is_decoded_within_bounds_or_not_at_all(bytes in mutated(coded())) {
+        promises::coding(&bytes);
     }
 
     #[test]

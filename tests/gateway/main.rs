@@ -8,6 +8,7 @@
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `headers`: what of a request's headers a backend is shown.
+//! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
 //!   metrics, and what no output may show.
@@ -45,3 +46,4 @@ mod service;
 mod settle;
 mod time;
 mod upstreams;
+mod usage;

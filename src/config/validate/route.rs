@@ -4,7 +4,7 @@ use super::super::document::Key;
 use super::super::{
     Attribute, Config, Number, Quantity, Route, Table, Usage, is_pointer, parameters, statuses,
 };
-use super::{Check, is_header};
+use super::{Check, is_header, is_taken};
 use crate::core::amount::parse_micro;
 
 /// Methods that everybody writes in capitals; methods are compared byte for byte.
@@ -113,6 +113,10 @@ fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
         check.that(route.usage.is_none(), &key.name("usage"), own);
     }
     amounts(check, key, route, route.quantity.as_ref(), route.usage.as_ref());
+    let mut told = route.usage.iter().chain(route.meter.iter().filter_map(|m| m.usage.as_ref()));
+    let streamed = route.pick.is_none() || told.any(Usage::is_streamed);
+    let expected = "expected no such key where no usage is told in a stream";
+    check.that(streamed, &key.name("pick"), expected);
     let names = route.meter.iter().enumerate();
     check.unique(names.map(|(index, one)| (meter.index(index).name("name"), &one.name)), "a name");
     for (index, one) in route.meter.iter().enumerate() {
@@ -139,14 +143,16 @@ fn amounts(
     }
     if let Some(usage) = usage {
         let key = key.name("usage");
-        let Usage { json, sse_json, header } = usage;
-        let told = [json, sse_json, header].into_iter().flatten().count();
-        check.that(told == 1, &key, "expected exactly one of json, sse_json, header");
-        for (name, text) in [("json", json), ("sse_json", sse_json)] {
+        let Usage { json, sse_json, ndjson_json, header, trailer } = usage;
+        check.that(usage.is_one_place(), &key, format!("expected {}", Usage::EXPECTED));
+        let pointers = [("json", json), ("sse_json", sse_json), ("ndjson_json", ndjson_json)];
+        for (name, text) in pointers {
             check.that(text.as_deref().is_none_or(is_pointer), &key.name(name), POINTER);
         }
         let header = header.as_deref().is_none_or(is_header);
         check.that(header, &key.name("header"), "expected a header's name");
+        let trailer = trailer.as_deref().is_none_or(|name| is_header(name) && !is_taken(name));
+        check.that(trailer, &key.name("trailer"), "expected the name of a header that may trail");
     }
 }
 

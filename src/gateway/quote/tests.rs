@@ -21,7 +21,7 @@ fn pricing(text: &str) -> Result<Pricing, String> {
     let quantity: config::Quantity = toml::from_str(text).unwrap();
     let mut pricing = Pricing::default();
     let quantity = pricing.quantity(Some(&quantity))?;
-    pricing.meters.push(Meter { name: Some("input".parse().unwrap()), quantity, usage: None });
+    pricing.meters.push(Meter { name: Some("input".parse().unwrap()), quantity });
     Ok(pricing)
 }
 
@@ -43,7 +43,7 @@ fn d41_the_cost_is_the_exact_sum_over_meters() {
     let mut pricing = pricing("json = '/in'").unwrap();
     let quantity: config::Quantity = toml::from_str("json = '/out'\ndefault = 10").unwrap();
     let quantity = pricing.quantity(Some(&quantity)).unwrap();
-    pricing.meters.push(Meter { name: Some("output".parse().unwrap()), quantity, usage: None });
+    pricing.meters.push(Meter { name: Some("output".parse().unwrap()), quantity });
     let (headers, params) = (HeaderMap::new(), matchit::Params::new());
     let asked = Asked { headers: &headers, query: None, params: &params, body: b"{\"in\": 3}" };
     let quoted = pricing.quote("chat", &card(), &asked).unwrap_or_else(|_| panic!());

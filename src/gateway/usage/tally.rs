@@ -1,0 +1,71 @@
+//! What was told, by pointer: which of several counts, and whether all of it could be read.
+
+use serde_json::value::RawValue;
+use smallvec::SmallVec;
+
+use super::super::pick::Picked;
+use super::super::quote::quantity_of;
+use crate::config::Pick;
+use crate::core::amount::MAX_MICRO;
+
+/// What was told so far.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pick: Pick,
+    told: SmallVec<[Option<u64>; 2]>,
+    /// What is not known cannot be added up, and what was not looked at may have been the last.
+    lost: bool,
+    /// Something that was told could not be read (f56).
+    pub unreadable: bool,
+    /// Values differ of which one counts (f15).
+    pub conflicting: bool,
+}
+
+impl Tally {
+    pub fn new(pick: Pick, pointers: usize) -> Self {
+        Self { pick, told: SmallVec::from_elem(None, pointers), ..Self::default() }
+    }
+
+    /// What a pointer's values come to.
+    pub fn get(&self, pointer: usize) -> Option<u64> {
+        if self.lost { None } else { self.told.get(pointer).copied().flatten() }
+    }
+
+    /// Takes what one text tells.
+    pub fn take(&mut self, picked: &Picked<'_>) {
+        for (at, raw) in picked.iter().enumerate() {
+            // `null` is how a text says that it does not tell.
+            if let Some(raw) = raw.filter(|raw| raw.get() != "null") {
+                self.add(at, raw);
+            }
+        }
+    }
+
+    fn add(&mut self, at: usize, raw: &RawValue) {
+        let Some(value) = quantity_of(raw) else { return self.broken() };
+        let Some(slot) = self.told.get_mut(at) else { return };
+        let Some(before) = *slot else { return *slot = Some(value) };
+        *slot = match self.pick {
+            Pick::Last => {
+                self.conflicting |= before != value;
+                Some(value)
+            }
+            Pick::Max => Some(before.max(value)),
+            Pick::Sum => match before.checked_add(value).filter(|sum| *sum <= MAX_MICRO) {
+                None => return self.broken(),
+                sum => sum,
+            },
+        };
+    }
+
+    /// Something could not be read. The others count all the same, but for a sum.
+    pub fn broken(&mut self) {
+        self.unreadable = true;
+        self.lost |= self.pick == Pick::Sum;
+    }
+
+    /// The rest is not looked at, so nothing is known.
+    pub fn lose(&mut self) {
+        (self.unreadable, self.lost, self.conflicting) = (true, true, false);
+    }
+}
