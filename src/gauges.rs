@@ -137,6 +137,9 @@ const GAUGES: &[Gauge] = &[
             one(if behind { w.archive.newest().map_or(0.0, age) } else { 0.0 })
         },
     ),
+    ("tollgate_ledger_dead_letters", "Records that the archive keeps and cannot read", |w| {
+        one(w.archive.dead_letters() as f64)
+    }),
     (
         "tollgate_pool_granted_operations",
         "Operations granted to the pool of the current term",

@@ -3,6 +3,7 @@
 //! commits its position with them, so a crash repeats nothing and loses nothing.
 
 mod adjustments;
+mod dead;
 mod rebuild;
 
 pub use adjustments::KeptLeg;
@@ -47,14 +48,9 @@ pub enum ArchiveError {
     /// The journal.
     #[error(transparent)]
     Damage(#[from] Damage),
-    /// A record that cannot be read.
-    #[error("a record before position {position} cannot be read: {what}")]
-    Record {
-        /// Where it ends.
-        position: u64,
-        /// What is wrong with it.
-        what: String,
-    },
+    /// A row whose record cannot be read.
+    #[error("{0} cannot be read")]
+    Unreadable(String),
     /// It did not catch up with the journal in time.
     #[error("the archive is behind the journal")]
     Behind,
@@ -78,6 +74,8 @@ struct Progress {
     backlog: u64,
     /// Records archived since.
     records: AtomicU64,
+    /// Records that are kept, and could not be read.
+    dead: AtomicU64,
 }
 
 impl Archive {
@@ -106,6 +104,7 @@ impl Archive {
         let progress = Progress {
             position: AtomicU64::new(position),
             backlog: rebuild::count(journal, position)?.saturating_sub(written),
+            dead: AtomicU64::new(dead::count(&pool).await?),
             ..Progress::default()
         };
         Ok(Self { pool, journal: journal.to_owned(), progress: Arc::new(progress) })
@@ -151,6 +150,12 @@ impl Archive {
         (at != 0).then(|| instant(at))
     }
 
+    /// How many records of the journal could not be read: they are kept, and nothing is known of
+    /// their charges or adjustments.
+    pub fn dead_letters(&self) -> u64 {
+        self.progress.dead.load(Ordering::Acquire)
+    }
+
     /// When the newest archived charge was held, to the millisecond; from its id (RFC 9562).
     ///
     /// # Errors
@@ -190,15 +195,18 @@ impl Archive {
             if cursor.next()? == Next::End {
                 break;
             }
-            batch
-                .add(&cursor.record)
-                .map_err(|what| ArchiveError::Record { position: cursor.position(), what })?;
+            batch.add(&cursor.record, cursor.position());
         }
         if batch.is_empty() {
             return Ok(false);
         }
-        batch.write(&self.pool, cursor.position()).await?;
-        self.progress.newest.store(batch.newest, Ordering::Release);
+        if batch.write(&self.pool, cursor.position()).await? {
+            self.progress.dead.store(dead::count(&self.pool).await?, Ordering::Release);
+        }
+        // A batch of marks only says nothing about time.
+        if batch.newest != 0 {
+            self.progress.newest.store(batch.newest, Ordering::Release);
+        }
         self.progress.records.fetch_add(batch.records as u64, Ordering::Release);
         self.progress.position.store(cursor.position(), Ordering::Release);
         Ok(true)
@@ -263,8 +271,9 @@ impl Archive {
 struct Batch {
     charges: HashMap<[u8; 16], Row>,
     /// Resolutions of charges whose rows are there already.
-    resolutions: Vec<([u8; 16], Vec<u8>)>,
+    resolutions: Vec<([u8; 16], Vec<u8>, u64)>,
     adjustments: Vec<adjustments::Row>,
+    dead: Vec<dead::Letter>,
     accounts: HashMap<AccountKey, String>,
     newest: i64,
     records: usize,
@@ -283,17 +292,23 @@ impl Batch {
         self.records == 0
     }
 
-    fn add(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let record = Record::decode(bytes).map_err(|error| error.to_string())?;
+    /// Adds a record that ends at `position`.
+    fn add(&mut self, bytes: &[u8], position: u64) {
         self.records += 1;
+        let record = match Record::decode(bytes) {
+            Ok(record) => record,
+            Err(error) => return self.bury(position, &[], &error, bytes),
+        };
         for opening in record.openings() {
             self.accounts.insert(opening.key, opening.name.to_owned());
         }
         match &record {
             Record::Hold(hold) => {
                 self.newest = hold.at;
-                let memo: HoldMemo<'_> =
-                    postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
+                let memo: HoldMemo<'_> = match postcard::from_bytes(hold.memo) {
+                    Ok(memo) => memo,
+                    Err(error) => return self.bury(position, &hold.charge, &error, bytes),
+                };
                 let row = Row {
                     org: memo.org.to_owned(),
                     user: memo.user.map(str::to_owned),
@@ -307,19 +322,30 @@ impl Batch {
                 self.newest = resolve.at;
                 match self.charges.get_mut(&resolve.charge) {
                     Some(row) => row.resolution = Some(bytes.to_vec()),
-                    None => self.resolutions.push((resolve.charge, bytes.to_vec())),
+                    None => self.resolutions.push((resolve.charge, bytes.to_vec(), position)),
                 }
             }
             Record::Adjust(adjust) => {
                 self.newest = adjust.at;
-                self.adjustments.extend(adjustments::Row::new(adjust, bytes));
+                let (row, error) = adjustments::Row::new(adjust, bytes, position);
+                if let Some(error) = error {
+                    let id = row.as_ref().map(|row| row.id);
+                    self.bury(position, id.as_ref().map_or(&[], |id| &id[..]), &error, bytes);
+                }
+                self.adjustments.extend(row);
             }
             Record::Synced(_) | Record::Close(_) => {}
         }
-        Ok(())
     }
 
-    async fn write(&self, pool: &SqlitePool, position: u64) -> Result<(), sqlx::Error> {
+    /// Keeps a record that cannot be read as it is.
+    fn bury(&mut self, position: u64, id: &[u8], what: &dyn std::fmt::Display, bytes: &[u8]) {
+        let (id, what, record) = (id.to_vec(), what.to_string(), bytes.to_vec());
+        self.dead.push(dead::Letter { position, id, what, record });
+    }
+
+    /// Writes all of it; true when there are dead letters in it.
+    async fn write(&self, pool: &SqlitePool, position: u64) -> Result<bool, sqlx::Error> {
         let mut transaction = pool.begin().await?;
         let accounts: Vec<_> = self.accounts.iter().collect();
         for some in accounts.chunks(ROWS) {
@@ -352,12 +378,16 @@ impl Batch {
             );
             insert.build().execute(&mut *transaction).await?;
         }
-        for (id, bytes) in &self.resolutions {
-            sqlx::query("UPDATE charges SET resolution = ? WHERE id = ?")
-                .bind(bytes)
-                .bind(&id[..])
-                .execute(&mut *transaction)
-                .await?;
+        for letter in &self.dead {
+            letter.write(&mut transaction).await?;
+        }
+        let mut has_dead = !self.dead.is_empty();
+        for (id, bytes, position) in &self.resolutions {
+            let update = sqlx::query("UPDATE charges SET resolution = ? WHERE id = ?");
+            let update = update.bind(bytes).bind(&id[..]).execute(&mut *transaction).await?;
+            if update.rows_affected() == 0 {
+                has_dead |= dead::resolution(&mut transaction, *position, id, bytes).await?;
+            }
         }
         for row in &self.adjustments {
             row.write(&mut transaction).await?;
@@ -366,7 +396,18 @@ impl Batch {
             .bind(position as i64)
             .execute(&mut *transaction)
             .await?;
-        transaction.commit().await
+        transaction.commit().await?;
+        // Told when they are kept, so once.
+        if let Some(first) = self.dead.first() {
+            tracing::error!(
+                records = self.dead.len(),
+                position = first.position,
+                what = first.what,
+                "records of the journal cannot be read: the archive keeps them as they are, and \
+                 goes on; balances lose nothing"
+            );
+        }
+        Ok(has_dead)
     }
 }
 
@@ -376,7 +417,7 @@ fn key_bytes(key: &AccountKey) -> Vec<u8> {
 }
 
 fn unreadable(what: impl Into<String>) -> ArchiveError {
-    ArchiveError::Record { position: 0, what: what.into() }
+    ArchiveError::Unreadable(what.into())
 }
 
 /// The records of a charge from their bytes.

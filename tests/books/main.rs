@@ -1,5 +1,6 @@
 //! The books, held to what they promise.
 //!
+//! - `archive`: the archive behind a journal that lost records, or has some that cannot be read.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
@@ -12,6 +13,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 
+mod archive;
 mod contract;
 mod crash_points;
 mod damage;

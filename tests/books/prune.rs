@@ -25,11 +25,11 @@ const DAYS: u64 = 8;
 /// After which of them there is a snapshot.
 const FOLDED: [u64; 2] = [4, 6];
 
-fn at_day(day: u64) -> Timestamp {
+pub fn at_day(day: u64) -> Timestamp {
     NOW + SignedDuration::from_hours(24 * day as i64)
 }
 
-fn open(dir: &Path, day: u64) -> Result<Opened, OpenError> {
+pub fn open(dir: &Path, day: u64) -> Result<Opened, OpenError> {
     Opened::open_with(dir, at_day(day), Options { segment_size: 1 << 20, ..Options::default() })
 }
 
@@ -37,7 +37,7 @@ fn accounts() -> [Account<'static>; 2] {
     [account("a", 1_000, 1), account("b", 1_000, 1)]
 }
 
-fn hold(engine: &Opened, charge: u64, day: u64) {
+pub fn hold(engine: &Opened, charge: u64, day: u64) {
     let memo = HoldMemo {
         org: "acme",
         user: Some("alice"),
@@ -59,7 +59,7 @@ fn hold(engine: &Opened, charge: u64, day: u64) {
     assert!(done(run(engine.session().hold(&asked)).unwrap()).is_some());
 }
 
-fn capture(engine: &Opened, charge: u64, day: u64) {
+pub fn capture(engine: &Opened, charge: u64, day: u64) {
     let memo = OutcomeMemo::default();
     let captured = resolution(State::Captured, &[2], &memo);
     let captured = tollgate::books::Resolution { now: at_day(day), ..captured };
@@ -280,7 +280,7 @@ fn d37_a_ledger_without_its_beginning_adds_up_and_says_where_it_begins() {
     assert!(first > 0);
 }
 
-async fn archive(data: &TempDir, dir: &Path, engine: &Opened) -> Archive {
+pub async fn archive(data: &TempDir, dir: &Path, engine: &Opened) -> Archive {
     let recovered = engine.recovery().position;
     let archive = Archive::open(data.path(), dir, recovered, engine.records_written()).await;
     let archive = archive.unwrap();

@@ -125,8 +125,11 @@ async fn post(
 ) -> Result<AdjustmentDocument, Problem> {
     let (org, who) = (org.id.as_str(), call.who.name.as_str());
     let memo = AdjustMemo { id: id.0, org, who, reason, charge: charge.map(|charge| charge.0) };
-    // A memo is texts and numbers, and a vector takes as many as there are.
-    let bytes = postcard::to_stdvec(&memo).unwrap_or_default();
+    // Without its memo it would not be known to have been made.
+    let bytes = postcard::to_stdvec(&memo).map_err(|error| {
+        tracing::error!(%error, "an adjustment's memo cannot be encoded");
+        Problem::internal()
+    })?;
     // As precise as the record, so that whoever reads it there reads the same.
     let now = Timestamp::from_microsecond(call.now.as_microsecond()).unwrap_or(call.now);
     call.admin.books.adjust(&Adjustment { account, delta, now, memo: &bytes }).await?;

@@ -235,6 +235,7 @@ impl Progress {
     }
 
     fn run(&self) {
+        let _whatever_happens = FailOnPanic(self);
         if let Err(error) = self.serve() {
             // Never tried again: the kernel may have dropped what it could not write (f41).
             self.fail("a segment cannot be synced, or made", &error);
@@ -342,6 +343,18 @@ impl Progress {
     }
 }
 
+/// Nobody may wait for a thread that a defect has ended.
+struct FailOnPanic<'a>(&'a Progress);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = io::Error::other("a defect; the log has the panic");
+            self.0.fail("the thread that syncs segments has ended", &error);
+        }
+    }
+}
+
 /// Creates a segment's file with the space it begins with.
 pub(super) fn create(path: &Path, segment_size: u64) -> io::Result<File> {
     let file = OpenOptions::new().append(true).create_new(true).open(path)?;
@@ -362,4 +375,26 @@ fn reserve(file: &File, from: u64, length: u64) -> io::Result<()> {
 /// True when a disk or a quota is full.
 fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn f41_a_panic_of_the_thread_that_syncs_fails_the_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Arc::new(create(&dir.path().join("segment"), 64).unwrap());
+        let syncer = Syncer::start(dir.path(), 64, 100, file).unwrap();
+        let mut failure = syncer.progress.failure();
+        let waiting = Arc::clone(&syncer.progress);
+        let blocked = std::thread::spawn(move || waiting.wait_blocking(200));
+        // Its arithmetic is checked, and nothing is written before the segment's start.
+        syncer.progress.went_on(50);
+        let told = failure.wait_for(Option::is_some);
+        let told = tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
+        assert!(told.unwrap().as_ref().unwrap().contains("has ended"));
+        assert!(!syncer.progress.wait(200).await);
+        assert!(!blocked.join().unwrap());
+    }
 }

@@ -117,8 +117,7 @@ fn a_name_is_taken_apart_as_it_was_put_together() {
 
 #[test]
 fn f57_a_balance_is_never_beyond_the_largest_amount() {
-    let balance =
-        Balance { base: MAX_MICRO, adjusted: 1 << 53, held: 0, captured: MAX_MICRO / 2 };
+    let balance = Balance { base: MAX_MICRO, adjusted: 1 << 53, held: 0, captured: MAX_MICRO / 2 };
     assert_eq!(balance.granted(), MAX_MICRO);
     assert_eq!(balance.available(), MAX_MICRO);
     let largest = Balance { base: MAX_MICRO, adjusted: i64::MAX, held: 1, captured: 0 };

@@ -23,32 +23,58 @@ pub struct KeptLeg {
 
 /// A row of the archive: what the journal recorded of an adjustment.
 pub(super) struct Row {
-    id: [u8; 16],
-    org: String,
+    pub(super) id: [u8; 16],
+    /// `None` where it cannot be read: then the account's name says it.
+    org: Option<String>,
     charge: Option<[u8; 16]>,
+    key: Vec<u8>,
     record: Vec<u8>,
+    position: u64,
 }
 
 impl Row {
-    /// The row of a record; `None` for one without a memo, which only a test writes.
-    pub(super) fn new(adjust: &Adjust<'_>, bytes: &[u8]) -> Option<Self> {
-        let memo: AdjustMemo<'_> = postcard::from_bytes(adjust.memo).ok()?;
-        let org = memo.org.to_owned();
-        Some(Self { id: memo.id, org, charge: memo.charge, record: bytes.to_vec() })
+    /// The row of a record, and what is wrong with its memo. A memo that cannot be read still
+    /// makes a row where its id can, so that whoever repeats the adjustment finds it made.
+    pub(super) fn new(
+        adjust: &Adjust<'_>,
+        bytes: &[u8],
+        position: u64,
+    ) -> (Option<Self>, Option<postcard::Error>) {
+        let row = |id, org, charge| {
+            let (key, record) = (key_bytes(&adjust.key), bytes.to_vec());
+            Self { id, org, charge, key, record, position }
+        };
+        match postcard::from_bytes::<AdjustMemo<'_>>(adjust.memo) {
+            Ok(memo) => (Some(row(memo.id, Some(memo.org.to_owned()), memo.charge)), None),
+            Err(error) => (own_id(adjust.memo).map(|id| row(id, None, None)), Some(error)),
+        }
     }
 
     pub(super) async fn write(&self, db: &mut sqlx::SqliteConnection) -> Result<(), sqlx::Error> {
-        let sql = "INSERT INTO adjustments (id, org, charge, record) VALUES (?, ?, ?, ?) \
-                   ON CONFLICT DO NOTHING";
+        // What is archived again is as the journal has it; its place stays.
+        let sql = "INSERT INTO adjustments (id, org, charge, record, position) VALUES (?1, \
+                   coalesce(?2, (SELECT substr(name, 1, instr(name, '/') - 1) FROM accounts \
+                   WHERE key = ?3), ''), ?4, ?5, ?6) ON CONFLICT (id) DO UPDATE SET \
+                   charge = excluded.charge, record = excluded.record, \
+                   position = excluded.position";
         sqlx::query(sql)
             .bind(&self.id[..])
             .bind(&self.org)
+            .bind(&self.key)
             .bind(self.charge.as_ref().map(|charge| &charge[..]))
             .bind(&self.record)
+            .bind(self.position as i64)
             .execute(db)
             .await?;
         Ok(())
     }
+}
+
+/// The id that a memo begins with, whatever follows it.
+pub(super) fn own_id(memo: &[u8]) -> Option<[u8; 16]> {
+    // Bytes with their length before them.
+    let (id, _): (&[u8], _) = postcard::take_from_bytes(memo).ok()?;
+    id.try_into().ok()
 }
 
 impl Archive {
@@ -130,7 +156,7 @@ impl Archive {
             let name = self.name(&leg.key).await?;
             let Some(read) = AccountName::read(&name, &leg.key) else {
                 let what = format!("the name of an account: {name:?}");
-                return Err(ArchiveError::Record { position: 0, what });
+                return Err(ArchiveError::Unreadable(what));
             };
             let ids = read.ids.map(Box::from);
             legs.push(KeptLeg { account: leg.key, ids, kind: leg.kind, amount: leg.amount });
@@ -139,10 +165,16 @@ impl Archive {
     }
 
     async fn describe(&self, record: &[u8]) -> Result<AdjustmentDocument, ArchiveError> {
-        let unreadable =
-            || ArchiveError::Record { position: 0, what: "an archived adjustment".to_owned() };
+        let unreadable = || ArchiveError::Unreadable("an archived adjustment".to_owned());
         let Ok(Record::Adjust(adjust)) = Record::decode(record) else { return Err(unreadable()) };
-        let memo: AdjustMemo<'_> = postcard::from_bytes(adjust.memo).map_err(|_| unreadable())?;
+        let memo: AdjustMemo<'_> = match postcard::from_bytes(adjust.memo) {
+            Ok(memo) => memo,
+            // A dead letter: what it did is known, not who asked for it, and why.
+            Err(_) => {
+                let id = own_id(adjust.memo).ok_or_else(unreadable)?;
+                AdjustMemo { id, org: "", who: "", reason: "", charge: None }
+            }
+        };
         let name = self.name(&adjust.key).await?;
         Ok(memo.document(&name, adjust.key.kind, adjust.delta, instant(adjust.at)))
     }

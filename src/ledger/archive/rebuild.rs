@@ -1,10 +1,12 @@
 //! Where the archive goes on at a start, and how it is built again when it and the journal do not
 //! fit each other.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use sqlx::sqlite::SqlitePool;
 
+use super::adjustments::own_id;
 use super::{ArchiveError, Batch};
 use crate::books::journal::{Cursor, Damage, Next, Segments};
 use crate::books::snapshot;
@@ -19,7 +21,7 @@ pub(super) async fn start(
     let query = sqlx::query_as("SELECT position, begins FROM progress WHERE id = 1");
     let (position, begins): (i64, i64) = query.fetch_one(pool).await?;
     let (position, first) = (position as u64, first(journal)?);
-    if position > recovered {
+    if position > recovered || (position >= first && is_inside(journal, position, recovered)?) {
         return rewind(pool, journal).await;
     }
     if position < first {
@@ -34,6 +36,21 @@ pub(super) async fn start(
         );
     }
     Ok(position)
+}
+
+/// True when no record of the journal begins at `position`, though there are more behind it: the
+/// journal lost what the archive knows, and was written again before the archive saw that, by a
+/// start that did not come to it.
+fn is_inside(journal: &Path, position: u64, recovered: u64) -> Result<bool, Damage> {
+    if position == recovered {
+        return Ok(false);
+    }
+    match Cursor::new(journal, position).next() {
+        Ok(next) => Ok(next == Next::End),
+        Err(error @ (Damage::Io { .. } | Damage::Newer { .. })) => Err(error),
+        // If it is damage, building it again finds it too, before anything is deleted.
+        Err(_) => Ok(true),
+    }
 }
 
 /// The position at which the journal begins.
@@ -82,9 +99,10 @@ async fn begin_later(
                 memo: &hold.memo,
             });
             let mut bytes = Vec::new();
-            let encoded = record.encode(&mut bytes).map_err(|error| error.to_string());
-            let added = encoded.and_then(|()| batch.add(&bytes));
-            added.map_err(|what| ArchiveError::Record { position: first, what })?;
+            record
+                .encode(&mut bytes)
+                .map_err(|error| ArchiveError::Unreadable(format!("an open hold: {error}")))?;
+            batch.add(&bytes, first);
         }
     }
     // First what is told at every start, should this one die in between.
@@ -101,18 +119,37 @@ async fn begin_later(
 async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> {
     let first = first(journal)?;
     tracing::warn!(from = first, "the archive knows of more than the journal: it is built again");
+    let Found { newest_hold, adjustments } = Found::read(journal, first)?;
     let mut transaction = pool.begin().await?;
     if first == 0 {
         sqlx::query("DELETE FROM charges").execute(&mut *transaction).await?;
         sqlx::query("DELETE FROM accounts").execute(&mut *transaction).await?;
+        sqlx::query("DELETE FROM dead_letters").execute(&mut *transaction).await?;
     } else {
         // What was before is kept nowhere else. Ids grow with time: what is newer than the newest
         // hold is not in the journal.
-        let newest = newest_hold(journal, first)?;
         sqlx::query("DELETE FROM charges WHERE id > ?")
-            .bind(&newest[..])
+            .bind(&newest_hold[..])
             .execute(&mut *transaction)
             .await?;
+        sqlx::query("DELETE FROM dead_letters WHERE position > ?")
+            .bind(first as i64)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    // An adjustment must not be said to be made that the balances do not have. Not all are made
+    // anew, as charges are: lists go by their places. Before the journal's beginning it lost none.
+    let sql = "SELECT id FROM adjustments WHERE position > ?1 OR ?1 = 0";
+    let query = sqlx::query_scalar(sql).bind(first as i64);
+    let known: Vec<Vec<u8>> = query.fetch_all(&mut *transaction).await?;
+    let lost: Vec<_> = known.iter().filter(|id| !adjustments.contains(*id)).collect();
+    for id in &lost {
+        let delete = sqlx::query("DELETE FROM adjustments WHERE id = ?").bind(id.as_slice());
+        delete.execute(&mut *transaction).await?;
+    }
+    if !lost.is_empty() {
+        let lost = lost.len();
+        tracing::warn!(lost, "adjustments that the journal lost are not shown any more");
     }
     sqlx::query("UPDATE progress SET position = ?1, begins = min(begins, ?1) WHERE id = 1")
         .bind(first as i64)
@@ -122,15 +159,29 @@ async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> 
     Ok(first)
 }
 
-fn newest_hold(journal: &Path, from: u64) -> Result<[u8; 16], Damage> {
-    let mut cursor = Cursor::new(journal, from);
-    let mut newest = [0; 16];
-    while cursor.next()? == Next::Record {
-        if let Ok(Record::Hold(hold)) = Record::decode(&cursor.record) {
-            newest = newest.max(hold.charge);
+/// What of a journal tells what it lost.
+#[derive(Default)]
+struct Found {
+    newest_hold: [u8; 16],
+    /// Ids.
+    adjustments: HashSet<Vec<u8>>,
+}
+
+impl Found {
+    fn read(journal: &Path, from: u64) -> Result<Self, Damage> {
+        let mut cursor = Cursor::new(journal, from);
+        let mut found = Self::default();
+        while cursor.next()? == Next::Record {
+            match Record::decode(&cursor.record) {
+                Ok(Record::Hold(hold)) => found.newest_hold = found.newest_hold.max(hold.charge),
+                Ok(Record::Adjust(adjust)) => {
+                    found.adjustments.extend(own_id(adjust.memo).map(Vec::from));
+                }
+                _ => {}
+            }
         }
+        Ok(found)
     }
-    Ok(newest)
 }
 
 /// How many records there are from a position on.

@@ -1,0 +1,236 @@
+//! The archive and the journal when they do not fit each other: records that the journal lost,
+//! records that cannot be read.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tollgate::books::embedded::Engine;
+use tollgate::books::journal::{Frames, Journal, SEGMENT_SIZE, Segments};
+use tollgate::books::{Adjustment, Ask, Books, Durability};
+use tollgate::core::adjustment::AdjustMemo;
+use tollgate::core::charge::{OutcomeMemo, State};
+use tollgate::core::ids::ChargeId;
+use tollgate::core::record::{Adjust, Record};
+use tollgate::ledger::archive::Archive;
+
+use crate::engine::{account, ask, done, id, resolution, run, take, temporary};
+use crate::prune::{self, archive, at_day};
+
+/// What runs on an event loop of its own, from within another one's.
+fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+fn hold(engine: &Engine, charge: u64, day: u64) {
+    apart(|| prune::hold(engine, charge, day));
+}
+
+fn capture(engine: &Engine, charge: u64, day: u64) {
+    apart(|| prune::capture(engine, charge, day));
+}
+
+/// Adjusts an account under an id, for a charge where one is given back.
+fn adjust(engine: &Engine, own: ChargeId, day: u64, charge: Option<ChargeId>) {
+    let charge = charge.map(|charge| charge.0);
+    let memo =
+        AdjustMemo { id: own.0, org: "acme", who: "operator", reason: "ticket 4711", charge };
+    adjust_with(engine, day, &postcard::to_stdvec(&memo).unwrap());
+}
+
+fn adjust_with(engine: &Engine, day: u64, memo: &[u8]) {
+    let account = account("a", 1_000, 1);
+    let adjustment = Adjustment { account: &account, delta: 50, now: at_day(day), memo };
+    apart(|| run(engine.session().adjust(&adjustment)).unwrap());
+}
+
+/// A power failure takes all from a position on.
+fn lose(dir: &Path, from: u64) {
+    let place = Segments::list(dir).unwrap().place(from).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(place.path).unwrap();
+    file.set_len(place.offset).unwrap();
+}
+
+/// What the archive knows of adjustments.
+async fn known(archive: &Archive, end: u64) -> Vec<String> {
+    let listed = archive.adjustments("acme", None, 100, end).await.unwrap();
+    listed.into_iter().rev().map(|(_, document)| document.id).collect()
+}
+
+/// Whoever asks for an adjustment or a refund again must not be told that it was made.
+#[test]
+fn f38_adjustments_that_the_journal_lost_are_not_kept_by_the_archive() {
+    for is_pruned in [false, true] {
+        let (dir, data) = (temporary(), temporary());
+        let (kept, lost, refund) = (id(1_001), id(1_002), id(1_003));
+        let charge = id(2_000);
+        run(async {
+            let engine = prune::open(dir.path(), 0).unwrap();
+            adjust(&engine, id(1_000), 0, None);
+            archive(&data, dir.path(), &engine).await.close().await;
+            drop(engine);
+            // Two snapshots have it, so its segment may go.
+            let engine = prune::open(dir.path(), 1).unwrap();
+            assert!(engine.snapshot().unwrap());
+            hold(&engine, 1_999, 1);
+            drop(engine);
+            let engine = prune::open(dir.path(), 2).unwrap();
+            assert!(engine.snapshot().unwrap());
+            if is_pruned {
+                assert!(engine.prune(at_day(1_000), engine.written()).unwrap() > 0);
+            }
+            let first = Segments::list(dir.path()).unwrap().as_slice()[0].start;
+            assert_eq!(first > 0, is_pruned);
+            hold(&engine, 2_000, 2);
+            capture(&engine, 2_000, 2);
+            adjust(&engine, kept, 2, None);
+            let end = engine.written();
+            adjust(&engine, lost, 2, None);
+            adjust(&engine, refund, 2, Some(charge));
+            let archived = archive(&data, dir.path(), &engine).await;
+            let written = engine.written();
+            assert!(archived.adjustment(lost, written).await.unwrap().is_some());
+            assert_eq!(archived.given_back(charge, written).await.unwrap().len(), 1);
+            let before = known(&archived, written).await;
+            assert_eq!(before.len(), 4);
+            archived.close().await;
+            drop(engine);
+            lose(dir.path(), end);
+
+            let engine = prune::open(dir.path(), 3).unwrap();
+            let again = archive(&data, dir.path(), &engine).await;
+            let written = engine.written();
+            assert_eq!(known(&again, written).await, before[..2], "pruned: {is_pruned}");
+            assert_eq!(again.adjustment(lost, written).await.unwrap(), None);
+            assert_eq!(again.given_back(charge, written).await.unwrap(), []);
+            assert!(again.adjustment(kept, written).await.unwrap().is_some());
+            assert_ne!(again.charge(charge, written).await.unwrap(), None);
+            // Made again, under the same ids.
+            adjust(&engine, lost, 3, None);
+            adjust(&engine, refund, 3, Some(charge));
+            again.close().await;
+            let again = archive(&data, dir.path(), &engine).await;
+            assert_eq!(known(&again, engine.written()).await, before);
+            again.close().await;
+        });
+    }
+}
+
+/// The process died between its recovery and the archive, and what recovery wrote has filled what
+/// was lost.
+#[test]
+fn f38_an_archive_whose_position_is_inside_a_record_is_built_again() {
+    let (dir, data) = (temporary(), temporary());
+    run(async {
+        let engine = prune::open(dir.path(), 0).unwrap();
+        adjust(&engine, id(1), 0, None);
+        let end = engine.written();
+        adjust(&engine, id(2), 0, None);
+        archive(&data, dir.path(), &engine).await.close().await;
+        let archived = engine.written();
+        drop(engine);
+        lose(dir.path(), end);
+        let engine = prune::open(dir.path(), 1).unwrap();
+        hold(&engine, 3, 1);
+        assert!(engine.written() > archived);
+        drop(engine);
+        let engine = prune::open(dir.path(), 2).unwrap();
+        let again = archive(&data, dir.path(), &engine).await;
+        let written = engine.written();
+        assert_eq!(again.position(), written);
+        assert_eq!(known(&again, written).await, [id(1).to_string()]);
+        assert_ne!(again.charge(id(3), written).await.unwrap(), None);
+        again.close().await;
+    });
+}
+
+fn hold_with(engine: &Engine, charge: u64, memo: &[u8]) {
+    let (accounts, post) = ([account("a", 1_000, 1)], take(3, &[0]));
+    let asked = Ask { memo, ..ask(charge, &accounts, &post) };
+    let memo = OutcomeMemo::default();
+    let captured = resolution(State::Captured, &[2], &memo);
+    apart(|| {
+        assert!(done(run(engine.session().hold(&asked)).unwrap()).is_some());
+        run(engine.session().resolve(id(charge), &captured)).unwrap();
+    });
+}
+
+async fn dead(data: &TempDir, dir: &Path, engine: &Engine, expected: u64) -> Archive {
+    let archived = archive(data, dir, engine).await;
+    assert_eq!(archived.position(), engine.written());
+    assert_eq!(archived.dead_letters(), expected);
+    archived
+}
+
+#[test]
+fn d37_a_hold_whose_memo_cannot_be_read_does_not_stop_the_archive() {
+    let (dir, data) = (temporary(), temporary());
+    run(async {
+        let engine = prune::open(dir.path(), 0).unwrap();
+        hold_with(&engine, 1, b"\xff");
+        hold(&engine, 2, 0);
+        // The hold, and what became of it.
+        let archived = dead(&data, dir.path(), &engine, 2).await;
+        let written = engine.written();
+        assert_eq!(archived.charge(id(1), written).await.unwrap(), None);
+        assert_ne!(archived.charge(id(2), written).await.unwrap(), None);
+        archived.close().await;
+        // Counted once, also at the next start.
+        dead(&data, dir.path(), &engine, 2).await.close().await;
+    });
+}
+
+#[test]
+fn d37_an_adjustment_whose_memo_cannot_be_read_is_found_by_its_id() {
+    let (dir, data) = (temporary(), temporary());
+    run(async {
+        let engine = prune::open(dir.path(), 0).unwrap();
+        let memo =
+            AdjustMemo { id: id(1).0, org: "acme", who: "operator", reason: "", charge: None };
+        let mut memo = postcard::to_stdvec(&memo).unwrap();
+        // The org is no text any more.
+        memo[20] = 0xff;
+        adjust_with(&engine, 0, &memo);
+        adjust_with(&engine, 0, b"");
+        adjust(&engine, id(2), 0, None);
+        let archived = dead(&data, dir.path(), &engine, 2).await;
+        let found = archived.adjustment(id(1), engine.written()).await.unwrap().unwrap();
+        assert_eq!((&*found.amount, &*found.account), ("0.00005", "acme/licence/a/2026-11-01"));
+        assert_eq!(found.id, id(1).to_string());
+        let all = [id(1).to_string(), id(2).to_string()];
+        assert_eq!(known(&archived, engine.written()).await, all);
+        archived.close().await;
+    });
+}
+
+#[test]
+fn d37_a_mark_does_not_take_away_when_the_last_record_was_made() {
+    let (dir, data) = (temporary(), temporary());
+    run(async {
+        let journal = Journal::open(dir.path(), 0, SEGMENT_SIZE, Durability::Process).unwrap();
+        let append = |record: &Record<'_>| {
+            let mut frames = Frames::default();
+            frames.push(record).unwrap();
+            journal.append(&mut frames).unwrap()
+        };
+        let account = account("a", 1_000, 1);
+        let (key, at) = (account.key, at_day(3).as_microsecond());
+        append(&Record::Adjust(Adjust {
+            at,
+            openings: Default::default(),
+            key,
+            delta: 1,
+            memo: b"",
+        }));
+        let archived = Archive::open(data.path(), dir.path(), 0, 0).await.unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        archived.follow(stop.clone()).await.unwrap();
+        assert_eq!(archived.newest(), Some(at_day(3)));
+        append(&Record::Synced(0));
+        archived.follow(stop).await.unwrap();
+        assert_eq!(archived.position(), journal.written());
+        assert_eq!(archived.newest(), Some(at_day(3)));
+        archived.close().await;
+    });
+}
