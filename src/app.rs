@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use self::backends::Backends;
 use self::generation::Parts;
+use self::keeping::Keeping;
 use crate::admin::{self, Admin, Token};
 use crate::books::embedded::{self, Engine};
 use crate::books::{Durability, Session};
@@ -155,13 +156,8 @@ impl App {
         }));
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
-        let keeping = keeping::Keeping {
-            engine: Arc::clone(&engine),
-            archive: archive.clone(),
-            clock: options.clock.clone(),
-            keep: keeping::keep(config.books.retention_days),
-            told: String::new(),
-        };
+        let days = config.books.retention_days;
+        let keeping = Keeping::new(&engine, &archive, &options.clock, days);
         let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
         let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
         let deadlines = Deadlines { header: header_timeout, write: write_timeout };

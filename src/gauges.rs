@@ -125,6 +125,7 @@ const GAUGES: &[Gauge] = &[
         |w| one(w.engine.recovery().torn_bytes as f64),
     ),
     ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
+    ("tollgate_connections", "Clients connected", |w| one(w.limits.connections() as f64)),
     ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
         one(w.archive.lag(w.engine.records_written()) as f64)
     }),

@@ -15,23 +15,25 @@ use crate::self_check::SelfCheck;
 /// How often sealed segments are looked for, to fold them into a snapshot.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// For how long the journal is kept; `None`: for ever.
-pub(super) fn keep(days: u32) -> Option<SignedDuration> {
-    (days > 0).then(|| SignedDuration::from_hours(24 * i64::from(days)))
-}
-
 /// What the thread needs that keeps the books' files in order.
 pub(super) struct Keeping {
-    pub(super) engine: Arc<Engine>,
-    pub(super) archive: Archive,
-    pub(super) clock: Clock,
+    engine: Arc<Engine>,
+    archive: Archive,
+    clock: Clock,
     /// How long the journal is kept; `None`: for ever.
-    pub(super) keep: Option<SignedDuration>,
+    keep: Option<SignedDuration>,
     /// Why nothing could be deleted, when it was last said.
-    pub(super) told: String,
+    told: String,
 }
 
 impl Keeping {
+    /// Of these books; `days` is how long the journal is kept, 0 for ever.
+    pub(super) fn new(engine: &Arc<Engine>, archive: &Archive, clock: &Clock, days: u32) -> Self {
+        let keep = (days > 0).then(|| SignedDuration::from_hours(24 * i64::from(days)));
+        let (engine, archive, clock) = (Arc::clone(engine), archive.clone(), clock.clone());
+        Self { engine, archive, clock, keep, told: String::new() }
+    }
+
     /// Deletes segments that are old, in a snapshot and archived.
     async fn prune(&mut self) {
         let Some(before) = self.keep.and_then(|keep| self.clock.now().checked_sub(keep).ok())

@@ -234,6 +234,70 @@ mod tests {
         assert_eq!(Record::decode(&bytes[3..]).unwrap(), sample());
     }
 
+    const LAYOUTS: [&str; 5] = [
+        "0010070707070707070707070707070707078080dd9095b6a20600011035338625ef0c74c21567f534aa\
+         6a7753edd1d409002361636d652f6c6963656e63652f6c69632d312f616c6963652f323032362d31312d\
+         303180d0acf30e0107011035338625ef0c74c21567f534aa6a7753edd1d4090000c0843d046d656d6f",
+        "0110070707070707070707070707070707070203020102011070f45effda1735ca23c290225f19c0c3ed\
+         d1d409020161a01f0107011070f45effda1735ca23c290225f19c0c3edd1d4090202ac0208302e303030\
+         3030350102010202",
+        "0201011070f45effda1735ca23c290225f19c0c3edd1d409020161a01f01071070f45effda1735ca23c2\
+         90225f19c0c3edd1d40902d704016d",
+        "03ac02",
+        "0402edd1d409",
+    ];
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn f45_the_layout_of_a_record_never_changes() {
+        let key = AccountKey {
+            stem: Stem::new(&["acme"]),
+            period: "2026-11-01".parse().unwrap(),
+            kind: AccountKind::Pool,
+        };
+        let leg = Leg { key, kind: LegKind::Overage, amount: 300 };
+        let grant = Grant { base: 4_000, version: Version { epoch: 1, number: 7 } };
+        let opening = Opening { key, name: "a", grant };
+        let cost = crate::core::amount::Credits::from_micro(5).unwrap();
+        let flags = crate::core::charge::Flags::IN_DOUBT;
+        let memo = OutcomeMemo { cost, measures: Some(vec![1, 2]), flags };
+        let records = [
+            sample(),
+            Record::Resolve(Resolve {
+                charge: [7; 16],
+                at: 1,
+                state: State::Expired,
+                keep: smallvec![1, 2],
+                openings: smallvec![opening.clone()],
+                extra: smallvec![leg],
+                memo,
+            }),
+            Record::Adjust(Adjust {
+                at: -1,
+                openings: smallvec![opening],
+                key,
+                delta: -300,
+                memo: b"m",
+            }),
+            Record::Synced(300),
+            Record::Close(Close { at: 1, below: "2026-11-01".parse().unwrap() }),
+        ];
+        let layouts: Vec<String> = records
+            .iter()
+            .map(|record| {
+                let mut bytes = Vec::new();
+                record.encode(&mut bytes).unwrap();
+                hex(&bytes)
+            })
+            .collect();
+        // Where this fails the layout has changed, and no journal before it can be read: add a
+        // record of another kind instead.
+        assert_eq!(layouts, LAYOUTS);
+    }
+
     #[test]
     fn f39_other_bytes_are_not_a_record() {
         let mut bytes = Vec::new();

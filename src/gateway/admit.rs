@@ -93,6 +93,11 @@ impl Limits {
         self.in_flight.load(Relaxed)
     }
 
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
     /// A place for one more connection, if there is one.
     pub fn connect(&self) -> Option<Place> {
         let place = Place(Arc::clone(&self.connections));

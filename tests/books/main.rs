@@ -1,6 +1,7 @@
 //! The books, held to what they promise.
 //!
 //! - `archive`: the archive behind a journal that lost records, or has some that cannot be read.
+//! - `closed`: cycles that are long over.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
@@ -14,6 +15,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 
 mod archive;
+mod closed;
 mod contract;
 mod crash_points;
 mod damage;

@@ -243,8 +243,8 @@ fn d33_f08_a_client_that_leaves_pays_what_is_reported_to_nobody_or_what_it_saw()
                 }
                 go.send(()).unwrap();
             } else {
-                crate::support::until("the client's place is free", || {
-                    (world.metric("tollgate_in_flight_requests", &[]) == 0.0).then_some(())
+                crate::support::until("the client's connection is gone", || {
+                    (world.metric("tollgate_connections", &[]) == 0.0).then_some(())
                 })
                 .await;
                 assert_eq!(now(&world, &backend)["state"], "held", "{path}");

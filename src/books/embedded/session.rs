@@ -5,6 +5,8 @@
 //! the records of one turn of its worker's event loop; whoever is polled first on the next turn
 //! writes them all.
 
+mod adjust;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +21,6 @@ use super::table::{self, Applied, Entry, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
-use crate::core::amount::MAX_MICRO;
 use crate::core::charge::State;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
@@ -175,53 +176,6 @@ impl Session {
         };
         let wait = Written { session: self.clone(), batch };
         Ok((Posted::Done(legs, view), Some(wait)))
-    }
-
-    fn adjust_now(&self, adjustment: &Adjustment<'_>) -> Result<(Arc<Entry>, Written), BooksError> {
-        let shared = &self.0.shared;
-        shared.check_space()?;
-        bounded(adjustment.memo)?;
-        let account = adjustment.account;
-        // Held until the record is queued, so that whoever closes cycles, and then writes what is
-        // queued, either is seen here or finds the record.
-        let mut queue = self.0.queue.lock();
-        if account.key.is_closed(shared.table.closed()) {
-            return Err(BooksError::Closed);
-        }
-        let entry = shared.table.get_or_open(account);
-        let (grant, opening) = {
-            let mut state = entry.state.lock();
-            let newer = account.grant.version > state.version;
-            let base = if newer { account.grant.base } else { state.balance.base };
-            let adjusted = in_range(&Balance { base, ..state.balance }, adjustment.delta)?;
-            if newer {
-                state.balance.base = account.grant.base;
-                state.version = account.grant.version;
-                state.unwritten = true;
-            }
-            // Down at once, up only when it is written.
-            if adjustment.delta < 0 {
-                state.balance.adjusted = adjusted;
-            }
-            (Grant { base: state.balance.base, version: state.version }, state.unwritten)
-        };
-        let name = &entry.name;
-        let opening = opening.then(|| Opening { key: entry.key, name, grant });
-        let record = Record::Adjust(record::Adjust {
-            at: adjustment.now.as_microsecond(),
-            openings: opening.into_iter().collect(),
-            key: entry.key,
-            delta: adjustment.delta,
-            memo: adjustment.memo,
-        });
-        push(&mut queue.frames, &record)?;
-        queue.after.push(After::GrantWritten(Arc::clone(&entry), grant.version));
-        if adjustment.delta > 0 {
-            queue.after.push(After::Raise(Arc::clone(&entry), adjustment.delta));
-        }
-        let wait = Written { session: self.clone(), batch: queue.batch };
-        drop(record);
-        Ok((entry, wait))
     }
 
     fn resolve_now(
@@ -491,15 +445,4 @@ fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 2]> {
 /// Refuses a memo that could make its record longer than the journal reads back.
 fn bounded(memo: &[u8]) -> Result<(), BooksError> {
     if memo.len() > MAX_RECORD / 4 { Err(BooksError::Range) } else { Ok(()) }
-}
-
-/// The sum of an account's adjustments after one more. What waits to be written is not in it, so
-/// the bound is that of amounts, far below what the sum could hold. Nothing is added that leaves
-/// more than an amount can be (f57); what was captured can be given back whatever the grant is.
-fn in_range(before: &Balance, delta: i64) -> Result<i64, BooksError> {
-    let sum = before.adjusted.checked_add(delta).ok_or(BooksError::Range)?;
-    let largest = sum.unsigned_abs().max(delta.unsigned_abs());
-    let left = i128::from(before.base) + i128::from(sum) - i128::from(before.captured);
-    let too_much = delta > 0 && left > i128::from(MAX_MICRO);
-    if too_much || largest > MAX_MICRO { Err(BooksError::Range) } else { Ok(sum) }
 }
