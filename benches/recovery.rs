@@ -77,7 +77,9 @@ fn open(dir: &std::path::Path, round: u32, snapshot: bool, records: u64) {
     let (seconds, cpu) = (began.elapsed().as_secs_f64(), self::cpu() - cpu);
     let recovery = engine.recovery();
     let read = if snapshot { 0 } else { records / 2 * 2 };
-    assert_eq!(recovery.records, read, "it read what it should");
+    // The journal has marks of what is synced beside what was asked for: one every few MiB.
+    let marks = recovery.records.checked_sub(read).expect("it read what it should");
+    assert!(marks < 1_000, "{marks} records more than were made");
     println!(
         "{{\"round\":{round},\"snapshot\":{snapshot},\"records\":{read},\"accounts\":{},\
          \"seconds\":{seconds:.3},\"cpu\":{cpu:.2}}}",
