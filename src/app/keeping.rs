@@ -64,8 +64,8 @@ impl Keeping {
     }
 }
 
-/// The thread that folds sealed segments into snapshots, deletes old ones, and compares what is
-/// in memory with what is recorded.
+/// The thread that folds sealed segments into snapshots, closes cycles that are long over, deletes
+/// old segments, and compares what is in memory with what is recorded.
 pub(super) fn start(
     mut keeping: Keeping,
     mut self_check: SelfCheck,

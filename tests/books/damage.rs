@@ -11,12 +11,11 @@ use tollgate::books::journal::{Damage, Frames, Journal};
 use tollgate::books::recover::RecoverError;
 use tollgate::books::repair::{Repair, RepairError};
 use tollgate::books::{Adjustment, Books, Durability};
-use tollgate::core::account::Balance;
 use tollgate::core::charge::{OutcomeMemo, State};
 use tollgate::core::record::Record;
 
 use crate::engine::{
-    NOW, account, ask, copy, done, files, id, name, resolution, run, take, temporary,
+    NOW, account, ask, balances, copy, done, files, id, name, resolution, run, take, temporary,
 };
 
 const HEADER: usize = 24;
@@ -92,14 +91,6 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(path).unwrap();
     change(&mut bytes);
     std::fs::write(path, bytes).unwrap();
-}
-
-fn balances(engine: &Opened) -> BTreeMap<String, Balance> {
-    let mut all = BTreeMap::new();
-    engine.for_each_balance(|_, name, balance| {
-        all.insert(name.to_owned(), balance);
-    });
-    all
 }
 
 /// Opens what must not be opened, and sees that nothing was changed. Returns why.

@@ -58,10 +58,7 @@ impl Engine for Embedded {
     }
 
     fn all(&self) -> BTreeMap<String, Balance> {
-        let mut all = BTreeMap::new();
-        self.engine.for_each_balance(|_, name, balance| {
-            all.insert(name.to_owned(), balance);
-        });
+        let mut all = balances(&self.engine);
         all.retain(|_, balance| *balance != Balance::default());
         all
     }
@@ -74,6 +71,15 @@ impl Embedded {
         copy(self.dir.path(), dir.path());
         Self { engine: embedded::Engine::open(dir.path(), NOW).unwrap(), dir }
     }
+}
+
+/// Every account in memory, by its name.
+pub fn balances(engine: &embedded::Engine) -> BTreeMap<String, Balance> {
+    let mut all = BTreeMap::new();
+    engine.for_each_balance(|_, name, balance| {
+        all.insert(name.to_owned(), balance);
+    });
+    all
 }
 
 /// A directory in memory where the system has one: these tests are about order, not about disks.

@@ -18,7 +18,9 @@ use tollgate::core::cycle::Label;
 use tollgate::core::price::Price;
 use tollgate::ledger::archive::Archive;
 
-use crate::engine::{NOW, account, ask, copy, done, files, id, resolution, run, take, temporary};
+use crate::engine::{
+    NOW, account, ask, balances, copy, done, files, id, resolution, run, take, temporary,
+};
 
 /// How many processes wrote, a day each, and a segment each.
 const DAYS: u64 = 8;
@@ -92,14 +94,6 @@ fn with_extension(dir: &Path, extension: &str) -> Vec<PathBuf> {
 
 fn start(path: &Path) -> u64 {
     path.file_stem().unwrap().to_str().unwrap().parse().unwrap()
-}
-
-fn balances(engine: &Opened) -> BTreeMap<String, Balance> {
-    let mut all = BTreeMap::new();
-    engine.for_each_balance(|_, name, balance| {
-        all.insert(name.to_owned(), balance);
-    });
-    all
 }
 
 /// What a start finds in a copy, whose ledger adds up and that needs no repair.
