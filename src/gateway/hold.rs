@@ -328,7 +328,6 @@ impl<B: Books + 'static> Drop for Held<B> {
                 }
             });
         }
-        let in_doubt = self.stage == Stage::Forwarded;
         if in_doubt {
             self.worker.meters.in_doubt(capture);
         }
