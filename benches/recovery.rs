@@ -61,7 +61,7 @@ fn main() {
         if snapshot {
             let engine = Engine::open(&dir, Timestamp::UNIX_EPOCH).expect("opened");
             let (began, cpu) = (Instant::now(), cpu());
-            assert!(engine.snapshot().expect("folded"), "nothing to fold");
+            assert!(engine.snapshot(Timestamp::UNIX_EPOCH).expect("folded"), "nothing to fold");
             let took = began.elapsed().as_secs_f64();
             println!("a snapshot took {took:.2} s, {:.2} s of CPU", self::cpu() - cpu);
         }
@@ -107,8 +107,15 @@ fn charge(session: &Session, count: u64, accounts: u64) {
     let payer = Payer { slot: 0, kind: LegKind::Licence, cap: None };
     let post = Post { sources: smallvec![Source::take(1, [payer])], look: smallvec![] };
     let (now, memo) = (Timestamp::UNIX_EPOCH, OutcomeMemo::default());
-    let resolution =
-        Resolution { state: State::Captured, keep: &[1], extra: None, now, memo: &memo };
+    let resolution = Resolution {
+        state: State::Captured,
+        keep: &[1],
+        extra: None,
+        now,
+        memo: &memo,
+        note: &[],
+        answer: &[],
+    };
     let id = |n| ChargeId::v7(n, u128::from(n) << 7);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
@@ -117,7 +124,15 @@ fn charge(session: &Session, count: u64, accounts: u64) {
             let hold = |n| {
                 let (accounts, in_doubt) = (&[account(n)], InDoubt::Void);
                 let (charge, post) = (id(n), &post);
-                session.hold(&Ask { charge, accounts, post, now, in_doubt, memo: &MEMO })
+                session.hold(&Ask {
+                    charge,
+                    accounts,
+                    post,
+                    now,
+                    in_doubt,
+                    memo: &MEMO,
+                    lasting: None,
+                })
             };
             // Begun when called: the first that waits writes the records of all.
             let holds: Vec<_> = turn.clone().map(hold).collect();

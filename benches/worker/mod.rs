@@ -92,8 +92,15 @@ pub fn charge(
     let post = take(leg);
     let memo = OutcomeMemo::default();
     let now = Timestamp::UNIX_EPOCH;
-    let resolution =
-        Resolution { state: State::Captured, keep: &[1], extra: None, now, memo: &memo };
+    let resolution = Resolution {
+        state: State::Captured,
+        keep: &[1],
+        extra: None,
+        now,
+        memo: &memo,
+        note: &[],
+        answer: &[],
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let (mut holds, mut captures) = (Turn::new(in_flight), Turn::new(in_flight));
@@ -102,7 +109,15 @@ pub fn charge(
             // A request's accounts are on its worker's stack, made from the snapshot's stems.
             let accounts = &[seats.account(seat(n), kind)];
             let in_doubt = InDoubt::Void;
-            session.hold(&Ask { charge: id(n), accounts, post: &post, now, in_doubt, memo: &MEMO })
+            session.hold(&Ask {
+                charge: id(n),
+                accounts,
+                post: &post,
+                now,
+                in_doubt,
+                memo: &MEMO,
+                lasting: None,
+            })
         };
         let capture = |n| session.resolve(id(n), &resolution);
         let mut n = 0;

@@ -79,7 +79,7 @@ pub(super) fn start(
                 () = tokio::time::sleep(SNAPSHOT_INTERVAL) => {}
                 () = end.cancelled() => return,
             }
-            if let Err(error) = keeping.engine.snapshot() {
+            if let Err(error) = keeping.engine.snapshot(keeping.clock.now()) {
                 tracing::error!(%error, "no snapshot was written; the next start takes longer");
             }
             match keeping.engine.close_cycles(keeping.clock.now()) {

@@ -2,12 +2,15 @@
 //! snapshot stores. Snapshots are folded from the journal, never copied from live memory, so
 //! that they cannot hold what was not written.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::core::account::{AccountKey, Balance, Version};
-use crate::core::charge::InDoubt;
+use crate::core::charge::{InDoubt, State};
 use crate::core::cycle::Label;
-use crate::core::record::{Adjust, Hold, Leg, Opening, Record, Resolve};
+use crate::core::record::{
+    Adjust, Amend, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve, add_legs,
+};
 use smallvec::SmallVec;
 
 /// Why records do not add up.
@@ -16,8 +19,8 @@ pub enum FoldError {
     /// A leg of an account that no record opened.
     #[error("a leg names an account that was never opened: {0:?}")]
     UnknownAccount(AccountKey),
-    /// A resolution of a charge that is not open.
-    #[error("charge {0:02x?} is resolved but not open")]
+    /// A resolution or an amendment of a charge that is not open.
+    #[error("charge {0:02x?} is resolved or amended but not open")]
     NotOpen([u8; 16]),
     /// A charge that was held twice.
     #[error("charge {0:02x?} is held twice")]
@@ -55,6 +58,27 @@ pub struct FoldHold {
     pub legs: SmallVec<[Leg; 2]>,
     /// The hold's memo.
     pub memo: Box<[u8]>,
+    /// When it ends by itself: it outlives its process.
+    pub expires: Option<i64>,
+    /// The key under which it was made once.
+    pub once: Option<Once>,
+    /// What is known of its use.
+    pub known: Option<Known>,
+    /// The hold's note.
+    pub note: Box<[u8]>,
+}
+
+/// A charge that was made under a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoldOnce {
+    /// The charge.
+    pub charge: [u8; 16],
+    /// What the request was.
+    pub request: [u8; 16],
+    /// When it was held, in microseconds since the Unix epoch.
+    pub at: i64,
+    /// False while it is open.
+    pub captured: bool,
 }
 
 /// Every account and every open hold.
@@ -64,6 +88,9 @@ pub struct Fold {
     pub accounts: HashMap<AccountKey, FoldAccount>,
     /// Open holds by charge.
     pub holds: HashMap<[u8; 16], FoldHold>,
+    /// Charges by the scope and key under which they are made once: those that are open or
+    /// captured.
+    pub once: HashMap<(u64, [u8; 16]), FoldOnce>,
     /// Accounts of cycles that began before this label are gone.
     pub closed: Label,
     /// The last days (UTC, since the Unix epoch) on which records were made, at most [`DAYS`].
@@ -95,6 +122,11 @@ impl Fold {
         }
     }
 
+    /// Forgets the keys of captured charges that were held before an instant.
+    pub fn forget_once(&mut self, before: i64) {
+        self.once.retain(|_, known| !known.captured || known.at >= before);
+    }
+
     /// Applies one record.
     ///
     /// # Errors
@@ -110,8 +142,11 @@ impl Fold {
             self.open(opening);
         }
         match record {
-            Record::Hold(hold) => self.hold(hold),
+            Record::Hold(hold) => self.hold(hold, None),
+            Record::Lasting(lasting) => self.hold(&lasting.hold, Some(lasting)),
+            Record::Amend(amend) => self.amend(amend),
             Record::Resolve(resolve) => self.resolve(resolve),
+            Record::Finish(finish) => self.resolve(&finish.resolve),
             Record::Adjust(adjust) => self.adjust(adjust),
             Record::Synced(_) => Ok(()),
             Record::Close(close) => self.close(close.below),
@@ -135,16 +170,22 @@ impl Fold {
         Ok(&mut account.balance)
     }
 
-    fn hold(&mut self, hold: &Hold<'_>) -> Result<(), FoldError> {
-        for leg in &hold.legs {
-            let balance = self.balance(leg.key)?;
-            balance.held = balance.held.checked_add(leg.amount).ok_or(FoldError::Range)?;
+    fn hold(&mut self, hold: &Hold<'_>, lasting: Option<&Lasting<'_>>) -> Result<(), FoldError> {
+        self.take(&hold.legs)?;
+        let once = lasting.and_then(|lasting| lasting.once);
+        if let Some(Once { scope, key, request }) = once {
+            let (charge, at) = (hold.charge, hold.at);
+            self.once.insert((scope, key), FoldOnce { charge, request, at, captured: false });
         }
         let open = FoldHold {
             at: hold.at,
             in_doubt: hold.in_doubt,
             legs: hold.legs.clone(),
             memo: hold.memo.into(),
+            expires: lasting.and_then(|lasting| lasting.expires),
+            once,
+            known: None,
+            note: lasting.map_or(&[][..], |lasting| lasting.note).into(),
         };
         match self.holds.insert(hold.charge, open) {
             None => Ok(()),
@@ -152,8 +193,41 @@ impl Fold {
         }
     }
 
+    fn take(&mut self, legs: &[Leg]) -> Result<(), FoldError> {
+        for leg in legs {
+            let balance = self.balance(leg.key)?;
+            balance.held = balance.held.checked_add(leg.amount).ok_or(FoldError::Range)?;
+        }
+        Ok(())
+    }
+
+    fn amend(&mut self, amend: &Amend<'_>) -> Result<(), FoldError> {
+        self.take(&amend.legs)?;
+        let not_open = FoldError::NotOpen(amend.charge);
+        let hold = self.holds.get_mut(&amend.charge).ok_or(not_open)?;
+        add_legs(&mut hold.legs, &amend.legs);
+        if amend.known.is_some() {
+            hold.known.clone_from(&amend.known);
+        }
+        hold.expires = amend.expires.or(hold.expires);
+        if let Some(note) = amend.note {
+            hold.note = note[..].into();
+        }
+        Ok(())
+    }
+
     fn resolve(&mut self, resolve: &Resolve<'_>) -> Result<(), FoldError> {
         let hold = self.holds.remove(&resolve.charge).ok_or(FoldError::NotOpen(resolve.charge))?;
+        if let Some(Once { scope, key, .. }) = hold.once
+            && let Entry::Occupied(mut known) = self.once.entry((scope, key))
+            && known.get().charge == resolve.charge
+        {
+            // Whoever was not charged may try again.
+            match resolve.state {
+                State::Captured => known.get_mut().captured = true,
+                _ => drop(known.remove()),
+            }
+        }
         for (index, leg) in hold.legs.iter().enumerate() {
             let keep = resolve.keep.get(index).copied().unwrap_or(0);
             let balance = self.balance(leg.key)?;

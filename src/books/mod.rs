@@ -14,12 +14,13 @@ pub mod snapshot;
 
 use std::future::Future;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::core::account::{Account, AccountKey, Balance, Legs, Post, View};
 pub use crate::core::charge::InDoubt;
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
+pub use crate::core::record::{Known, Once};
 
 /// What an acknowledged change survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,20 @@ pub struct Ask<'a> {
     pub in_doubt: InDoubt,
     /// The encoded [`crate::core::charge::HoldMemo`]; opaque to the books.
     pub memo: &'a [u8],
+    /// What there is beyond a plain hold.
+    pub lasting: Option<Lasting<'a>>,
+}
+
+/// What a hold asks for that is more than a plain one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lasting<'a> {
+    /// When it ends by itself, as its `in_doubt` says. Until then it outlives its process; a hold
+    /// without it is resolved at the next start.
+    pub expires: Option<Timestamp>,
+    /// The key under which it is made once (D35): recorded with the hold, in the same step.
+    pub once: Option<Once>,
+    /// The encoded [`crate::core::charge::HoldNote`]; opaque to the books.
+    pub note: &'a [u8],
 }
 
 /// What became of a post.
@@ -56,6 +71,19 @@ pub enum Posted {
     /// Nothing was changed: some source could not give what was asked. Balances of every account
     /// the post named, all read in the same step.
     Short(View),
+    /// Nothing was changed: a charge that is open or captured has the key.
+    Known(KnownCharge),
+}
+
+/// The charge that a key belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownCharge {
+    /// The charge.
+    pub charge: ChargeId,
+    /// What its request was.
+    pub request: [u8; 16],
+    /// False while it is open.
+    pub captured: bool,
 }
 
 /// How a charge is resolved.
@@ -73,6 +101,42 @@ pub struct Resolution<'a> {
     pub now: Timestamp,
     /// What the ledger should remember of it.
     pub memo: &'a OutcomeMemo,
+    /// The encoded [`crate::core::charge::OutcomeNote`], or nothing.
+    pub note: &'a [u8],
+    /// The HTTP message that answered, where it is kept for who asks again; else empty.
+    pub answer: &'a [u8],
+}
+
+/// What more is taken for an open charge, or known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Amendment<'a> {
+    /// What is taken beyond the hold. Its slots mean `accounts`.
+    pub extra: Option<(&'a [Account<'a>], &'a Post)>,
+    /// What resolves it from now on if its owner disappears. Its `keep` counts legs as they are
+    /// with this amendment.
+    pub known: Option<&'a Known>,
+    /// When it ends by itself from now on.
+    pub expires: Option<Timestamp>,
+    /// What replaces the hold's note.
+    pub note: Option<&'a [u8]>,
+    /// The HTTP message that answered, where it is kept; else empty.
+    pub answer: &'a [u8],
+    /// The instant of the amendment.
+    pub now: Timestamp,
+}
+
+/// What became of an amendment.
+#[derive(Clone, Debug)]
+pub enum Amended {
+    /// It is done and recorded: what the extra post took, and the balances after it of all the
+    /// accounts the hold named (by the hold's slots).
+    Done(Legs, View),
+    /// The extra post could not be done, so nothing was: balances of its accounts.
+    Short(View),
+    /// The charge had been resolved before; nothing was changed.
+    Already(State),
+    /// There is no such open charge.
+    Unknown,
 }
 
 /// What became of a resolution.
@@ -111,6 +175,9 @@ pub enum BooksError {
     /// The account's cycle was closed long ago, and nothing of it changes any more.
     #[error("the cycle is closed: its accounts are not kept any more")]
     Closed,
+    /// More keys are remembered than there is room for.
+    #[error("too many charges are remembered by their keys")]
+    TooManyKeys,
     /// An amount would leave its range, or a memo is longer than a record may be.
     #[error("an amount would leave its range")]
     Range,
@@ -127,6 +194,10 @@ pub struct OpenCharge {
     pub memo: Box<[u8]>,
     /// What it took: account name, kind of leg, kind of account, millionths.
     pub legs: Vec<OpenLeg>,
+    /// When it ends by itself, if it does.
+    pub expires: Option<Timestamp>,
+    /// The hold's note, as it was last amended.
+    pub note: Box<[u8]>,
 }
 
 /// A leg of an open charge.
@@ -156,6 +227,10 @@ pub struct OpenLeg {
 /// - **Acknowledged means recorded.** A future is ready only when the record would survive what
 ///   the configured durability says (`process`: `kill -9`).
 /// - **Once.** A charge is resolved at most once.
+/// - **One charge a key.** A hold under a key (D35) is made only while no other that is open or
+///   captured has it. A key is free again when the void of its charge is recorded, or
+///   [`KEPT_KEYS`] after the hold of a captured one.
+/// - **Lasting holds** outlive their process, and end by themselves on the books' clock.
 /// - **Closed cycles stay closed.** An engine may forget the accounts of cycles that are long over,
 ///   together with a mark below which none is opened again: whatever a post names there is empty,
 ///   and an adjustment is refused.
@@ -180,6 +255,17 @@ pub trait Books: Send + Sync {
         resolution: &Resolution<'_>,
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<Self>;
 
+    /// Takes more for an open charge, or records what is known of it. Begun when called, like a
+    /// resolution.
+    fn amend(
+        &self,
+        charge: ChargeId,
+        amendment: &Amendment<'_>,
+    ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<Self>;
+
+    /// The charge that has a key.
+    fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge>;
+
     /// Changes what an account is granted, by an admin's word.
     fn adjust(
         &self,
@@ -202,6 +288,10 @@ pub trait Books: Send + Sync {
         charge: ChargeId,
     ) -> impl Future<Output = Result<Option<OpenCharge>, BooksError>> + Send;
 }
+
+/// How long the key of a captured charge is remembered, from its hold on: longer than the longest
+/// hold, which is a day (f19).
+pub const KEPT_KEYS: SignedDuration = SignedDuration::from_hours(48);
 
 /// The engine behind a gateway. One engine so far; a second one makes this an enum.
 pub type Session = embedded::Session;

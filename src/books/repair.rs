@@ -21,7 +21,7 @@ use super::snapshot;
 use crate::core::amount::Credits;
 use crate::core::charge::State;
 use crate::core::ids::ChargeId;
-use crate::core::record::{Leg, Record, instant};
+use crate::core::record::{Finish, Lasting, Leg, Record, instant};
 
 /// Why books cannot be repaired.
 #[derive(Debug, thiserror::Error)]
@@ -382,11 +382,12 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
             names.entry(opening.key).or_insert_with(|| opening.name.to_owned());
         }
         let (at, legs) = match &record {
-            Record::Hold(hold) => {
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
                 loss.holds += 1;
                 (hold.at, hold.legs.clone())
             }
-            Record::Resolve(resolve) => {
+            Record::Amend(amend) => (amend.at, amend.legs.clone()),
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
                 if resolve.state == State::Captured {
                     loss.captures += 1;
                     let sum = loss.cost.micro().checked_add(resolve.memo.cost.micro());
@@ -424,10 +425,16 @@ fn describe(record: &Record<'_>) -> Option<String> {
         Record::Close(close) => {
             format!("{} cycles before {} closed", instant(close.at), close.below)
         }
-        Record::Hold(hold) => {
+        Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
             format!("{} hold {}{}", instant(hold.at), ChargeId(hold.charge), legs(&hold.legs))
         }
-        Record::Resolve(resolve) => format!(
+        Record::Amend(amend) => format!(
+            "{} amendment of {}{}",
+            instant(amend.at),
+            ChargeId(amend.charge),
+            legs(&amend.legs)
+        ),
+        Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => format!(
             "{} {} {} cost={} keep={:?}{}",
             instant(resolve.at),
             resolve.state.word(),

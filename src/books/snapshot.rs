@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use super::fold::{Fold, FoldAccount, FoldHold};
+use super::fold::{Fold, FoldAccount, FoldHold, FoldOnce};
 use crate::core::account::{AccountKey, Balance, Version};
 use crate::core::charge::InDoubt;
 use crate::core::cycle::Label;
-use crate::core::record::{Leg, VERSION};
+use crate::core::record::{Known, Leg, Once, VERSION};
 
 const MAGIC: &[u8; 8] = b"TOLLSNAP";
 
@@ -44,6 +44,28 @@ enum Entry<'a> {
         closed: Label,
         days: Vec<i32>,
     },
+    /// What there is to know of the hold before it beyond a plain one (since version 3).
+    Lasting {
+        #[serde(with = "serde_bytes")]
+        charge: [u8; 16],
+        expires: Option<i64>,
+        once: Option<Once>,
+        known: Option<Known>,
+        #[serde(borrow, with = "serde_bytes")]
+        note: &'a [u8],
+    },
+    /// A charge that is made once (since version 3).
+    Once {
+        scope: u64,
+        #[serde(with = "serde_bytes")]
+        key: [u8; 16],
+        #[serde(with = "serde_bytes")]
+        charge: [u8; 16],
+        #[serde(with = "serde_bytes")]
+        request: [u8; 16],
+        at: i64,
+        captured: bool,
+    },
 }
 
 /// Writes the fold of everything before `position`, safe against power failure, and removes the
@@ -53,7 +75,8 @@ enum Entry<'a> {
 /// Whatever the file system says.
 pub fn write(dir: &Path, position: u64, fold: &Fold) -> io::Result<()> {
     let temporary = dir.join("snapshot.tmp");
-    let mut out = Out { file: BufWriter::new(File::create(&temporary)?), scratch: Vec::new() };
+    let file = BufWriter::new(File::create(&temporary)?);
+    let mut out = Out { file, scratch: Vec::new(), entries: 0 };
     out.file.write_all(MAGIC)?;
     out.file.write_all(&VERSION.to_le_bytes())?;
     for (key, account) in &fold.accounts {
@@ -61,12 +84,20 @@ pub fn write(dir: &Path, position: u64, fold: &Fold) -> io::Result<()> {
         out.entry(&Entry::Account { key: *key, name, balance: *balance, version: *version })?;
     }
     for (charge, hold) in &fold.holds {
-        let FoldHold { at, in_doubt, legs, memo } = hold;
+        let FoldHold { at, in_doubt, legs, memo, expires, once, known, note } = hold;
         let (charge, at, in_doubt, legs) = (*charge, *at, *in_doubt, legs.clone());
         out.entry(&Entry::Hold { charge, at, in_doubt, legs, memo })?;
+        if expires.is_some() || once.is_some() || known.is_some() || !note.is_empty() {
+            let (expires, once, known) = (*expires, *once, known.clone());
+            out.entry(&Entry::Lasting { charge, expires, once, known, note })?;
+        }
+    }
+    for ((scope, key), known) in &fold.once {
+        let FoldOnce { charge, request, at, captured } = *known;
+        out.entry(&Entry::Once { scope: *scope, key: *key, charge, request, at, captured })?;
     }
     out.entry(&Entry::Time { closed: fold.closed, days: fold.days.iter().copied().collect() })?;
-    out.entry(&Entry::End { entries: (fold.accounts.len() + fold.holds.len() + 1) as u64 })?;
+    out.end()?;
     let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     std::fs::rename(&temporary, dir.join(format!("{position:020}.snapshot")))?;
@@ -125,7 +156,19 @@ pub fn read(path: &Path) -> io::Result<Fold> {
             fold.accounts.insert(key, account);
         }
         Entry::Hold { charge, at, in_doubt, legs, memo } => {
-            fold.holds.insert(charge, FoldHold { at, in_doubt, legs, memo: memo.into() });
+            let (memo, note) = (memo.into(), Box::default());
+            let (expires, once, known) = (None, None, None);
+            let hold = FoldHold { at, in_doubt, legs, memo, expires, once, known, note };
+            fold.holds.insert(charge, hold);
+        }
+        Entry::Lasting { charge, expires, once, known, note } => {
+            if let Some(hold) = fold.holds.get_mut(&charge) {
+                (hold.expires, hold.once, hold.known) = (expires, once, known);
+                hold.note = note.into();
+            }
+        }
+        Entry::Once { scope, key, charge, request, at, captured } => {
+            fold.once.insert((scope, key), FoldOnce { charge, request, at, captured });
         }
         Entry::Time { closed, days } => {
             (fold.closed, fold.days) = (closed, days.into_iter().collect());
@@ -183,6 +226,7 @@ fn for_each(path: &Path, mut see: impl FnMut(Entry<'_>)) -> io::Result<()> {
 struct Out {
     file: BufWriter<File>,
     scratch: Vec<u8>,
+    entries: u64,
 }
 
 impl Out {
@@ -194,6 +238,11 @@ impl Out {
         self.file.write_all(&crc32fast::hash(&bytes).to_le_bytes())?;
         self.file.write_all(&bytes)?;
         self.scratch = bytes;
+        self.entries += 1;
         Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.entry(&Entry::End { entries: self.entries })
     }
 }

@@ -87,6 +87,14 @@ impl Flags {
     }
 }
 
+impl std::ops::BitOr for Flags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
 /// What resolves a hold that nobody settles (D36).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -224,6 +232,8 @@ pub struct ChargeRecord<'a> {
     pub id: ChargeId,
     /// When it was held.
     pub held_at: Timestamp,
+    /// When the hold ends by itself, if it does.
+    pub expires: Option<Timestamp>,
     /// The hold's memo.
     pub memo: HoldMemo<'a>,
     /// Where it stands, when it was resolved and with what memo.
@@ -258,7 +268,7 @@ impl ChargeRecord<'_> {
             flags: flags.words().into_iter().map(str::to_owned).collect(),
             request_id: memo.request_id.map_or_else(|| self.id.to_string(), str::to_owned),
             created_at: self.held_at,
-            expires_at: None,
+            expires_at: self.expires,
             resolved_at: outcome.map(|(_, at, _)| *at),
         }
     }

@@ -14,7 +14,7 @@ use super::ids::ChargeId;
 /// before it are read, because the layout of a record never changes, its memos included: what has
 /// to say something new is a new record, at the end of [`Record`], and a new version. A test
 /// compares the bytes.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Why bytes are not a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,16 @@ pub enum Record<'a> {
     Synced(u64),
     /// Cycles are over for good (since version 2).
     Close(Close),
+    /// A charge was authorised of which there is more to know than of a plain one (since
+    /// version 3, like all that follow).
+    #[serde(borrow)]
+    Lasting(Lasting<'a>),
+    /// More was taken for an open charge, or more is known of it.
+    #[serde(borrow)]
+    Amend(Amend<'a>),
+    /// A charge was resolved of which there is more to know.
+    #[serde(borrow)]
+    Finish(Finish<'a>),
 }
 
 /// An account as a record first names it, or with a grant that no earlier record is sure to
@@ -130,6 +140,93 @@ pub struct Close {
     pub below: Label,
 }
 
+/// A key under which a request is charged once (D35).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Once {
+    /// Whose keys it is counted with.
+    pub scope: u64,
+    /// What is unique: caller and key.
+    #[serde(with = "serde_bytes")]
+    pub key: [u8; 16],
+    /// What the request is; another one under the same key is refused.
+    #[serde(with = "serde_bytes")]
+    pub request: [u8; 16],
+}
+
+/// See [`Record::Lasting`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lasting<'a> {
+    /// The hold.
+    #[serde(borrow)]
+    pub hold: Hold<'a>,
+    /// When it ends by itself, in microseconds since the Unix epoch. It outlives its process.
+    pub expires: Option<i64>,
+    /// The key under which it is made once.
+    pub once: Option<Once>,
+    /// The encoded [`super::charge::HoldNote`], or nothing.
+    #[serde(borrow, with = "serde_bytes")]
+    pub note: &'a [u8],
+}
+
+/// What is known of the use of a charge that is open: what resolves it if its owner disappears.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// How much of each leg is captured.
+    pub keep: SmallVec<[u64; 6]>,
+    /// What the ledger should remember of it.
+    pub memo: OutcomeMemo,
+}
+
+/// See [`Record::Amend`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amend<'a> {
+    /// The charge.
+    #[serde(with = "serde_bytes")]
+    pub charge: [u8; 16],
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// Accounts that no earlier record is sure to have.
+    #[serde(borrow)]
+    pub openings: SmallVec<[Opening<'a>; 1]>,
+    /// What is taken beyond the hold. Where a leg of the same account and kind is there it grows;
+    /// others follow those that are there.
+    pub legs: SmallVec<[Leg; 2]>,
+    /// What is known of its use, where that is said.
+    pub known: Option<Known>,
+    /// When it ends by itself from now on, where that is said.
+    pub expires: Option<i64>,
+    /// What replaces the hold's note, where that is said.
+    #[serde(borrow)]
+    pub note: Option<&'a serde_bytes::Bytes>,
+    /// The HTTP message that answered, where it is kept; else empty.
+    #[serde(borrow, with = "serde_bytes")]
+    pub answer: &'a [u8],
+}
+
+/// See [`Record::Finish`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish<'a> {
+    /// The resolution.
+    #[serde(borrow)]
+    pub resolve: Resolve<'a>,
+    /// The encoded [`super::charge::OutcomeNote`], or nothing.
+    #[serde(borrow, with = "serde_bytes")]
+    pub note: &'a [u8],
+    /// The HTTP message that answered, where it is kept; else empty.
+    #[serde(borrow, with = "serde_bytes")]
+    pub answer: &'a [u8],
+}
+
+/// Adds what was taken later to what a hold took: one leg per account and kind.
+pub fn add_legs(legs: &mut SmallVec<[Leg; 2]>, more: &[Leg]) {
+    for leg in more {
+        match legs.iter_mut().find(|known| known.key == leg.key && known.kind == leg.kind) {
+            Some(known) => known.amount = known.amount.saturating_add(leg.amount),
+            None => legs.push(*leg),
+        }
+    }
+}
+
 impl<'a> Record<'a> {
     /// Writes the record's bytes behind those that `bytes` has.
     ///
@@ -153,20 +250,41 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// The hold, if it is one.
+    pub fn hold(&self) -> Option<&Hold<'a>> {
+        match self {
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => Some(hold),
+            _ => None,
+        }
+    }
+
+    /// The resolution, if it is one.
+    pub fn resolve(&self) -> Option<&Resolve<'a>> {
+        match self {
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => Some(resolve),
+            _ => None,
+        }
+    }
+
     /// The charge it belongs to, if it belongs to one.
     pub fn charge(&self) -> Option<ChargeId> {
         match self {
-            Record::Hold(hold) => Some(ChargeId(hold.charge)),
-            Record::Resolve(resolve) => Some(ChargeId(resolve.charge)),
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => Some(hold.charge),
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
+                Some(resolve.charge)
+            }
+            Record::Amend(amend) => Some(amend.charge),
             Record::Adjust(_) | Record::Synced(_) | Record::Close(_) => None,
         }
+        .map(ChargeId)
     }
 
     /// When it was made, in microseconds since the Unix epoch; `None` for what nobody asked for.
     pub fn at(&self) -> Option<i64> {
         match self {
-            Record::Hold(hold) => Some(hold.at),
-            Record::Resolve(resolve) => Some(resolve.at),
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => Some(hold.at),
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => Some(resolve.at),
+            Record::Amend(amend) => Some(amend.at),
             Record::Adjust(adjust) => Some(adjust.at),
             Record::Synced(_) | Record::Close(_) => None,
         }
@@ -175,8 +293,9 @@ impl<'a> Record<'a> {
     /// Accounts it opens or whose grant it repeats.
     pub fn openings(&self) -> &[Opening<'a>] {
         match self {
-            Record::Hold(hold) => &hold.openings,
-            Record::Resolve(resolve) => &resolve.openings,
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => &hold.openings,
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => &resolve.openings,
+            Record::Amend(amend) => &amend.openings,
             Record::Adjust(adjust) => &adjust.openings,
             Record::Synced(_) | Record::Close(_) => &[],
         }

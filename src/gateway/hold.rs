@@ -190,6 +190,7 @@ impl<B: Books + 'static> Held<B> {
             let result = match &posted {
                 Ok(Posted::Done(..)) => BooksResult::Done,
                 Ok(Posted::Short(_)) => BooksResult::Short,
+                Ok(Posted::Known(_)) => BooksResult::Short,
                 Err(_) => BooksResult::Failed,
             };
             self.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
@@ -199,6 +200,7 @@ impl<B: Books + 'static> Held<B> {
                     return Ok((legs, standing));
                 }
                 Ok(Posted::Short(view)) => known = Some(Box::new(view)),
+                Ok(Posted::Known(_)) => break,
                 Err(error) => return Err(unavailable(&error)),
             }
         }
@@ -226,6 +228,7 @@ impl<B: Books + 'static> Held<B> {
             now: self.now,
             in_doubt: self.metered().map_or(InDoubt::Void, |metered| metered.in_doubt),
             memo,
+            lasting: None,
         };
         Ok((Standing::new(&position), self.worker.books.hold(&ask)))
     }
@@ -318,7 +321,15 @@ impl<B: Books + 'static> Drop for Held<B> {
         let cost = if capture { self.quoted.quote.price.cost } else { Default::default() };
         let memo = OutcomeMemo { cost, measures: None, flags };
         let now = self.worker.clock.now();
-        let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
+        let resolution = Resolution {
+            state,
+            keep: &keep,
+            extra: None,
+            now,
+            memo: &memo,
+            note: &[],
+            answer: &[],
+        };
         // It takes effect by being called; a task waits for its record to be written.
         let resolving = self.worker.books.resolve(self.charge, &resolution);
         if tokio::runtime::Handle::try_current().is_ok() {

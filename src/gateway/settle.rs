@@ -99,7 +99,15 @@ pub async fn void<B: Books + 'static>(
     let _span = held.spans.child("settle");
     let memo = OutcomeMemo::default();
     let now = held.worker.clock.now();
-    let void = Resolution { state: State::Voided, keep: &[], extra: None, now, memo: &memo };
+    let void = Resolution {
+        state: State::Voided,
+        keep: &[],
+        extra: None,
+        now,
+        memo: &memo,
+        note: &[],
+        answer: &[],
+    };
     let resolving = resolve(held, &void);
     match resolving.await {
         Ok(Resolved::Done(_, after)) => {
@@ -160,7 +168,15 @@ fn post<B: Books + 'static>(
     memo: &OutcomeMemo,
 ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
     let now = held.worker.clock.now();
-    let capture = |extra| Resolution { state: State::Captured, keep, extra, now, memo };
+    let capture = |extra| Resolution {
+        state: State::Captured,
+        keep,
+        extra,
+        now,
+        memo,
+        note: &[],
+        answer: &[],
+    };
     match excess {
         None => resolve(held, &capture(None)),
         Some(post) => resolve(held, &capture(Some((&held.position().accounts[..], post)))),

@@ -3,8 +3,10 @@
 //! commits its position with them, so a crash repeats nothing and loses nothing.
 
 mod adjustments;
+mod answers;
 mod dead;
 mod rebuild;
+mod records;
 
 pub use adjustments::KeptLeg;
 
@@ -21,11 +23,12 @@ use sqlx::sqlite::{
 use sqlx::{QueryBuilder, Sqlite};
 use tokio_util::sync::CancellationToken;
 
+use self::records::{amended, decoded, document};
 use crate::books::journal::{Cursor, Damage, Next};
-use crate::core::account::{AccountKey, LegKind};
-use crate::core::charge::{ChargeDocument, ChargeRecord, HoldMemo, LegLine, State, leg_documents};
+use crate::core::account::AccountKey;
+use crate::core::charge::{ChargeDocument, HoldMemo, State};
 use crate::core::ids::ChargeId;
-use crate::core::record::{Hold, Leg, Record, Resolve, instant};
+use crate::core::record::{Amend, Finish, Hold, Lasting, Record, Resolve, instant};
 
 /// Records per transaction at most.
 const BATCH: usize = 4096;
@@ -243,7 +246,7 @@ impl Archive {
                 .await?;
         let Some((hold, resolution)) = row else { return Ok(None) };
         let (hold, resolution) = decoded(&hold, resolution.as_deref())?;
-        let names = self.names(&hold, resolution.as_ref()).await?;
+        let names = self.names(&hold.hold, resolution.as_ref()).await?;
         Ok(Some(document(&hold, resolution, &names).map_err(unreadable)?))
     }
 
@@ -272,6 +275,9 @@ struct Batch {
     charges: HashMap<[u8; 16], Row>,
     /// Resolutions of charges whose rows are there already.
     resolutions: Vec<([u8; 16], Vec<u8>, u64)>,
+    /// Amendments of charges whose rows are there already.
+    amendments: Vec<([u8; 16], Vec<u8>, u64)>,
+    answers: Vec<answers::Answer>,
     adjustments: Vec<adjustments::Row>,
     dead: Vec<dead::Letter>,
     accounts: HashMap<AccountKey, String>,
@@ -303,7 +309,7 @@ impl Batch {
             self.accounts.insert(opening.key, opening.name.to_owned());
         }
         match &record {
-            Record::Hold(hold) => {
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
                 self.newest = hold.at;
                 let memo: HoldMemo<'_> = match postcard::from_bytes(hold.memo) {
                     Ok(memo) => memo,
@@ -318,8 +324,17 @@ impl Batch {
                 };
                 self.charges.insert(hold.charge, row);
             }
-            Record::Resolve(resolve) => {
+            Record::Amend(amend) => {
+                self.newest = amend.at;
+                self.answers.extend(answers::Answer::of(amend.charge, amend.at, amend.answer));
+                self.amend(amend, bytes, position);
+            }
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
                 self.newest = resolve.at;
+                if let Record::Finish(finish) = &record {
+                    let (charge, at) = (resolve.charge, resolve.at);
+                    self.answers.extend(answers::Answer::of(charge, at, finish.answer));
+                }
                 match self.charges.get_mut(&resolve.charge) {
                     Some(row) => row.resolution = Some(bytes.to_vec()),
                     None => self.resolutions.push((resolve.charge, bytes.to_vec(), position)),
@@ -335,6 +350,17 @@ impl Batch {
                 self.adjustments.extend(row);
             }
             Record::Synced(_) | Record::Close(_) => {}
+        }
+    }
+
+    /// What more a charge took, or is known of it: its row has the hold as it is now.
+    fn amend(&mut self, amend: &Amend<'_>, bytes: &[u8], position: u64) {
+        match self.charges.get_mut(&amend.charge) {
+            None => self.amendments.push((amend.charge, bytes.to_vec(), position)),
+            Some(row) => match amended(&row.hold, amend) {
+                Some(hold) => row.hold = hold,
+                None => self.bury(position, &amend.charge, &"its hold cannot be read", bytes),
+            },
         }
     }
 
@@ -389,6 +415,12 @@ impl Batch {
                 has_dead |= dead::resolution(&mut transaction, *position, id, bytes).await?;
             }
         }
+        for (id, bytes, position) in &self.amendments {
+            has_dead |= records::amend(&mut transaction, *position, id, bytes).await?;
+        }
+        for answer in &self.answers {
+            answer.write(&mut transaction).await?;
+        }
         for row in &self.adjustments {
             row.write(&mut transaction).await?;
         }
@@ -418,63 +450,4 @@ fn key_bytes(key: &AccountKey) -> Vec<u8> {
 
 fn unreadable(what: impl Into<String>) -> ArchiveError {
     ArchiveError::Unreadable(what.into())
-}
-
-/// The records of a charge from their bytes.
-fn decoded<'a>(
-    hold: &'a [u8],
-    resolution: Option<&'a [u8]>,
-) -> Result<(Hold<'a>, Option<Resolve<'a>>), ArchiveError> {
-    let Ok(Record::Hold(hold)) = Record::decode(hold) else {
-        return Err(unreadable("an archived hold"));
-    };
-    match resolution.map(Record::decode) {
-        None => Ok((hold, None)),
-        Some(Ok(Record::Resolve(resolve))) => Ok((hold, Some(resolve))),
-        Some(_) => Err(unreadable("an archived resolution")),
-    }
-}
-
-/// What a charge took in the end, or holds.
-fn kept(hold: &Hold<'_>, resolution: Option<&Resolve<'_>>) -> Vec<Leg> {
-    let mut legs: Vec<Leg> = hold.legs.to_vec();
-    let Some(resolve) = resolution else { return legs };
-    for (index, leg) in legs.iter_mut().enumerate() {
-        leg.amount = resolve.keep.get(index).copied().unwrap_or(0);
-    }
-    for extra in &resolve.extra {
-        let same = |leg: &&mut Leg| leg.key == extra.key && leg.kind == extra.kind;
-        match legs.iter_mut().find(same) {
-            Some(leg) => leg.amount += extra.amount,
-            None => legs.push(*extra),
-        }
-    }
-    legs
-}
-
-/// The document of a charge from its records.
-fn document(
-    hold: &Hold<'_>,
-    resolution: Option<Resolve<'_>>,
-    names: &HashMap<AccountKey, String>,
-) -> Result<ChargeDocument, String> {
-    let memo = postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
-    let legs = kept(hold, resolution.as_ref());
-    let record = ChargeRecord {
-        id: ChargeId(hold.charge),
-        held_at: instant(hold.at),
-        memo,
-        resolved: resolution.map(|resolve| (resolve.state, instant(resolve.at), resolve.memo)),
-    };
-    let lines: Vec<LegLine<'_>> = legs
-        .iter()
-        .filter(|leg| leg.amount > 0 && leg.kind != LegKind::Limit && leg.kind != LegKind::Cap)
-        .map(|leg| LegLine {
-            account: names.get(&leg.key).map_or("", String::as_str),
-            account_kind: leg.key.kind,
-            kind: leg.kind,
-            amount: leg.amount,
-        })
-        .collect();
-    Ok(record.document(leg_documents(&lines, record.cost())))
 }

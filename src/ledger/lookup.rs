@@ -94,7 +94,13 @@ fn unavailable(error: ArchiveError) -> BooksError {
 fn describe(open: &OpenCharge) -> Result<ChargeDocument, BooksError> {
     let memo = postcard::from_bytes(&open.memo)
         .map_err(|error| BooksError::Unavailable(format!("an open hold's memo: {error}")))?;
-    let record = ChargeRecord { id: open.charge, held_at: open.held_at, memo, resolved: None };
+    let record = ChargeRecord {
+        id: open.charge,
+        held_at: open.held_at,
+        expires: open.expires,
+        memo,
+        resolved: None,
+    };
     let lines: Vec<LegLine<'_>> = open
         .legs
         .iter()

@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::core::account::{AccountKey, Balance, LegKind, Version};
 use crate::core::cycle::Label;
-use crate::core::record::{Leg, Record};
+use crate::core::record::{Amend, Finish, Lasting, Leg, Record};
 
 /// Something that does not add up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl Verifier {
             tally.peak = tally.peak.max(tally.base + tally.adjusted);
         }
         match record {
-            Record::Hold(hold) => {
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
                 self.charges += 1;
                 let is_over = self.over.contains(&hold.charge);
                 for leg in &hold.legs {
@@ -148,7 +148,8 @@ impl Verifier {
                     self.find_charge(hold.charge, "is held twice");
                 }
             }
-            Record::Resolve(resolve) => {
+            Record::Amend(amend) => self.amend(amend),
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
                 let open = self.open.remove(&resolve.charge);
                 if open.is_none() {
                     let again = self.over.contains(&resolve.charge);
@@ -183,6 +184,23 @@ impl Verifier {
             },
             Record::Synced(_) => {}
             Record::Close(close) => self.close(close.below),
+        }
+    }
+
+    /// What is taken for an open charge joins its legs: one of the same account and kind grows,
+    /// others follow.
+    fn amend(&mut self, amend: &Amend<'_>) {
+        for leg in &amend.legs {
+            self.debit(leg, |tally, amount| tally.held += amount);
+        }
+        let Some(legs) = self.open.get_mut(&amend.charge) else {
+            return self.find_charge(amend.charge, "is amended but not open");
+        };
+        for more in &amend.legs {
+            match legs.iter().position(|leg| (leg.key, leg.kind) == (more.key, more.kind)) {
+                Some(at) => legs[at].amount += more.amount,
+                None => legs.push(*more),
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use tollgate::core::ids::ChargeId;
 use tollgate::core::record::{Adjust, Record};
 use tollgate::ledger::archive::Archive;
 
-use crate::engine::{account, ask, done, id, resolution, run, take, temporary};
+use crate::engine::{NOW, account, ask, done, id, resolution, run, take, temporary};
 use crate::prune::{self, archive, at_day};
 
 /// What runs on an event loop of its own, from within another one's.
@@ -71,11 +71,11 @@ fn f38_adjustments_that_the_journal_lost_are_not_kept_by_the_archive() {
             drop(engine);
             // Two snapshots have it, so its segment may go.
             let engine = prune::open(dir.path(), 1).unwrap();
-            assert!(engine.snapshot().unwrap());
+            assert!(engine.snapshot(NOW).unwrap());
             hold(&engine, 1_999, 1);
             drop(engine);
             let engine = prune::open(dir.path(), 2).unwrap();
-            assert!(engine.snapshot().unwrap());
+            assert!(engine.snapshot(NOW).unwrap());
             if is_pruned {
                 assert!(engine.prune(at_day(1_000), engine.written()).unwrap() > 0);
             }

@@ -34,7 +34,15 @@ fn capture(books: &impl Books, charge: u64, day: u64) {
     let memo = OutcomeMemo::default();
     let keep = [1];
     let state = State::Captured;
-    let resolution = Resolution { state, keep: &keep, extra: None, now: at_day(day), memo: &memo };
+    let resolution = Resolution {
+        state,
+        keep: &keep,
+        extra: None,
+        now: at_day(day),
+        memo: &memo,
+        note: &[],
+        answer: &[],
+    };
     assert!(matches!(run(books.resolve(id(charge), &resolution)).unwrap(), Resolved::Done(..)));
 }
 
@@ -69,13 +77,13 @@ fn d06_accounts_of_cycles_that_are_long_over_leave_memory_and_snapshots() {
         let engine = open(dir.path(), (year + 1) * 360);
         engine.close_cycles(at_day((year + 1) * 360)).unwrap();
         sizes.push(accounts(&engine));
-        assert!(engine.snapshot().unwrap());
+        assert!(engine.snapshot(NOW).unwrap());
         drop(engine);
     }
     // The last hundred days touch five cycles at most.
     assert!(sizes.iter().all(|&size| size <= 5), "{sizes:?}");
     // The record of the last closing is behind the last snapshot.
-    assert!(open(dir.path(), 1_440).snapshot().unwrap());
+    assert!(open(dir.path(), 1_440).snapshot(NOW).unwrap());
     let verified = verify(dir.path()).unwrap();
     assert!(verified.findings().is_empty(), "{:?}", verified.findings());
     let (_, newest) = tollgate::books::snapshot::list(dir.path()).unwrap().pop().unwrap();
@@ -131,7 +139,7 @@ fn f47_a_jump_ahead_closes_nothing_and_an_open_hold_keeps_its_cycle() {
     assert!(done(hold(&session, 5_000, 40, &of_day(40))).is_some());
     (200..400).for_each(|day| spend(&session, day));
     // A snapshot tells what time the records are of.
-    assert!(engine.snapshot().unwrap());
+    assert!(engine.snapshot(NOW).unwrap());
     engine.close_cycles(at_day(400)).unwrap();
     assert!(!session.is_closed(&of_day(40).key));
     capture(&session, 5_000, 400);

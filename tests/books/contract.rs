@@ -78,7 +78,7 @@ pub fn d24_a_post_is_whole_or_nothing<E: Engine>() {
         Posted::Short(view) => {
             assert_eq!([0, 1, 2].map(|slot| available(&view, slot)), [10, 5, 7]);
         }
-        Posted::Done(..) => panic!("b cannot give 6"),
+        other => panic!("b cannot give 6: {other:?}"),
     }
     assert!(engine.all().is_empty());
     let enough = post([Source::take(10, [payer(0)]), Source::take(5, [payer(1)])]);

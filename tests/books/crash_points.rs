@@ -177,7 +177,7 @@ fn f38_f05_every_prefix_of_the_journal_is_a_state_without_overspend() {
     {
         let engine = Opened::open_with(dir.path(), NOW, small()).unwrap();
         run(write_history(&engine, 0..30));
-        assert!(engine.snapshot().unwrap());
+        assert!(engine.snapshot(NOW).unwrap());
         run(write_history(&engine, 30..60));
     }
     check_all_points(dir.path(), 151);

@@ -33,7 +33,7 @@ fn kept(durability: Durability) -> TempDir {
         let options = Options { segment_size: SEGMENT, durability };
         let engine = Opened::open_with(dir.path(), NOW, options).unwrap();
         if process == 3 {
-            assert!(engine.snapshot().unwrap());
+            assert!(engine.snapshot(NOW).unwrap());
         }
         write(&engine, process * 10..process * 10 + 3);
     }

@@ -153,11 +153,19 @@ pub fn id(number: u64) -> ChargeId {
 }
 
 pub fn ask<'a>(charge: u64, accounts: &'a [Account<'a>], post: &'a Post) -> Ask<'a> {
-    Ask { charge: id(charge), accounts, post, now: NOW, in_doubt: InDoubt::Void, memo: b"" }
+    Ask {
+        charge: id(charge),
+        accounts,
+        post,
+        now: NOW,
+        in_doubt: InDoubt::Void,
+        memo: b"",
+        lasting: None,
+    }
 }
 
 pub fn resolution<'a>(state: State, keep: &'a [u64], memo: &'a OutcomeMemo) -> Resolution<'a> {
-    Resolution { state, keep, extra: None, now: NOW, memo }
+    Resolution { state, keep, extra: None, now: NOW, memo, note: &[], answer: &[] }
 }
 
 /// The balances after a hold that was made; `None` for one that was not.
@@ -168,7 +176,7 @@ pub fn done(posted: Posted) -> Option<View> {
 pub fn legs(posted: Posted) -> Option<(Legs, View)> {
     match posted {
         Posted::Done(legs, view) => Some((legs, view)),
-        Posted::Short(_) => None,
+        Posted::Short(_) | Posted::Known(_) => None,
     }
 }
 

@@ -75,7 +75,7 @@ fn books() -> TempDir {
     for day in 0..DAYS {
         let engine = open(dir.path(), day).unwrap();
         if FOLDED.contains(&day) {
-            assert!(engine.snapshot().unwrap());
+            assert!(engine.snapshot(NOW).unwrap());
         }
         for charge in day * 10..day * 10 + 3 {
             hold(&engine, charge, day);
@@ -147,7 +147,7 @@ fn f39_only_what_is_old_in_two_snapshots_and_archived_is_deleted() {
     assert_eq!(start(&left[0]), oldest);
     assert_eq!(engine.prunable(at_day(100)).unwrap(), None);
     // A newer snapshot takes the oldest one's place, and more may go.
-    assert!(engine.snapshot().unwrap());
+    assert!(engine.snapshot(NOW).unwrap());
     assert!(engine.prune(at_day(100), end).unwrap() > 0);
 }
 
@@ -186,7 +186,7 @@ fn f39_a_damaged_snapshot_pushes_no_whole_one_out() {
     let snapshots = with_extension(dir.path(), "snapshot");
     damage(&snapshots[1]);
     let engine = open(dir.path(), DAYS).unwrap();
-    assert!(engine.snapshot().unwrap());
+    assert!(engine.snapshot(NOW).unwrap());
     let after = with_extension(dir.path(), "snapshot");
     assert_eq!(after[..2], snapshots);
     // The third is lost too: the first still starts the books.
@@ -200,7 +200,7 @@ fn f39_a_damaged_snapshot_pushes_no_whole_one_out() {
     hold(&engine, 2_000, DAYS);
     drop(engine);
     let engine = open(dir.path(), DAYS).unwrap();
-    assert!(engine.snapshot().unwrap());
+    assert!(engine.snapshot(NOW).unwrap());
     assert_eq!(with_extension(dir.path(), "snapshot")[0], after[2]);
     assert!(engine.prune(at_day(100), engine.written()).unwrap() > 0);
 }

@@ -11,7 +11,7 @@ use tollgate::books::recover::recover;
 use tollgate::books::{Adjustment, Ask, Books, InDoubt, Resolution, Resolved};
 use tollgate::core::account::{Account, AccountKey, Balance, LegKind, Payer, Source};
 use tollgate::core::charge::{OutcomeMemo, State};
-use tollgate::core::record::{Leg, Record};
+use tollgate::core::record::{Finish, Lasting, Leg, Record};
 
 use crate::engine::{
     NOW, account, ask, capped, done, files, id, name, payer, post, resolution, run, temporary,
@@ -124,14 +124,27 @@ impl Naive {
             }
         }
         match record {
-            Record::Hold(hold) => {
+            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
                 for leg in &hold.legs {
                     self.sum(leg).held += i128::from(leg.amount);
                 }
                 self.open.insert(hold.charge, hold.legs.to_vec());
                 assert!(self.held.insert(hold.charge), "held twice");
             }
-            Record::Resolve(resolve) => {
+            Record::Amend(amend) => {
+                for leg in &amend.legs {
+                    self.sum(leg).held += i128::from(leg.amount);
+                }
+                let legs = self.open.get_mut(&amend.charge).expect("amended and not open");
+                for more in &amend.legs {
+                    let same = |leg: &&mut Leg| (leg.key, leg.kind) == (more.key, more.kind);
+                    match legs.iter_mut().find(same) {
+                        Some(leg) => leg.amount += more.amount,
+                        None => legs.push(*more),
+                    }
+                }
+            }
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
                 let legs = self.open.remove(&resolve.charge).expect("resolved and not open");
                 for (index, leg) in legs.iter().enumerate() {
                     let kept = resolve.keep.get(index).copied().unwrap_or(0);
@@ -238,6 +251,9 @@ fn f01_f02_f38_every_torn_byte_of_what_workers_wrote_at_once_recovers_as_a_naive
             let record = Record::decode(&bytes[ends[next - 1] + 8..end]).unwrap();
             let kind = match &record {
                 Record::Hold(_) => "held",
+                Record::Lasting(_) => "lasting",
+                Record::Amend(_) => "amended",
+                Record::Finish(_) => "finished",
                 Record::Resolve(resolve) if !resolve.extra.is_empty() => "excess",
                 Record::Resolve(resolve) if resolve.state == State::Voided => "voided",
                 Record::Resolve(_) => "captured",

@@ -1,6 +1,7 @@
 //! The embedded engine: balances in memory, every change in the journal. One process per data
 //! dir; a killed process loses nothing that it acknowledged.
 
+mod once;
 mod open;
 mod session;
 mod table;
@@ -14,17 +15,19 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 
-use self::open::{OpenHold, in_doubt_memo};
+use self::once::OnceKeys;
+use self::open::{Lasting, OpenHold};
 use self::session::Inner;
 use self::table::{Entry, Place, Places, State, Table};
-use super::fold::{DAY, Fold, FoldHold};
+use super::fold::{DAY, Fold, FoldHold, FoldOnce};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::prune::{self, Ages};
 use super::recover::{RecoverError, recover};
-use super::{BooksError, Durability, OpenCharge, Resolution, snapshot};
+use super::{
+    BooksError, Durability, KEPT_KEYS, KnownCharge, Once, OpenCharge, Resolution, snapshot,
+};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
-use crate::core::amount::Credits;
-use crate::core::charge::{HoldMemo, State as ChargeState};
+use crate::core::charge::{Flags, OutcomeMemo, State as ChargeState};
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 
@@ -82,6 +85,8 @@ pub struct Recovery {
     pub voided: usize,
     /// Holds of the previous process that were captured, as their routes said.
     pub captured: usize,
+    /// Holds of the previous process that outlive it.
+    pub lasting: usize,
     /// Bytes that a torn write had left at the journal's end, and that were cut (f38).
     pub torn_bytes: u64,
     /// The journal's position behind the last record of the previous process.
@@ -92,6 +97,7 @@ pub struct Recovery {
 pub(super) struct Shared {
     table: Table,
     journal: Journal,
+    once: OnceKeys,
     /// Grows by one for each session; written only when a session is made.
     sessions: RwLock<Vec<Arc<Inner>>>,
     /// Locked while anybody can still write, which a session can that outlives the engine; the
@@ -182,14 +188,20 @@ impl Engine {
         let journal = Journal::open(dir, recovered.position, segment_size, durability);
         let journal = journal.map_err(io(dir))?;
         let closable = recovered.fold.closable();
-        let Fold { accounts, holds, closed, .. } = recovered.fold;
+        let Fold { accounts, holds, once, closed, .. } = recovered.fold;
         let table = Table::new(closed);
         for (key, account) in accounts {
             let balance = account.balance;
             let state = State { balance, version: account.version, unwritten: false };
             table.insert(Entry { key, name: account.name, state: Mutex::new(state) });
         }
-        let shared = Arc::new(Shared { table, journal, sessions: RwLock::default(), _lock: lock });
+        let sessions = RwLock::default();
+        let shared = Shared { table, journal, once: OnceKeys::default(), sessions, _lock: lock };
+        for ((scope, key), FoldOnce { charge, request, at, captured }) in once {
+            let charge = KnownCharge { charge: ChargeId(charge), request, captured };
+            shared.once.adopt(&Once { scope, key, request }, charge, at);
+        }
+        let shared = Arc::new(shared);
         let session = Session::register(&shared);
         let recovery = Recovery {
             records: recovered.records,
@@ -205,29 +217,57 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Resolves the holds of the previous process as their records say. Their records go through
-    /// the journal like any other, so a crash in the middle leaves the rest for the next start.
+    /// Resolves the holds of the previous process as their records say, but those that outlive
+    /// it. Their records go through the journal like any other, so a crash in the middle leaves
+    /// the rest for the next start.
     fn resolve_left_open(
         &mut self,
         holds: std::collections::HashMap<[u8; 16], FoldHold>,
         now: Timestamp,
     ) -> Result<(), BooksError> {
         for (charge, hold) in holds {
-            let in_doubt = hold.in_doubt;
-            let cost = postcard::from_bytes::<HoldMemo<'_>>(&hold.memo)
-                .map_or(Credits::ZERO, |memo| memo.price.cost);
             let open = self.reopen(charge, hold);
-            let (state, keep) = open.in_doubt_keep(in_doubt);
+            let (state, keep, memo) = open.in_doubt();
+            let lasts = open.expires().is_some();
+            self.session.adopt(open);
+            if lasts {
+                self.recovery.lasting += 1;
+                continue;
+            }
             match state {
                 ChargeState::Captured => self.recovery.captured += 1,
                 _ => self.recovery.voided += 1,
             }
-            self.session.adopt(open);
-            let memo = in_doubt_memo(state, cost);
-            let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
+            let resolution = without_owner(state, &keep, now, &memo);
             self.session.resolve_left_open(ChargeId(charge), &resolution)?;
         }
         self.session.flush()
+    }
+
+    /// Ends the holds whose time is over, as their records say (D34, D36), a bounded number at
+    /// once, and forgets keys that are old. Returns how each hold ended that did.
+    ///
+    /// # Errors
+    /// [`BooksError::Unavailable`] when it cannot be recorded.
+    pub fn expire(&self, now: Timestamp) -> Result<Vec<(OpenCharge, ChargeState)>, BooksError> {
+        self.shared.once.sweep(now.as_microsecond());
+        let mut ended = Vec::new();
+        for session in self.shared.sessions() {
+            for hold in session.inner().due(now.as_microsecond()) {
+                let (state, keep, mut memo) = hold.in_doubt();
+                let state = if state == ChargeState::Voided {
+                    memo.flags = Flags::default();
+                    ChargeState::Expired
+                } else {
+                    state
+                };
+                let resolution = without_owner(state, &keep, now, &memo);
+                session.resolve_left_open(ChargeId(hold.charge), &resolution)?;
+                ended.push((hold.describe(), state));
+            }
+            session.flush()?;
+        }
+        Ok(ended)
     }
 
     /// A recovered hold in the shape of a live one.
@@ -239,8 +279,10 @@ impl Engine {
             // Its accounts have the grant that their records say.
             places.push(Place { entry: self.shared.table.get(&leg.key), grant: Grant::default() });
         }
-        let unopened = Vec::new();
-        OpenHold { charge, at: hold.at, places, unopened, legs, memo: hold.memo }
+        let FoldHold { at, in_doubt, memo, expires, once, known, note, .. } = hold;
+        let plain = expires.is_none() && once.is_none() && known.is_none() && note.is_empty();
+        let lasting = (!plain).then(|| Box::new(Lasting { expires, once, known, note }));
+        OpenHold { charge, at, places, unopened: Vec::new(), legs, memo, in_doubt, lasting }
     }
 
     /// A new session. Each worker has one.
@@ -329,14 +371,15 @@ impl Engine {
     ///
     /// # Errors
     /// The journal is read again for it, so damage is found here too.
-    pub fn snapshot(&self) -> Result<bool, RecoverError> {
+    pub fn snapshot(&self, now: Timestamp) -> Result<bool, RecoverError> {
         let mut files = self.files.lock();
         let sealed = self.shared.journal.sealed();
         // What a sync failed on may be read back and still not be on the disk (f41).
         if sealed <= files.snapshot || self.has_failed() {
             return Ok(false);
         }
-        let recovered = recover(self.dir(), Some(sealed))?;
+        let mut recovered = recover(self.dir(), Some(sealed))?;
+        recovered.fold.forget_once(now.as_microsecond() - KEPT_KEYS.as_micros() as i64);
         snapshot::write(self.dir(), sealed, &recovered.fold)?;
         files.snapshot = sealed;
         files.closable = recovered.fold.closable();
@@ -424,6 +467,16 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.sessions.write().clear();
     }
+}
+
+/// A resolution by nobody who owns the hold.
+fn without_owner<'a>(
+    state: ChargeState,
+    keep: &'a [u64],
+    now: Timestamp,
+    memo: &'a OutcomeMemo,
+) -> Resolution<'a> {
+    Resolution { state, keep, extra: None, now, memo, note: &[], answer: &[] }
 }
 
 impl Session {

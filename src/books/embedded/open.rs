@@ -7,15 +7,15 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::table::{Places, Table};
-use crate::books::{OpenCharge, OpenLeg};
+use crate::books::{Known, Once, OpenCharge, OpenLeg};
 use crate::core::account::{AccountKey, Legs, Slot, View};
 use crate::core::amount::Credits;
-use crate::core::charge::{Flags, InDoubt, OutcomeMemo, State};
+use crate::core::charge::{Flags, HoldMemo, InDoubt, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
 
 /// A hold that is not resolved yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct OpenHold {
     pub(super) charge: [u8; 16],
     pub(super) at: i64,
@@ -24,6 +24,18 @@ pub(super) struct OpenHold {
     pub(super) unopened: Vec<(Slot, AccountKey)>,
     pub(super) legs: Legs,
     pub(super) memo: Box<[u8]>,
+    pub(super) in_doubt: InDoubt,
+    /// What there is beyond a plain hold.
+    pub(super) lasting: Option<Box<Lasting>>,
+}
+
+/// What there is to a hold beyond a plain one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lasting {
+    pub(super) expires: Option<i64>,
+    pub(super) once: Option<Once>,
+    pub(super) known: Option<Known>,
+    pub(super) note: Box<[u8]>,
 }
 
 /// How much of each leg is captured.
@@ -87,20 +99,31 @@ impl OpenHold {
             held_at: instant(self.at),
             memo: self.memo.clone(),
             legs: legs.collect(),
+            expires: self.expires().map(instant),
+            note: self.lasting.as_ref().map_or_else(Box::default, |lasting| lasting.note.clone()),
         }
     }
 
-    /// How the hold is resolved without its owner (D36).
-    pub(super) fn in_doubt_keep(&self, policy: InDoubt) -> (State, SmallVec<[u64; 6]>) {
-        match policy {
-            InDoubt::Void => (State::Voided, SmallVec::new()),
-            InDoubt::Capture => (State::Captured, self.legs.iter().map(|leg| leg.amount).collect()),
+    pub(super) fn expires(&self) -> Option<i64> {
+        self.lasting.as_ref().and_then(|lasting| lasting.expires)
+    }
+
+    /// How the hold is resolved without its owner (D36): on the last use that was recorded, else
+    /// as its route says.
+    pub(super) fn in_doubt(&self) -> (State, Keep, OutcomeMemo) {
+        if let Some(known) = self.lasting.as_ref().and_then(|lasting| lasting.known.as_ref()) {
+            let memo =
+                OutcomeMemo { flags: known.memo.flags | Flags::IN_DOUBT, ..known.memo.clone() };
+            return (State::Captured, known.keep.clone(), memo);
+        }
+        let mut memo = OutcomeMemo { flags: Flags::IN_DOUBT, ..OutcomeMemo::default() };
+        match self.in_doubt {
+            InDoubt::Void => (State::Voided, Keep::new(), memo),
+            InDoubt::Capture => {
+                let hold = postcard::from_bytes::<HoldMemo<'_>>(&self.memo);
+                memo.cost = hold.map_or(Credits::ZERO, |hold| hold.price.cost);
+                (State::Captured, self.legs.iter().map(|leg| leg.amount).collect(), memo)
+            }
         }
     }
-}
-
-/// The memo of a hold that was resolved without its owner: it captures what was held, or nothing.
-pub(super) fn in_doubt_memo(state: State, cost: Credits) -> OutcomeMemo {
-    let cost = if state == State::Captured { cost } else { Credits::ZERO };
-    OutcomeMemo { cost, measures: None, flags: Flags::IN_DOUBT }
 }

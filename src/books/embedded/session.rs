@@ -6,7 +6,9 @@
 //! writes them all.
 
 mod adjust;
+mod amend;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,15 +18,22 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Shared;
-use super::open::{Keep, Open, OpenHold, OpenHolds};
+use super::once::OnceKeys;
+use super::open::{self, Keep, Open, OpenHold, OpenHolds};
 use super::table::{self, Applied, Entry, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
-use crate::books::{Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved};
+use crate::books::{
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting, OpenCharge,
+    Posted, Resolution, Resolved,
+};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
 use crate::core::charge::State;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record};
+
+/// How many holds of a session one sweep ends.
+const MAX_SWEEP: usize = 1_000;
 
 /// A session with the embedded books. Cheap to clone; clones share the session.
 #[derive(Clone)]
@@ -44,6 +53,8 @@ pub(super) struct Inner {
 #[derive(Debug, Default)]
 struct Queue {
     open: OpenHolds,
+    /// Open holds that end by themselves, by when.
+    expiring: BTreeSet<(i64, [u8; 16])>,
     frames: Frames,
     after: Vec<After>,
     /// The batch that records are collected for.
@@ -95,9 +106,9 @@ impl Session {
         }
         let appended = inner.shared.journal.append(&mut queue.frames);
         let position = appended.map_err(|error| BooksError::Unavailable(error.to_string()))?;
-        let Queue { after, open, .. } = &mut *queue;
+        let Queue { after, open, expiring, .. } = &mut *queue;
         for effect in after.drain(..) {
-            take_effect(effect, open);
+            take_effect(effect, open, expiring, &inner.shared.once);
         }
         inner.position.store(position, Ordering::Release);
         inner.written.store(queue.batch, Ordering::Release);
@@ -139,6 +150,30 @@ impl Session {
         let inner = &*self.0;
         inner.shared.check_space()?;
         bounded(ask.memo)?;
+        let Some(once) = ask.lasting.as_ref().and_then(|lasting| lasting.once) else {
+            return self.post(ask);
+        };
+        let keys = &inner.shared.once;
+        if let Some(known) = keys.begin(&once, ask.charge, ask.now.as_microsecond())? {
+            return Ok((Posted::Known(known), None));
+        }
+        let posted = self.post(ask);
+        if !matches!(posted, Ok((Posted::Done(..), _))) {
+            keys.end(&once, ask.charge, false);
+        }
+        posted
+    }
+
+    fn post(&self, ask: &Ask<'_>) -> Result<(Posted, Option<Written>), BooksError> {
+        let inner = &*self.0;
+        let lasting = match ask.lasting {
+            None => None,
+            Some(Lasting { expires, once, note }) => {
+                bounded(note)?;
+                let expires = expires.map(|at| at.as_microsecond());
+                Some(Box::new(open::Lasting { expires, once, known: None, note: note.into() }))
+            }
+        };
         let applied = match table::apply(&inner.shared.table, ask.accounts, ask.post, Into::Held)? {
             Ok(applied) => applied,
             Err(view) => return Ok((Posted::Short(view), None)),
@@ -157,15 +192,26 @@ impl Session {
             unopened,
             legs: legs.clone(),
             memo: ask.memo.into(),
+            in_doubt: ask.in_doubt,
+            lasting,
         });
-        let record = Record::Hold(record::Hold {
+        let plain = record::Hold {
             charge: hold.charge,
             at: hold.at,
             in_doubt: ask.in_doubt,
             openings: describe(&openings, &hold.places),
             legs: legs_of(&hold.legs, ask.accounts),
             memo: ask.memo,
-        });
+        };
+        let record = match &hold.lasting {
+            None => Record::Hold(plain),
+            Some(lasting) => Record::Lasting(record::Lasting {
+                hold: plain,
+                expires: lasting.expires,
+                once: lasting.once,
+                note: &lasting.note,
+            }),
+        };
         let batch = {
             let mut queue = inner.queue.lock();
             push(&mut queue.frames, &record)?;
@@ -185,6 +231,8 @@ impl Session {
     ) -> Result<Step, BooksError> {
         let shared = &self.0.shared;
         shared.check()?;
+        bounded(resolution.note)?;
+        bounded(resolution.answer)?;
         // Mostly it is this session's own.
         if let Some(step) = self.resolve_here(charge, resolution)? {
             return Ok(step);
@@ -204,7 +252,7 @@ impl Session {
         resolution: &Resolution<'_>,
     ) -> Result<Option<Step>, BooksError> {
         let mut queue = self.0.queue.lock();
-        let Queue { open, frames, after, batch } = &mut *queue;
+        let Queue { open, frames, after, batch, .. } = &mut *queue;
         let written = |batch| Written { session: self.clone(), batch };
         let Some(Open { hold, resolved }) = open.get_mut(&charge.0) else { return Ok(None) };
         if let Some((state, _)) = *resolved {
@@ -233,7 +281,7 @@ impl Session {
             .map(|(index, leg)| resolution.keep.get(index).map_or(0, |&keep| keep.min(leg.amount)))
             .collect();
         {
-            let record = Record::Resolve(record::Resolve {
+            let plain = record::Resolve {
                 charge: charge.0,
                 at: resolution.now.as_microsecond(),
                 state: resolution.state,
@@ -241,9 +289,16 @@ impl Session {
                 openings,
                 extra,
                 memo: resolution.memo.clone(),
-            });
+            };
+            let (note, answer) = (resolution.note, resolution.answer);
+            let record = match (note, answer) {
+                (&[], &[]) => Record::Resolve(plain),
+                _ => Record::Finish(record::Finish { resolve: plain, note, answer }),
+            };
             push(frames, &record)?;
-            if let Record::Resolve(record) = record {
+            if let Record::Resolve(record)
+            | Record::Finish(record::Finish { resolve: record, .. }) = record
+            {
                 *resolved = Some((record.state, record.keep));
             }
         }
@@ -301,6 +356,25 @@ impl Books for Session {
         }
     }
 
+    fn amend(
+        &self,
+        charge: ChargeId,
+        amendment: &Amendment<'_>,
+    ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
+        let begun = self.amend_now(charge, amendment);
+        async move {
+            let (amended, wait) = begun?;
+            if let Some(wait) = wait {
+                wait.wait().await?;
+            }
+            Ok(amended)
+        }
+    }
+
+    fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge> {
+        self.0.shared.once.find(scope, key)
+    }
+
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
         let (entry, wait) = self.adjust_now(adjustment)?;
         wait.wait().await?;
@@ -337,6 +411,15 @@ impl Inner {
         (open.len(), open.values().map(|open| open.hold.at).min())
     }
 
+    /// Holds whose time is over, at most so many as one sweep ends.
+    pub(super) fn due(&self, now: i64) -> Vec<Arc<OpenHold>> {
+        let queue = self.queue.lock();
+        let due = queue.expiring.iter().take_while(|(at, _)| *at <= now);
+        let open = due.filter_map(|(_, charge)| queue.open.get(charge));
+        let live = open.filter(|open| open.resolved.is_none());
+        live.take(MAX_SWEEP).map(|open| Arc::clone(&open.hold)).collect()
+    }
+
     pub(super) fn list_open(&self) -> Vec<Arc<OpenHold>> {
         self.queue.lock().open.values().map(|open| Arc::clone(&open.hold)).collect()
     }
@@ -344,6 +427,9 @@ impl Inner {
 
 impl Queue {
     fn adopt(&mut self, hold: Arc<OpenHold>) {
+        if let Some(at) = hold.expires() {
+            self.expiring.insert((at, hold.charge));
+        }
         self.open.insert(hold.charge, Open { hold, resolved: None });
     }
 }
@@ -394,7 +480,12 @@ impl Drop for Written {
 }
 
 /// What a written record makes true.
-fn take_effect(effect: After, open: &mut OpenHolds) {
+fn take_effect(
+    effect: After,
+    open: &mut OpenHolds,
+    expiring: &mut BTreeSet<(i64, [u8; 16])>,
+    keys: &OnceKeys,
+) {
     match effect {
         After::GrantWritten(entry, version) => {
             let mut state = entry.state.lock();
@@ -403,9 +494,17 @@ fn take_effect(effect: After, open: &mut OpenHolds) {
             }
         }
         After::Settle(charge) => {
-            let Some(Open { hold, resolved: Some((_, keep)) }) = open.remove(&charge) else {
+            let Some(Open { hold, resolved: Some((state, keep)) }) = open.remove(&charge) else {
                 return;
             };
+            if let Some(lasting) = &hold.lasting {
+                if let Some(at) = lasting.expires {
+                    expiring.remove(&(at, charge));
+                }
+                if let Some(once) = &lasting.once {
+                    keys.end(once, ChargeId(charge), state == State::Captured);
+                }
+            }
             for (leg, keep) in hold.legs.iter().zip(keep) {
                 if let Some(entry) = &hold.places[usize::from(leg.slot)].entry {
                     let balance = &mut entry.state.lock().balance;

@@ -30,7 +30,13 @@ fn memo<'a>(measures: &[(Option<&'a str>, u64)]) -> HoldMemo<'a> {
 fn record<'a>(memo: HoldMemo<'a>, outcome: Option<OutcomeMemo>) -> ChargeRecord<'a> {
     let resolved =
         outcome.map(|outcome| (State::Captured, "2026-11-20T00:00:01Z".parse().unwrap(), outcome));
-    ChargeRecord { id: ChargeId::v7(1, 2), held_at: Timestamp::UNIX_EPOCH, memo, resolved }
+    ChargeRecord {
+        id: ChargeId::v7(1, 2),
+        held_at: Timestamp::UNIX_EPOCH,
+        expires: None,
+        memo,
+        resolved,
+    }
 }
 
 fn words(state: State) -> (&'static str, String, serde_json::Value) {

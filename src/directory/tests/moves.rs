@@ -220,6 +220,7 @@ mod shared {
                 now: at(now),
                 in_doubt: InDoubt::Void,
                 memo: &[],
+                lasting: None,
             };
             let posted = self.session.hold(&ask).await.unwrap();
             let Posted::Done(legs, _) = posted else { panic!("{posted:?}") };
@@ -232,7 +233,15 @@ mod shared {
             let (state, memo) = (State::Captured, OutcomeMemo::default());
             let now = at(NOVEMBER);
             let keep = vec![credits.parse::<Credits>().unwrap().micro(); legs];
-            let resolution = Resolution { state, keep: &keep, extra: None, now, memo: &memo };
+            let resolution = Resolution {
+                state,
+                keep: &keep,
+                extra: None,
+                now,
+                memo: &memo,
+                note: &[],
+                answer: &[],
+            };
             self.session.resolve(charge, &resolution).await.unwrap();
         }
 

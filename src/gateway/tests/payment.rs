@@ -2,7 +2,8 @@
 
 use super::bench::*;
 use crate::books::{
-    Adjustment, Ask, Books, BooksError, OpenCharge, Posted, Resolution, Resolved, Session,
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge, Posted,
+    Resolution, Resolved, Session,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
 use crate::core::ids::ChargeId;
@@ -169,6 +170,18 @@ impl Books for Mute {
         resolution: &Resolution<'_>,
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
         self.0.resolve(charge, resolution)
+    }
+
+    fn amend(
+        &self,
+        charge: ChargeId,
+        amendment: &Amendment<'_>,
+    ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
+        self.0.amend(charge, amendment)
+    }
+
+    fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge> {
+        self.0.known(scope, key)
     }
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {

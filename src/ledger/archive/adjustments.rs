@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Archive, ArchiveError, PATIENCE, decoded, kept, key_bytes};
+use super::records::{decoded, kept};
+use super::{Archive, ArchiveError, PATIENCE, key_bytes};
 use crate::core::account::{AccountKey, AccountName, LegKind};
 use crate::core::adjustment::{AdjustMemo, AdjustmentDocument};
 use crate::core::ids::ChargeId;
@@ -152,7 +153,7 @@ impl Archive {
         let Some((hold, Some(resolution))) = row else { return Ok(Vec::new()) };
         let (hold, resolution) = decoded(&hold, Some(&resolution))?;
         let mut legs = Vec::new();
-        for leg in kept(&hold, resolution.as_ref()).into_iter().filter(|leg| leg.amount > 0) {
+        for leg in kept(&hold.hold, resolution.as_ref()).into_iter().filter(|leg| leg.amount > 0) {
             let name = self.name(&leg.key).await?;
             let Some(read) = AccountName::read(&name, &leg.key) else {
                 let what = format!("the name of an account: {name:?}");

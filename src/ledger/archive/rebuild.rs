@@ -10,7 +10,7 @@ use super::adjustments::own_id;
 use super::{ArchiveError, Batch};
 use crate::books::journal::{Cursor, Damage, Next, Segments};
 use crate::books::snapshot;
-use crate::core::record::{Hold, Record, instant};
+use crate::core::record::{Hold, Lasting, Record, instant};
 
 /// The position to archive from, when the journal was recovered up to `recovered`.
 pub(super) async fn start(
@@ -90,13 +90,18 @@ async fn begin_later(
             batch.accounts.insert(key, account.name.into_string());
         }
         for (charge, hold) in &fold.holds {
-            let record = Record::Hold(Hold {
-                charge: *charge,
-                at: hold.at,
-                in_doubt: hold.in_doubt,
-                openings: Default::default(),
-                legs: hold.legs.clone(),
-                memo: &hold.memo,
+            let record = Record::Lasting(Lasting {
+                hold: Hold {
+                    charge: *charge,
+                    at: hold.at,
+                    in_doubt: hold.in_doubt,
+                    openings: Default::default(),
+                    legs: hold.legs.clone(),
+                    memo: &hold.memo,
+                },
+                expires: hold.expires,
+                once: hold.once,
+                note: &hold.note,
             });
             let mut bytes = Vec::new();
             record
@@ -125,10 +130,15 @@ async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> 
         sqlx::query("DELETE FROM charges").execute(&mut *transaction).await?;
         sqlx::query("DELETE FROM accounts").execute(&mut *transaction).await?;
         sqlx::query("DELETE FROM dead_letters").execute(&mut *transaction).await?;
+        sqlx::query("DELETE FROM answers").execute(&mut *transaction).await?;
     } else {
         // What was before is kept nowhere else. Ids grow with time: what is newer than the newest
         // hold is not in the journal.
         sqlx::query("DELETE FROM charges WHERE id > ?")
+            .bind(&newest_hold[..])
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("DELETE FROM answers WHERE charge > ?")
             .bind(&newest_hold[..])
             .execute(&mut *transaction)
             .await?;
@@ -173,7 +183,9 @@ impl Found {
         let mut found = Self::default();
         while cursor.next()? == Next::Record {
             match Record::decode(&cursor.record) {
-                Ok(Record::Hold(hold)) => found.newest_hold = found.newest_hold.max(hold.charge),
+                Ok(Record::Hold(hold) | Record::Lasting(Lasting { hold, .. })) => {
+                    found.newest_hold = found.newest_hold.max(hold.charge);
+                }
                 Ok(Record::Adjust(adjust)) => {
                     found.adjustments.extend(own_id(adjust.memo).map(Vec::from));
                 }

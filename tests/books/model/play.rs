@@ -168,7 +168,7 @@ impl Play {
                 self.saw("granted");
             }
             950..956 => {
-                if self.engine().snapshot().unwrap() {
+                if self.engine().snapshot(self.now).unwrap() {
                     self.saw("snapshot");
                 }
             }
@@ -202,6 +202,7 @@ impl Play {
             now: self.now,
             in_doubt: if capture { InDoubt::Capture } else { InDoubt::Void },
             memo: &memo,
+            lasting: None,
         });
         let future: Future = Box::pin(async move { Answer::Posted(future.await) });
         let view = self.view(&asked.named);
@@ -249,6 +250,8 @@ impl Play {
             extra: extra.as_ref().map(|extra| (&extra.accounts[..], &extra.post)),
             now: self.now,
             memo: &memo,
+            note: &[],
+            answer: &[],
         };
         let future = self.sessions[session].resolve(charge_id(number), &resolution);
         let future: Future = Box::pin(async move { Answer::Resolved(future.await) });
@@ -532,6 +535,7 @@ impl Play {
             now: self.now,
             in_doubt: InDoubt::Void,
             memo: b"",
+            lasting: None,
         };
         match ready(Box::pin(self.sessions[0].hold(&ask))) {
             Ok(Posted::Short(view)) => check_view(&[Some((0, 0, 0, 0))], &view),

@@ -1,0 +1,115 @@
+//! What stands in a charge's row: the record of its hold, with what amended it, and the record of
+//! its end.
+
+use std::collections::HashMap;
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::{ArchiveError, dead, unreadable};
+use crate::core::account::{AccountKey, LegKind};
+use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
+use crate::core::ids::ChargeId;
+use crate::core::record::{Amend, Finish, Hold, Lasting, Leg, Record, Resolve, add_legs, instant};
+
+/// The records of a charge from their bytes.
+pub(super) fn decoded<'a>(
+    hold: &'a [u8],
+    resolution: Option<&'a [u8]>,
+) -> Result<(Lasting<'a>, Option<Resolve<'a>>), ArchiveError> {
+    let hold = lasting(hold).ok_or_else(|| unreadable("an archived hold"))?;
+    match resolution.map(Record::decode) {
+        None => Ok((hold, None)),
+        Some(Ok(Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }))) => {
+            Ok((hold, Some(resolve)))
+        }
+        Some(_) => Err(unreadable("an archived resolution")),
+    }
+}
+
+/// A hold in the form of one that there is more to.
+fn lasting(bytes: &[u8]) -> Option<Lasting<'_>> {
+    match Record::decode(bytes) {
+        Ok(Record::Hold(hold)) => Some(Lasting { hold, expires: None, once: None, note: &[] }),
+        Ok(Record::Lasting(lasting)) => Some(lasting),
+        _ => None,
+    }
+}
+
+/// The record of a hold with what amends it.
+pub(super) fn amended(hold: &[u8], amend: &Amend<'_>) -> Option<Vec<u8>> {
+    let mut lasting = lasting(hold)?;
+    add_legs(&mut lasting.hold.legs, &amend.legs);
+    lasting.expires = amend.expires.or(lasting.expires);
+    if let Some(note) = amend.note {
+        lasting.note = note;
+    }
+    let mut bytes = Vec::new();
+    Record::Lasting(lasting).encode(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Amends the row of a charge. True when there is none, and the record was kept beside a hold that
+/// cannot be read.
+pub(super) async fn amend(
+    db: &mut SqliteConnection,
+    position: u64,
+    charge: &[u8],
+    record: &[u8],
+) -> Result<bool, sqlx::Error> {
+    let select = sqlx::query_scalar("SELECT hold FROM charges WHERE id = ?");
+    let hold: Option<Vec<u8>> = select.bind(charge).fetch_optional(&mut *db).await?;
+    let next = match (&hold, Record::decode(record)) {
+        (Some(hold), Ok(Record::Amend(amend))) => amended(hold, &amend),
+        _ => None,
+    };
+    let Some(next) = next else { return dead::resolution(db, position, charge, record).await };
+    let update = sqlx::query("UPDATE charges SET hold = ? WHERE id = ?");
+    update.bind(next).bind(charge).execute(db).await?;
+    Ok(false)
+}
+
+/// What a charge took in the end, or holds.
+pub(super) fn kept(hold: &Hold<'_>, resolution: Option<&Resolve<'_>>) -> Vec<Leg> {
+    let mut legs: Vec<Leg> = hold.legs.to_vec();
+    let Some(resolve) = resolution else { return legs };
+    for (index, leg) in legs.iter_mut().enumerate() {
+        leg.amount = resolve.keep.get(index).copied().unwrap_or(0);
+    }
+    for extra in &resolve.extra {
+        let same = |leg: &&mut Leg| leg.key == extra.key && leg.kind == extra.kind;
+        match legs.iter_mut().find(same) {
+            Some(leg) => leg.amount += extra.amount,
+            None => legs.push(*extra),
+        }
+    }
+    legs
+}
+
+/// The document of a charge from its records.
+pub(super) fn document(
+    lasting: &Lasting<'_>,
+    resolution: Option<Resolve<'_>>,
+    names: &HashMap<AccountKey, String>,
+) -> Result<ChargeDocument, String> {
+    let hold = &lasting.hold;
+    let memo = postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
+    let legs = kept(hold, resolution.as_ref());
+    let record = ChargeRecord {
+        id: ChargeId(hold.charge),
+        held_at: instant(hold.at),
+        expires: lasting.expires.map(instant),
+        memo,
+        resolved: resolution.map(|resolve| (resolve.state, instant(resolve.at), resolve.memo)),
+    };
+    let lines: Vec<LegLine<'_>> = legs
+        .iter()
+        .filter(|leg| leg.amount > 0 && leg.kind != LegKind::Limit && leg.kind != LegKind::Cap)
+        .map(|leg| LegLine {
+            account: names.get(&leg.key).map_or("", String::as_str),
+            account_kind: leg.key.kind,
+            kind: leg.kind,
+            amount: leg.amount,
+        })
+        .collect();
+    Ok(record.document(leg_documents(&lines, record.cost())))
+}
