@@ -3,6 +3,7 @@
 mod backends;
 mod generation;
 mod keeping;
+mod upkeep;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -22,16 +23,16 @@ use tokio_util::task::TaskTracker;
 use self::backends::Backends;
 use self::generation::Parts;
 use self::keeping::Keeping;
+use self::upkeep::upkeep;
 use crate::admin::{self, Admin, Token};
 use crate::books::embedded::{self, Engine};
 use crate::books::{Durability, Session};
-use crate::clock::{CHECK_INTERVAL, Clock};
+use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
-use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
-use crate::gateway::{Charges, FoundCharge};
+use crate::gateway::{Charges, FoundCharge, FoundNote};
 use crate::gauges::{self, Watched};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
@@ -158,7 +159,9 @@ impl App {
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let days = config.books.retention_days;
         let keeping = Keeping::new(&engine, &archive, &options.clock, days);
-        let upkeep = upkeep(Arc::clone(&currents[0]), options.clock);
+        let doubts = telemetry.in_doubt();
+        let books = Arc::clone(&engine);
+        let upkeep = upkeep(Arc::clone(&currents[0]), books, doubts, options.clock);
         let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
         let deadlines = Deadlines { header: header_timeout, write: write_timeout };
         let control = control(runtime, served, deadlines, upkeep, (changes, &end))?;
@@ -311,6 +314,10 @@ impl Charges for ChargeBook {
     fn find(&self, charge: ChargeId) -> FoundCharge<'_> {
         Box::pin(ChargeBook::find(self, charge))
     }
+
+    fn note(&self, charge: ChargeId) -> FoundNote<'_> {
+        Box::pin(ChargeBook::note(self, charge))
+    }
 }
 
 /// The three stores of a data dir.
@@ -386,20 +393,6 @@ fn health(engine: &Arc<Engine>, reloads: &Arc<gauges::Reloads>) -> Health {
     Health { shown: vec![books, reload], ..Health::default() }
 }
 
-/// What has to be done now and then for the whole process, in one place.
-async fn upkeep(current: Arc<Current<Session>>, clock: Clock) {
-    let mut check = tokio::time::interval(CHECK_INTERVAL);
-    let mut tidy = tokio::time::interval(TIDY_INTERVAL);
-    loop {
-        tokio::select! {
-            // A clock that is moved by hand is checked by whoever moves it.
-            _ = check.tick() => if !clock.is_manual() { clock.watch() },
-            // All workers share them.
-            _ = tidy.tick() => current.load().limits.tidy(),
-        }
-    }
-}
-
 fn report_recovery(engine: &Engine) {
     let found = engine.recovery();
     tracing::info!(
@@ -407,6 +400,7 @@ fn report_recovery(engine: &Engine) {
         accounts = found.accounts,
         voided = found.voided,
         captured = found.captured,
+        lasting = found.lasting,
         "the books are open; holds of the previous process are resolved"
     );
 }

@@ -202,8 +202,8 @@ impl OrgMeters {
 
     /// Counts what a capture took, in millionths: credits of the seat, Operations of the pool and
     /// past it.
-    pub fn captured(&self, route: usize, seat: u64, pool: u64, overage: u64) {
-        let meters = self.route(Some(route));
+    pub fn captured(&self, route: Option<usize>, seat: u64, pool: u64, overage: u64) {
+        let meters = self.route(route);
         meters.credits.fetch_add(seat, Relaxed);
         if pool > 0 {
             meters.pool.fetch_add(pool, Relaxed);

@@ -59,7 +59,7 @@ pub struct Lasting<'a> {
     pub expires: Option<Timestamp>,
     /// The key under which it is made once (D35): recorded with the hold, in the same step.
     pub once: Option<Once>,
-    /// The encoded [`crate::core::charge::HoldNote`]; opaque to the books.
+    /// The encoded [`crate::core::note::HoldNote`]; opaque to the books.
     pub note: &'a [u8],
 }
 
@@ -101,7 +101,7 @@ pub struct Resolution<'a> {
     pub now: Timestamp,
     /// What the ledger should remember of it.
     pub memo: &'a OutcomeMemo,
-    /// The encoded [`crate::core::charge::OutcomeNote`], or nothing.
+    /// The encoded [`crate::core::note::OutcomeNote`], or nothing.
     pub note: &'a [u8],
     /// The HTTP message that answered, where it is kept for who asks again; else empty.
     pub answer: &'a [u8],

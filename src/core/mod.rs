@@ -9,6 +9,7 @@ pub mod charge;
 pub mod cycle;
 pub mod entitlement;
 pub mod ids;
+pub mod note;
 pub mod price;
 pub mod receipt;
 pub mod record;

@@ -1,12 +1,16 @@
 //! Rate cards and quotes (D19–D23, D41): exact prices, rounded up once, on the total.
 
+mod rates;
+
+pub use rates::{AppliedRate, Rates};
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use super::amount::{Credits, Fraction, MAX_MICRO, Operations, Ratio};
+use super::amount::{Credits, Fraction, MAX_MICRO, Operations, Ratio, prorate_up};
 use super::ids::Id;
 use super::refusal::{Code, Refusal};
 
@@ -132,6 +136,19 @@ pub struct Price {
     pub operations: Operations,
 }
 
+impl Price {
+    /// The price of other credits, in the proportion of this one (D25: the Operations of a part
+    /// are rounded up).
+    pub fn of_cost(&self, cost: Credits) -> Option<Self> {
+        let held = self.cost.micro();
+        if held == 0 {
+            return (cost == Credits::ZERO).then(Self::default);
+        }
+        let operations = prorate_up(self.operations.micro(), cost.micro(), held);
+        Some(Self { cost, operations: Operations::from_micro(operations)? })
+    }
+}
+
 /// What a request would cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quote {
@@ -182,18 +199,7 @@ impl RateCard {
         attributes: &Attributes<'_>,
         measures: &[Measure<'_>],
     ) -> Result<Quote, Refusal> {
-        let indexes = self.by_feature.get(feature).map_or(&[][..], Vec::as_slice);
-        let mut rates: SmallVec<[(&Rate, u64); 4]> = SmallVec::new();
-        for measure in measures {
-            let rate = indexes.iter().map(|&index| &self.file.rates[index]).find(|rate| {
-                rate.meter.as_ref().map(Id::as_str) == measure.meter
-                    && rate.when.iter().all(|(name, value)| {
-                        attributes.iter().any(|(n, v)| *n == name.as_str() && v == value)
-                    })
-            });
-            let rate = rate.ok_or_else(|| unpriced(&self.file.version, measure, attributes))?;
-            rates.push((rate, measure.quantity));
-        }
+        let rates = self.matching(feature, attributes, measures)?;
         let Some(tier) = rates.first().map(|(rate, _)| rate.tier) else {
             return Err(Refusal::new(Code::Unpriced, "the request has nothing to measure"));
         };
@@ -207,6 +213,28 @@ impl RateCard {
             pool: rates.iter().all(|(rate, _)| rate.pool),
             rate_card: self.file.version.clone(),
         })
+    }
+
+    /// The rate of each measure, with its quantity.
+    fn matching(
+        &self,
+        feature: &str,
+        attributes: &Attributes<'_>,
+        measures: &[Measure<'_>],
+    ) -> Result<SmallVec<[(&Rate, u64); 4]>, Refusal> {
+        let indexes = self.by_feature.get(feature).map_or(&[][..], Vec::as_slice);
+        let mut rates = SmallVec::new();
+        for measure in measures {
+            let rate = indexes.iter().map(|&index| &self.file.rates[index]).find(|rate| {
+                rate.meter.as_ref().map(Id::as_str) == measure.meter
+                    && rate.when.iter().all(|(name, value)| {
+                        attributes.iter().any(|(n, v)| *n == name.as_str() && v == value)
+                    })
+            });
+            let rate = rate.ok_or_else(|| unpriced(&self.file.version, measure, attributes))?;
+            rates.push((rate, measure.quantity));
+        }
+        Ok(rates)
     }
 
     fn price(&self, rates: &[(&Rate, u64)]) -> Option<Price> {
@@ -226,21 +254,38 @@ impl RateCard {
                 });
             }
         }
-        let (mut cost, mut operations) = (Fraction::ZERO, Fraction::ZERO);
-        for (rate, quantity) in rates {
-            let credits = Fraction::integer(*quantity).times(rate.credits?)?;
-            let own = match rate.operations {
-                Some(own) => Fraction::integer(*quantity).times(own)?,
-                None => credits.times(ratio)?,
-            };
-            cost = cost.plus(credits)?;
-            operations = operations.plus(own)?;
-        }
-        Some(Price {
-            cost: Credits::from_micro(cost.ceil()?)?,
-            operations: Operations::from_micro(operations.ceil()?)?,
-        })
+        let applied = rates.iter().map(|(rate, quantity)| Some((rate.applied()?, *quantity)));
+        total(applied, ratio)
     }
+}
+
+impl Rate {
+    /// What it takes of each unit; `None` for a standard rate.
+    fn applied(&self) -> Option<AppliedRate> {
+        Some(AppliedRate { credits: self.credits?, operations: self.operations })
+    }
+}
+
+/// The exact sum over meters, each side rounded up once (D21, D41).
+fn total(
+    rates: impl Iterator<Item = Option<(AppliedRate, u64)>>,
+    operations_per_credit: Ratio,
+) -> Option<Price> {
+    let (mut cost, mut operations) = (Fraction::ZERO, Fraction::ZERO);
+    for rate in rates {
+        let (rate, quantity) = rate?;
+        let credits = Fraction::integer(quantity).times(rate.credits)?;
+        let own = match rate.operations {
+            Some(own) => Fraction::integer(quantity).times(own)?,
+            None => credits.times(operations_per_credit)?,
+        };
+        cost = cost.plus(credits)?;
+        operations = operations.plus(own)?;
+    }
+    Some(Price {
+        cost: Credits::from_micro(cost.ceil()?)?,
+        operations: Operations::from_micro(operations.ceil()?)?,
+    })
 }
 
 /// `⌈quantity · ratio⌉`, or `None` beyond the bound of an amount.

@@ -163,7 +163,7 @@ pub struct Lasting<'a> {
     pub expires: Option<i64>,
     /// The key under which it is made once.
     pub once: Option<Once>,
-    /// The encoded [`super::charge::HoldNote`], or nothing.
+    /// The encoded [`super::note::HoldNote`], or nothing.
     #[serde(borrow, with = "serde_bytes")]
     pub note: &'a [u8],
 }
@@ -209,7 +209,7 @@ pub struct Finish<'a> {
     /// The resolution.
     #[serde(borrow)]
     pub resolve: Resolve<'a>,
-    /// The encoded [`super::charge::OutcomeNote`], or nothing.
+    /// The encoded [`super::note::OutcomeNote`], or nothing.
     #[serde(borrow, with = "serde_bytes")]
     pub note: &'a [u8],
     /// The HTTP message that answered, where it is kept; else empty.

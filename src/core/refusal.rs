@@ -78,6 +78,8 @@ codes! {
     AlreadyCharged = "already_charged", "This Idempotency-Key was charged already";
     /// The same key came with another request.
     IdempotencyKeyReused = "idempotency_key_reused", "This Idempotency-Key belongs to another request";
+    /// The charge was resolved in another way.
+    AlreadyResolved = "already_resolved", "The charge is resolved already";
     /// The user owes credits in this cycle (D31).
     Overdrawn = "overdrawn", "The user owes credits in this cycle";
     /// The seat cannot pay, and there is no pool access (D14).

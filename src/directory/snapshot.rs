@@ -236,6 +236,15 @@ impl Org {
         moment
     }
 
+    /// The cycle and term of another instant than now, without a place in the cache.
+    pub fn moment_at(&self, at: Timestamp) -> Arc<Moment> {
+        let cached = self.now.load();
+        match &*cached {
+            Some(moment) if moment.since <= at && at < moment.until => Arc::clone(moment),
+            _ => Arc::new(self.compute_moment(at)),
+        }
+    }
+
     fn compute_moment(&self, now: Timestamp) -> Moment {
         let cycle = self.schedule.cycle_at(now);
         let term = self.terms.iter().position(|entry| entry.term.contains(now));

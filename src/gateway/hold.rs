@@ -350,7 +350,7 @@ impl<B: Books + 'static> Drop for Held<B> {
         if capture {
             let sum = |kind| sum_of(&self.legs, kind);
             let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
-            meters.captured(self.route.index, seat, pool, sum(LegKind::Overage));
+            meters.captured(Some(self.route.index), seat, pool, sum(LegKind::Overage));
         }
     }
 }

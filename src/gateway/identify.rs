@@ -163,7 +163,27 @@ impl Shown<'_> {
     /// # Errors
     /// `user_required`, `unknown_user`, `user_suspended`, `key_not_allowed`, in this order.
     pub fn identify(self) -> Result<Caller, Refused> {
-        let user = named_user(&self.org, &self.key, self.named)?;
+        let named = match self.named {
+            None => None,
+            Some(named) => Some(named.to_str().map_err(|_| unknown_user())?),
+        };
+        self.acting_for(named)
+    }
+
+    /// The same, for a user whom the request's body names too.
+    ///
+    /// # Errors
+    /// `bad_request` where header and body name two, else as [`Shown::identify`].
+    pub fn identify_as(self, user: &str) -> Result<Caller, Refused> {
+        if self.named.is_some_and(|named| named.as_bytes() != user.as_bytes()) {
+            let detail = "the header `Tollgate-User` names another user than the body";
+            return Err(Refusal::new(Code::BadRequest, detail).into());
+        }
+        self.acting_for(Some(user))
+    }
+
+    fn acting_for(self, named: Option<&str>) -> Result<Caller, Refused> {
+        let user = named_user(&self.org, &self.key, named)?;
         let Self { org, key, meters, by_authorization, .. } = self;
         Ok(Caller { org, key, user, meters, by_authorization })
     }
@@ -190,16 +210,8 @@ fn not_expired(key: &Key, now: Timestamp) -> Result<(), Refused> {
 }
 
 /// The user a key acts for; `None` for a principal.
-fn named_user(
-    org: &Org,
-    key: &Key,
-    named: Option<&HeaderValue>,
-) -> Result<Option<Arc<User>>, Refused> {
+fn named_user(org: &Org, key: &Key, named: Option<&str>) -> Result<Option<Arc<User>>, Refused> {
     let refuse = |code, detail| Err(Refusal::new(code, detail).into());
-    let named = match named {
-        None => None,
-        Some(named) => Some(named.to_str().map_err(|_| unknown_user())?),
-    };
     let id = match (&key.kind, named) {
         (KeyKind::Service(_), None) => {
             return refuse(Code::UserRequired, "name the user in the header `Tollgate-User`");

@@ -16,6 +16,7 @@ mod forward;
 pub mod health;
 mod hold;
 mod identify;
+mod later;
 mod meter_body;
 mod outgoing;
 pub mod pace;
@@ -69,7 +70,7 @@ pub use problem::Refused;
 use quote::Asked;
 use wire::{Facts, Wire};
 use worker::Turn;
-pub use worker::{ChargeIds, Charges, Connection, FoundCharge, Worker};
+pub use worker::{ChargeIds, Charges, Connection, FoundCharge, FoundNote, Worker};
 
 /// The pipeline.
 async fn serve<B: Books + 'static>(
@@ -83,7 +84,7 @@ async fn serve<B: Books + 'static>(
     screen::screen(&parts, facts)?;
     let now = worker.clock.now();
     if let Some(path) = parts.uri.path().strip_prefix(reserved::PREFIX) {
-        return reserved::answer(worker, connection, &parts, path, now, trace).await;
+        return reserved::answer(worker, connection, (&parts, body), path, now, trace).await;
     }
     let shown = identify::authenticate(worker, connection, &parts.headers, now)?;
     trace.meters = Some(Arc::clone(shown.meters()));

@@ -49,6 +49,9 @@ pub struct Manner {
 /// Where the pages of problems are.
 pub const PAGES: &str = "/.tollgate/problems/";
 
+/// The status of what a request made.
+pub const CREATED: StatusCode = StatusCode::CREATED;
+
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// The status of a code.
@@ -67,7 +70,7 @@ pub fn status(code: Code) -> StatusCode {
         BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Unpriced | IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-        IdempotencyInFlight | AlreadyCharged => StatusCode::CONFLICT,
+        IdempotencyInFlight | AlreadyCharged | AlreadyResolved => StatusCode::CONFLICT,
         Overdrawn | SeatExhausted | NoActiveTerm | PoolLimitReached | PoolExhausted
         | OverageCapReached => StatusCode::PAYMENT_REQUIRED,
         BooksUnavailable | BooksContended | Draining => StatusCode::SERVICE_UNAVAILABLE,

@@ -73,6 +73,8 @@ pub struct Routes {
     table: Table<Arc<Route>>,
     /// By their places in the configuration.
     names: Vec<Box<str>>,
+    /// By their places: what they meter.
+    features: Vec<Option<Box<str>>>,
     /// True where some route has refusals of its own kind.
     manners: bool,
 }
@@ -118,10 +120,12 @@ impl Routes {
             compiled.push((method, &*route.path, entry));
         }
         let names = compiled.iter().map(|(_, _, route)| route.name.clone()).collect();
+        let feature = |route: &config::Route| Some(route.feature.as_ref()?.as_str().into());
+        let features = routes.iter().map(feature).collect();
         let manners = compiled.iter().any(|(_, _, route)| route.manner != Manner::default());
         let (table, errors) = Table::new(&compiled);
         match errors.into_iter().next() {
-            None => Ok(Self { table, names, manners }),
+            None => Ok(Self { table, names, features, manners }),
             Some((index, error)) => {
                 Err(RouteError { path: routes[index].path.clone(), problem: error.to_string() })
             }
@@ -136,6 +140,11 @@ impl Routes {
     /// A route's name, by its place in the configuration.
     pub fn name(&self, index: usize) -> Option<&str> {
         self.names.get(index).map(|name| &**name)
+    }
+
+    /// The place of a route that meters a feature: what is captured elsewhere is counted there too.
+    pub fn of_feature(&self, feature: &str) -> Option<usize> {
+        self.features.iter().position(|known| known.as_deref() == Some(feature))
     }
 
     /// The route of a request.

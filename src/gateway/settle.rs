@@ -84,7 +84,7 @@ pub async fn capture<B: Books + 'static>(
     let meters = &held.caller.meters;
     meters.request(Some(held.route.index), Outcome::Captured, status);
     let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
-    meters.captured(held.route.index, seat, pool, sum(LegKind::Overage));
+    meters.captured(Some(held.route.index), seat, pool, sum(LegKind::Overage));
     Ok(Settled { state: State::Captured, cost: price.cost.micro(), legs })
 }
 

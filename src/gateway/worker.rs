@@ -76,7 +76,14 @@ impl<B> Worker<B> {
 pub trait Charges: Send + Sync {
     /// A charge's document.
     fn find(&self, charge: ChargeId) -> FoundCharge<'_>;
+
+    /// The encoded [`crate::core::note::OutcomeNote`] of a resolved charge; nothing where it has
+    /// none.
+    fn note(&self, charge: ChargeId) -> FoundNote<'_>;
 }
+
+/// A note that is being looked up.
+pub type FoundNote<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, BooksError>> + Send + 'a>>;
 
 /// A charge that is being looked up.
 pub type FoundCharge<'a> =

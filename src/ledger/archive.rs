@@ -250,6 +250,22 @@ impl Archive {
         Ok(Some(document(&hold, resolution, &names).map_err(unreadable)?))
     }
 
+    /// What was noted when a charge was resolved; nothing where it was not.
+    ///
+    /// # Errors
+    /// When the database fails or is behind.
+    pub async fn note(&self, id: ChargeId, written: u64) -> Result<Vec<u8>, ArchiveError> {
+        self.caught_up(written).await?;
+        let select = sqlx::query_scalar("SELECT resolution FROM charges WHERE id = ?");
+        let row: Option<Option<Vec<u8>>> =
+            select.bind(&id.0[..]).fetch_optional(&self.pool).await?;
+        match row.flatten().as_deref().map(Record::decode) {
+            Some(Ok(Record::Finish(finish))) => Ok(finish.note.to_vec()),
+            Some(Err(_)) => Err(unreadable("an archived resolution")),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     async fn names(
         &self,
         hold: &Hold<'_>,

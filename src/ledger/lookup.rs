@@ -34,6 +34,14 @@ impl ChargeBook {
         archived.map_err(unavailable)
     }
 
+    /// What was noted when a charge was resolved.
+    ///
+    /// # Errors
+    /// When the archive fails or is behind.
+    pub async fn note(&self, id: ChargeId) -> Result<Vec<u8>, BooksError> {
+        self.archive.note(id, self.engine.written()).await.map_err(unavailable)
+    }
+
     /// The open charges of an org, in no order.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ fn counters_of_all_workers_are_added_up_and_amounts_are_decimals() {
     for worker in [telemetry.worker(&labels()), telemetry.worker(&labels())] {
         let org = worker.org(&"acme".parse().unwrap());
         org.request(Some(0), Outcome::Captured, Some(200));
-        org.captured(0, 1_250_001, 20_000, 0);
+        org.captured(Some(0), 1_250_001, 20_000, 0);
         org.refusal(Code::SeatExhausted);
         worker.overhead(Some(0), Duration::from_micros(30));
     }

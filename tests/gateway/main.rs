@@ -8,6 +8,7 @@
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `headers`: what of a request's headers a backend is shown.
+//! - `holds`: the holds API, and quotes.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -33,6 +34,7 @@ mod early;
 mod failures;
 mod framing;
 mod headers;
+mod holds;
 mod hygiene;
 mod identity;
 mod operations;

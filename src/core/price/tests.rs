@@ -29,6 +29,11 @@ fn ask(
     measures: &[Measure<'_>],
 ) -> Result<(u64, u64), &'static str> {
     let quote = card.quote("image", attributes, measures);
+    // What is kept with a charge prices it as the card does (D23).
+    if let Ok(rates) = card.rates("image", attributes, measures) {
+        let quantities: Vec<u64> = measures.iter().map(|measure| measure.quantity).collect();
+        assert_eq!(rates.price(&quantities), quote.as_ref().ok().map(|quote| quote.price));
+    }
     quote
         .map(|quote| (quote.price.cost.micro(), quote.price.operations.micro()))
         .map_err(|refusal| refusal.code.as_str())

@@ -188,7 +188,7 @@ impl Archive {
     }
 
     /// Waits until everything up to a position is archived: what is not there then was not made.
-    async fn caught_up(&self, written: u64) -> Result<(), ArchiveError> {
+    pub(super) async fn caught_up(&self, written: u64) -> Result<(), ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while self.position() < written {
             if tokio::time::Instant::now() >= deadline {

@@ -1,0 +1,47 @@
+//! What has to be done now and then for the whole process, in one place.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::books::embedded::{Engine, Session};
+use crate::clock::{CHECK_INTERVAL, Clock};
+use crate::core::charge::State;
+use crate::gateway::admit::TIDY_INTERVAL;
+use crate::gateway::current::Current;
+
+/// Goes on until it is dropped.
+pub(super) async fn upkeep(
+    current: Arc<Current<Session>>,
+    engine: Arc<Engine>,
+    in_doubt: Arc<[AtomicU64; 2]>,
+    clock: Clock,
+) {
+    let mut check = tokio::time::interval(CHECK_INTERVAL);
+    let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = check.tick() => {
+                // A clock that is moved by hand is checked by whoever moves it.
+                if !clock.is_manual() {
+                    clock.watch();
+                }
+                expire(&engine, &in_doubt, &clock);
+            }
+            // All workers share them.
+            _ = tidy.tick() => current.load().limits.tidy(),
+        }
+    }
+}
+
+fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock) {
+    match engine.expire(clock.now()) {
+        Ok(ended) => {
+            for (open, state) in &ended {
+                in_doubt[usize::from(*state != State::Captured)].fetch_add(1, Relaxed);
+                tracing::info!(charge = %open.charge, %state, "a hold ended that nobody resolved");
+            }
+        }
+        // The books have failed, and say so themselves.
+        Err(error) => tracing::error!(%error, "holds whose time is over do not end"),
+    }
+}
