@@ -1,5 +1,13 @@
 //! The contract of `Books`, for every engine alike.
 
+mod amend;
+mod expire;
+mod once;
+
+pub use amend::*;
+pub use expire::*;
+pub use once::*;
+
 use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, LegKind, Slot, Source, View};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -35,6 +43,25 @@ macro_rules! suite {
             an_open_charge_is_described
             a_memo_without_bound_is_refused
             f22_many_threads_are_given_exactly_what_there_is
+            d24_an_amendment_is_whole_or_nothing
+            an_amendment_joins_the_legs_of_its_hold
+            an_amendment_is_begun_when_it_is_called_and_recorded_when_it_is_told
+            f23_what_is_resolved_or_unknown_is_not_amended
+            f03_what_is_known_of_its_use_resolves_a_hold_that_is_left_open
+            a_note_and_an_expiry_are_as_they_were_last_amended
+            an_amendment_without_bound_is_refused
+            f82_an_amendment_takes_what_there_is_and_no_more
+            f17_of_many_holds_under_one_key_one_is_made
+            f17_a_key_is_free_when_the_void_of_its_charge_is_recorded
+            f17_a_hold_that_is_refused_leaves_no_key
+            f18_a_key_tells_what_its_request_was
+            f19_a_key_outlives_its_process_and_ends_after_its_retention
+            f20_the_keys_of_two_scopes_are_unrelated
+            d35_a_hold_that_ends_by_itself_frees_its_key_unless_it_is_captured
+            d34_d36_a_hold_ends_by_itself_as_it_says
+            d34_a_lasting_hold_outlives_its_process
+            d34_a_hold_that_is_prolonged_ends_later
+            f23_of_an_end_and_a_resolution_the_first_wins
         );
     };
     ($engine:ty: $($test:ident)*) => {

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use smallvec::SmallVec;
 use tempfile::TempDir;
 use tollgate::books::embedded;
-use tollgate::books::{Ask, Books, InDoubt, Posted, Resolution};
+use tollgate::books::{
+    Amendment, Ask, Books, InDoubt, Known, Lasting, Once, OpenCharge, Posted, Resolution,
+};
 use tollgate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Balance, Grant, LegKind, Legs, Payer, Post,
     Slot, Source, Stem, Version, View,
@@ -28,7 +31,15 @@ pub trait Engine: Sized + Sync {
 
     /// The process dies without closing anything, and another one opens the books. No session
     /// may be left.
-    fn restart(self) -> Self;
+    fn restart(self) -> Self {
+        self.restart_at(NOW)
+    }
+
+    /// As [`Engine::restart`], and the other process starts at this instant.
+    fn restart_at(self, now: Timestamp) -> Self;
+
+    /// The holds end whose time is over.
+    fn expire(&self, now: Timestamp) -> Vec<(OpenCharge, State)>;
 
     /// Every account that has ever been taken from or adjusted, by its name.
     fn all(&self) -> BTreeMap<String, Balance>;
@@ -51,10 +62,14 @@ impl Engine for Embedded {
         self.engine.session()
     }
 
-    fn restart(self) -> Self {
+    fn restart_at(self, now: Timestamp) -> Self {
         let Self { engine, dir } = self;
         drop(engine);
-        Self { engine: embedded::Engine::open(dir.path(), NOW).unwrap(), dir }
+        Self { engine: embedded::Engine::open(dir.path(), now).unwrap(), dir }
+    }
+
+    fn expire(&self, now: Timestamp) -> Vec<(OpenCharge, State)> {
+        self.engine.expire(now).unwrap()
     }
 
     fn all(&self) -> BTreeMap<String, Balance> {
@@ -162,6 +177,35 @@ pub fn ask<'a>(charge: u64, accounts: &'a [Account<'a>], post: &'a Post) -> Ask<
         memo: b"",
         lasting: None,
     }
+}
+
+/// So many seconds after [`NOW`].
+pub fn second(seconds: i64) -> Timestamp {
+    NOW + SignedDuration::from_secs(seconds)
+}
+
+/// A hold that ends by itself.
+pub fn until<'a>(seconds: i64) -> Option<Lasting<'a>> {
+    Some(Lasting { expires: Some(second(seconds)), ..Lasting::default() })
+}
+
+/// A key with the request that is made under it.
+pub fn key(scope: u64, key: u8, request: u8) -> Once {
+    Once { scope, key: [key; 16], request: [request; 16] }
+}
+
+/// A hold that is made once.
+pub fn under<'a>(once: Once) -> Option<Lasting<'a>> {
+    Some(Lasting { once: Some(once), ..Lasting::default() })
+}
+
+pub fn known(keep: &[u64]) -> Known {
+    Known { keep: SmallVec::from_slice(keep), memo: OutcomeMemo::default() }
+}
+
+/// An amendment of nothing.
+pub fn amendment<'a>() -> Amendment<'a> {
+    Amendment { extra: None, known: None, expires: None, note: None, answer: &[], now: NOW }
 }
 
 pub fn resolution<'a>(state: State, keep: &'a [u64], memo: &'a OutcomeMemo) -> Resolution<'a> {

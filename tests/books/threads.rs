@@ -2,16 +2,17 @@
 //! account ever spends what it has not, and at rest the sums are exact, in memory and after a
 //! restart.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use tollgate::books::{Adjustment, Books, Resolution, Resolved};
+use tollgate::books::{Adjustment, Amended, Amendment, Ask, Books, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, Legs, Slot, Source};
 use tollgate::core::charge::{OutcomeMemo, State};
 use tollgate::core::ids::ChargeId;
 
 use crate::engine::{
-    Embedded, Engine, NOW, account, ask, capped, id, legs, name, payer, post, run, take,
+    Embedded, Engine, NOW, account, amendment, ask, balance, capped, id, known, legs, name, payer,
+    post, run, second, take, until,
 };
 
 const IDS: [&str; 4] = ["a", "b", "pool", "cap"];
@@ -177,4 +178,51 @@ fn a_charge_that_two_threads_resolve_is_resolved_by_one() {
     assert_eq!(first + second, 1_000);
     let balance = Balance { base: 1_000, adjusted: 0, held: 0, captured: 1_000 };
     assert_eq!(engine.all()[&name("a")], balance);
+}
+
+/// Who was told that a hold goes on longer finds it open, and what was recorded of its use counts.
+#[test]
+fn f23_a_hold_that_is_prolonged_while_it_ends_does_one_of_both() {
+    let engine = Embedded::start();
+    let accounts = [account("a", 10_000, 1)];
+    let session = engine.session();
+    for n in 0..5_000 {
+        let one = take(1, &[0]);
+        let asked = Ask { lasting: until(60), ..ask(n, &accounts, &one) };
+        drop(session.hold(&asked));
+    }
+    let (begun, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (ended, prolonged) = std::thread::scope(|scope| {
+        let ends = scope.spawn(|| {
+            let mut ended = BTreeSet::new();
+            while begun.load(Ordering::SeqCst) < 100 {
+                std::thread::yield_now();
+            }
+            while !is_over.load(Ordering::SeqCst) {
+                ended.extend(engine.expire(second(60)).into_iter().map(|(open, _)| open.charge));
+            }
+            ended
+        });
+        let (other, begun) = (engine.session(), &begun);
+        let prolongs = scope.spawn(move || {
+            let used = known(&[1]);
+            let longer = Amendment { expires: Some(second(90)), known: Some(&used), ..amendment() };
+            // From the other end than that from which they end.
+            let amended = |n: &u64| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                matches!(run(other.amend(id(*n), &longer)).unwrap(), Amended::Done(..))
+            };
+            (0..5_000).rev().filter(amended).map(id).collect::<BTreeSet<_>>()
+        });
+        let prolonged = prolongs.join().unwrap();
+        is_over.store(true, Ordering::SeqCst);
+        (ends.join().unwrap(), prolonged)
+    });
+    let both: Vec<_> = ended.intersection(&prolonged).collect();
+    assert!(both.is_empty(), "{} ended that go on longer", both.len());
+    assert_eq!(ended.len() + prolonged.len(), 5_000);
+    assert!(!ended.is_empty() && !prolonged.is_empty());
+    let held = prolonged.len() as u64;
+    assert_eq!(engine.all()[&name("a")], balance(10_000, 0, held, 0));
+    assert_eq!(engine.expire(second(90)).len() as u64, held.min(1_000));
 }

@@ -23,11 +23,9 @@ use super::fold::{DAY, Fold, FoldHold, FoldOnce};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::prune::{self, Ages};
 use super::recover::{RecoverError, recover};
-use super::{
-    BooksError, Durability, KEPT_KEYS, KnownCharge, Once, OpenCharge, Resolution, snapshot,
-};
+use super::{BooksError, Durability, KnownCharge, Once, OpenCharge, Resolution, snapshot};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
-use crate::core::charge::{Flags, OutcomeMemo, State as ChargeState};
+use crate::core::charge::{OutcomeMemo, State as ChargeState};
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 
@@ -123,6 +121,12 @@ impl Shared {
         Ok(())
     }
 
+    /// Waits until all up to a position survives what the durability says.
+    async fn survives(&self, position: u64) -> Result<(), BooksError> {
+        let survives = self.journal.survives(position).await;
+        survives.map_err(|error| BooksError::Unavailable(error.to_string()))
+    }
+
     fn sessions(&self) -> Vec<Session> {
         self.sessions.read().iter().cloned().map(Session::of).collect()
     }
@@ -173,7 +177,8 @@ impl Engine {
             TryLockError::WouldBlock => OpenError::Locked(dir.to_owned()),
             TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
         })?;
-        let recovered = recover(dir, None)?;
+        let mut recovered = recover(dir, None)?;
+        recovered.fold.forget_once(once::forgotten_before(now.as_microsecond()));
         if let Some(torn) = &recovered.torn {
             tracing::warn!(
                 file = %torn.place.path.display(),
@@ -253,19 +258,7 @@ impl Engine {
         self.shared.once.sweep(now.as_microsecond());
         let mut ended = Vec::new();
         for session in self.shared.sessions() {
-            for hold in session.inner().due(now.as_microsecond()) {
-                let (state, keep, mut memo) = hold.in_doubt();
-                let state = if state == ChargeState::Voided {
-                    memo.flags = Flags::default();
-                    ChargeState::Expired
-                } else {
-                    state
-                };
-                let resolution = without_owner(state, &keep, now, &memo);
-                session.resolve_left_open(ChargeId(hold.charge), &resolution)?;
-                ended.push((hold.describe(), state));
-            }
-            session.flush()?;
+            ended.append(&mut session.expire(now)?);
         }
         Ok(ended)
     }
@@ -379,7 +372,7 @@ impl Engine {
             return Ok(false);
         }
         let mut recovered = recover(self.dir(), Some(sealed))?;
-        recovered.fold.forget_once(now.as_microsecond() - KEPT_KEYS.as_micros() as i64);
+        recovered.fold.forget_once(once::forgotten_before(now.as_microsecond()));
         snapshot::write(self.dir(), sealed, &recovered.fold)?;
         files.snapshot = sealed;
         files.closable = recovered.fold.closable();

@@ -7,6 +7,7 @@
 
 mod adjust;
 mod amend;
+mod expire;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -31,9 +32,6 @@ use crate::core::charge::State;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Leg, Opening, Record};
-
-/// How many holds of a session one sweep ends.
-const MAX_SWEEP: usize = 1_000;
 
 /// A session with the embedded books. Cheap to clone; clones share the session.
 #[derive(Clone)]
@@ -251,8 +249,16 @@ impl Session {
         charge: ChargeId,
         resolution: &Resolution<'_>,
     ) -> Result<Option<Step>, BooksError> {
-        let mut queue = self.0.queue.lock();
-        let Queue { open, frames, after, batch, .. } = &mut *queue;
+        self.resolve_in(&mut self.0.queue.lock(), charge, resolution)
+    }
+
+    fn resolve_in(
+        &self,
+        queue: &mut Queue,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> Result<Option<Step>, BooksError> {
+        let Queue { open, frames, after, batch, .. } = queue;
         let written = |batch| Written { session: self.clone(), batch };
         let Some(Open { hold, resolved }) = open.get_mut(&charge.0) else { return Ok(None) };
         if let Some((state, _)) = *resolved {
@@ -326,10 +332,15 @@ impl Books for Session {
     ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
         // All of it happens here, not at the first poll: a void that is called next meets it.
         let begun = self.hold_now(ask);
+        // Who has the key may be captured in a record that is not on the disk yet.
+        let known = matches!(begun, Ok((Posted::Known(_), _))).then(|| self.clone());
         async move {
             let (posted, wait) = begun?;
             if let Some(wait) = wait {
                 wait.wait().await?;
+            }
+            if let Some(session) = known {
+                session.0.shared.survives(session.0.shared.journal.written()).await?;
             }
             Ok(posted)
         }
@@ -411,15 +422,6 @@ impl Inner {
         (open.len(), open.values().map(|open| open.hold.at).min())
     }
 
-    /// Holds whose time is over, at most so many as one sweep ends.
-    pub(super) fn due(&self, now: i64) -> Vec<Arc<OpenHold>> {
-        let queue = self.queue.lock();
-        let due = queue.expiring.iter().take_while(|(at, _)| *at <= now);
-        let open = due.filter_map(|(_, charge)| queue.open.get(charge));
-        let live = open.filter(|open| open.resolved.is_none());
-        live.take(MAX_SWEEP).map(|open| Arc::clone(&open.hold)).collect()
-    }
-
     pub(super) fn list_open(&self) -> Vec<Arc<OpenHold>> {
         self.queue.lock().open.values().map(|open| Arc::clone(&open.hold)).collect()
     }
@@ -459,8 +461,7 @@ impl Written {
         tokio::task::yield_now().await;
         self.finish()?;
         let Inner { shared, position, .. } = &*self.session.0;
-        let survives = shared.journal.survives(position.load(Ordering::Acquire)).await;
-        survives.map_err(|error| BooksError::Unavailable(error.to_string()))
+        shared.survives(position.load(Ordering::Acquire)).await
     }
 
     fn is_done(&self) -> bool {

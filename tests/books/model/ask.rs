@@ -16,6 +16,16 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// What the model takes.
+    pub fn extra<'a>(&'a self, named: &'a [(Id, Grant)]) -> naive::Extra<'a> {
+        (&self.sources, named)
+    }
+
+    /// The accounts that it names.
+    pub fn all_named(&self) -> Vec<(Id, Grant)> {
+        self.named.iter().flatten().copied().collect()
+    }
+
     /// A random post on some of the current accounts, often with numbers at the border of what
     /// they have.
     pub fn random(random: &mut Random, world: &World, model: &Model) -> Self {
@@ -37,13 +47,11 @@ impl Asked {
             for slot in slots {
                 let cap = random.below(count);
                 let cap = (cap != slot && random.percent(20)).then_some(cap);
-                let payer = Payer {
-                    slot: slot as Slot,
-                    kind: LegKind::Pool,
-                    cap: cap.map(|cap| cap as Slot),
-                };
+                let kind = if random.percent(70) { LegKind::Pool } else { LegKind::Licence };
+                let payer = Payer { slot: slot as Slot, kind, cap: cap.map(|cap| cap as Slot) };
                 source.payers.push(payer);
-                naive.push(naive::Payer { account: ids[slot], cap: cap.map(|cap| ids[cap]) });
+                let cap_id = cap.map(|cap| ids[cap]);
+                naive.push(naive::Payer { account: ids[slot], kind: number(kind), cap: cap_id });
                 for slot in [Some(slot), cap].into_iter().flatten() {
                     named[slot] = Some((ids[slot], grants[slot]));
                 }
@@ -79,4 +87,9 @@ impl Asked {
         }
         Self { accounts, ids, post, sources, named }
     }
+}
+
+/// The kind of a leg as the model has it.
+pub fn number(kind: LegKind) -> naive::Kind {
+    if kind == LegKind::Cap { naive::CAP } else { 1 + kind as naive::Kind }
 }

@@ -18,9 +18,14 @@ pub struct Grant {
     pub version: Version,
 }
 
+/// What a leg stands for, and that of a cap.
+pub type Kind = u8;
+pub const CAP: Kind = 0;
+
 #[derive(Clone, Debug)]
 pub struct Payer {
     pub account: Id,
+    pub kind: Kind,
     pub cap: Option<Id>,
 }
 
@@ -34,7 +39,27 @@ pub struct Source {
 }
 
 /// What one account gave.
-pub type Leg = (Id, u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leg {
+    pub account: Id,
+    pub kind: Kind,
+    pub amount: u64,
+}
+
+/// A key under which a charge is made once: scope and name.
+pub type Key = (u64, u8);
+
+/// How long the key of a captured charge is kept, in microseconds.
+const KEPT: i64 = 48 * 3_600 * 1_000_000;
+
+/// Who has a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub charge: u64,
+    pub request: u8,
+    pub captured: bool,
+    at: i64,
+}
 
 /// Base, adjusted, held, captured.
 pub type Sums = (i128, i128, i128, i128);
@@ -46,8 +71,26 @@ struct Account {
     captured: i128,
 }
 
+/// What there is to a hold beyond a plain one.
+#[derive(Clone, Debug, Default)]
+pub struct More {
+    pub expires: Option<i64>,
+    pub once: Option<(Key, u8)>,
+    pub known: Option<Vec<u64>>,
+    pub note: Vec<u8>,
+}
+
+/// How a hold ends that nobody resolves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Void,
+    Capture,
+}
+
 #[derive(Clone, Debug)]
 pub struct Hold {
+    pub at: i64,
+    pub more: More,
     pub legs: Vec<Leg>,
     /// Captured, not voided, when its process dies.
     pub capture_in_doubt: bool,
@@ -56,11 +99,44 @@ pub struct Hold {
     pub resolving: bool,
 }
 
+impl Hold {
+    /// How it ends in doubt, and what is kept of it.
+    fn in_doubt(&self) -> (End, Vec<u64>) {
+        match (&self.more.known, self.capture_in_doubt) {
+            (Some(keep), _) => (End::Capture, keep.clone()),
+            (None, true) => (End::Capture, self.legs.iter().map(|leg| leg.amount).collect()),
+            (None, false) => (End::Void, Vec::new()),
+        }
+    }
+}
+
+/// Legs with more of them: one of the same account and kind grows, others follow.
+pub fn joined(legs: &[Leg], more: &[Leg]) -> Vec<Leg> {
+    let mut joined = legs.to_vec();
+    for leg in more {
+        let mut same = joined.iter_mut();
+        match same.find(|known| (known.account, known.kind) == (leg.account, leg.kind)) {
+            Some(known) => known.amount += leg.amount,
+            None => joined.push(*leg),
+        }
+    }
+    joined
+}
+
+/// What an amendment says.
+#[derive(Clone, Debug, Default)]
+pub struct Amendment {
+    pub known: Option<Vec<u64>>,
+    pub expires: Option<i64>,
+    pub note: Option<Vec<u8>>,
+}
+
 /// What a record says.
 #[derive(Clone, Debug)]
 pub enum Fact {
     Hold { charge: u64, hold: Hold, grants: Vec<(Id, Grant)> },
-    Resolve { charge: u64, keep: Vec<u64>, extra: Vec<Leg>, grants: Vec<(Id, Grant)> },
+    Amend { charge: u64, legs: Vec<Leg>, grants: Vec<(Id, Grant)>, said: Amendment },
+    Resolve { charge: u64, end: End, keep: Vec<u64>, extra: Vec<Leg>, grants: Vec<(Id, Grant)> },
     Adjust { account: Id, delta: i64, grant: Grant },
 }
 
@@ -69,6 +145,8 @@ pub enum Fact {
 pub struct State {
     accounts: BTreeMap<Id, Account>,
     pub open: BTreeMap<u64, Hold>,
+    /// Who has which key: charges that are open or captured.
+    owners: BTreeMap<Key, Owner>,
 }
 
 impl State {
@@ -76,7 +154,7 @@ impl State {
     /// what is granted the grant and the sum of adjustments.
     pub fn sums(&self, id: Id) -> Sums {
         let legs = self.open.values().flat_map(|hold| &hold.legs);
-        let held = legs.filter(|(account, _)| *account == id).map(|(_, a)| i128::from(*a)).sum();
+        let held = legs.filter(|leg| leg.account == id).map(|leg| i128::from(leg.amount)).sum();
         let account = self.accounts.get(&id).cloned().unwrap_or_default();
         let base = account.grant.map_or(0, |grant| i128::from(grant.base));
         (base, account.adjustments, held, account.captured)
@@ -99,12 +177,24 @@ impl State {
         match fact {
             Fact::Hold { charge, hold, grants } => {
                 self.learn(grants);
+                if let Some((key, request)) = hold.more.once {
+                    let (charge, at, captured) = (*charge, hold.at, false);
+                    self.owners.insert(key, Owner { charge, request, captured, at });
+                }
                 self.open.insert(*charge, hold.clone());
+            }
+            Fact::Amend { charge, legs, grants, said } => {
+                self.learn(grants);
+                let hold = self.open.get_mut(charge).expect("amended while open");
+                hold.legs = joined(&hold.legs, legs);
+                hold.more.known = said.known.clone().or(hold.more.known.take());
+                hold.more.expires = said.expires.or(hold.more.expires);
+                hold.more.note = said.note.clone().unwrap_or(std::mem::take(&mut hold.more.note));
             }
             Fact::Resolve { extra, grants, .. } => {
                 self.learn(grants);
-                for (id, amount) in extra {
-                    self.account(*id).captured += i128::from(*amount);
+                for leg in extra {
+                    self.account(leg.account).captured += i128::from(leg.amount);
                 }
             }
             Fact::Adjust { account, delta, grant } => {
@@ -117,17 +207,36 @@ impl State {
     /// The part of a fact that counts once it is written.
     fn credit(&mut self, fact: &Fact) {
         match fact {
-            Fact::Hold { .. } => {}
-            Fact::Resolve { charge, keep, .. } => {
-                let hold = self.open.remove(charge).expect("resolved once");
-                for (index, (id, amount)) in hold.legs.iter().enumerate() {
-                    let kept = keep.get(index).copied().unwrap_or(0).min(*amount);
-                    self.account(*id).captured += i128::from(kept);
-                }
-            }
+            Fact::Hold { .. } | Fact::Amend { .. } => {}
+            Fact::Resolve { charge, end, keep, .. } => self.end(*charge, *end, keep),
             Fact::Adjust { account, delta, .. } => {
                 self.account(*account).adjustments += i128::from(*delta.max(&0));
             }
+        }
+    }
+
+    /// A hold ends.
+    fn end(&mut self, charge: u64, end: End, keep: &[u64]) {
+        let hold = self.open.remove(&charge).expect("resolved once");
+        for (index, leg) in hold.legs.iter().enumerate() {
+            let kept = keep.get(index).copied().unwrap_or(0).min(leg.amount);
+            self.account(leg.account).captured += i128::from(kept);
+        }
+        let Some((key, _)) = hold.more.once else { return };
+        let Some(owner) = self.owners.get_mut(&key).filter(|owner| owner.charge == charge) else {
+            return;
+        };
+        owner.captured = true;
+        if end == End::Void {
+            self.owners.remove(&key);
+        }
+    }
+
+    /// Who has a key at an instant; `Err` with whoever had it for too long.
+    pub fn owner(&self, key: Key, now: i64) -> Result<Option<Owner>, Owner> {
+        match self.owners.get(&key) {
+            Some(owner) if owner.captured && owner.at < now - KEPT => Err(*owner),
+            owner => Ok(owner.copied()),
         }
     }
 
@@ -145,7 +254,7 @@ impl State {
     }
 
     /// What a post takes, or nothing.
-    fn take(&self, sources: &[Source], grants: &BTreeMap<Id, Grant>) -> Option<Vec<Leg>> {
+    pub fn take(&self, sources: &[Source], grants: &BTreeMap<Id, Grant>) -> Option<Vec<Leg>> {
         let mut left: BTreeMap<Id, i128> = BTreeMap::new();
         for (&id, &grant) in grants {
             let (base, adjusted, held, captured) = self.sums_under(id, grant);
@@ -169,9 +278,12 @@ impl State {
                 let amount = if source.forced { missing } else { missing.min(give(&left, payer)) };
                 if amount > 0 {
                     missing -= amount;
-                    for id in [Some(payer.account), payer.cap].into_iter().flatten() {
-                        *left.get_mut(&id)? -= amount;
-                        legs.push((id, amount as u64));
+                    let own = (payer.account, payer.kind);
+                    for (account, kind) in
+                        [Some(own), payer.cap.map(|cap| (cap, CAP))].into_iter().flatten()
+                    {
+                        *left.get_mut(&account)? -= amount;
+                        legs.push(Leg { account, kind, amount: amount as u64 });
                     }
                 }
             }
@@ -190,46 +302,69 @@ pub struct Model {
     pub recorded: State,
     /// Accounts that are over for good.
     pub closed: BTreeSet<Id>,
-    waiting: [Vec<Fact>; 2],
+    waiting: [Vec<Fact>; 3],
 }
 
+/// The session that has the holds which outlived their process: the engine's own.
+pub const RECOVERED: usize = 2;
+
+/// What became of the holds of a process that died.
+pub type LeftOpen = (usize, usize, usize);
+
 impl Model {
-    /// Takes, or says `None`.
-    pub fn hold(
-        &mut self,
-        session: usize,
-        charge: u64,
-        sources: &[Source],
-        named: &[(Id, Grant)],
-        capture_in_doubt: bool,
-    ) -> Option<Vec<Leg>> {
-        let legs = self.live.take(sources, &named.iter().copied().collect())?;
-        let hold = Hold { legs: legs.clone(), capture_in_doubt, home: session, resolving: false };
-        let grants = self.grants(&legs, named);
-        self.decide(session, Fact::Hold { charge, hold, grants });
+    /// Takes what the hold says nothing of yet, or says `None`.
+    pub fn hold(&mut self, charge: u64, extra: Extra<'_>, hold: Hold) -> Option<Vec<Leg>> {
+        let (legs, grants) = self.take(Some(extra))?;
+        let hold = Hold { legs: legs.clone(), ..hold };
+        self.decide(hold.home, Fact::Hold { charge, hold, grants });
         Some(legs)
+    }
+
+    /// Takes more for an open charge that nobody resolves yet.
+    pub fn amend(
+        &mut self,
+        charge: u64,
+        extra: Option<Extra<'_>>,
+        said: Amendment,
+    ) -> Option<Vec<Leg>> {
+        let (legs, grants) = self.take(extra)?;
+        let home = self.live.open[&charge].home;
+        self.decide(home, Fact::Amend { charge, legs: legs.clone(), grants, said });
+        Some(legs)
+    }
+
+    fn take(&self, extra: Option<Extra<'_>>) -> Option<(Vec<Leg>, Vec<(Id, Grant)>)> {
+        let Some((sources, named)) = extra else { return Some(Default::default()) };
+        let legs = self.live.take(sources, &named.iter().copied().collect())?;
+        let grants = self.grants(&legs, named);
+        Some((legs, grants))
+    }
+
+    /// Holds end whose time is over.
+    pub fn expire(&mut self, now: i64) -> Vec<(u64, End)> {
+        let is_due = |hold: &Hold| !hold.resolving && hold.more.expires.is_some_and(|at| at <= now);
+        let due = self.live.open.iter().filter(|(_, hold)| is_due(hold));
+        let due: Vec<_> = due.map(|(charge, hold)| (*charge, hold.in_doubt())).collect();
+        for (charge, (end, keep)) in &due {
+            self.resolve(*charge, *end, keep, None);
+        }
+        due.into_iter().map(|(charge, (end, _))| (charge, end)).collect()
     }
 
     /// Resolves an open charge that nobody resolves yet.
     pub fn resolve(
         &mut self,
         charge: u64,
+        end: End,
         keep: &[u64],
         extra: Option<Extra<'_>>,
     ) -> Option<Vec<Leg>> {
-        let (legs, grants) = match extra {
-            None => (Vec::new(), Vec::new()),
-            Some((sources, named)) => {
-                let legs = self.live.take(sources, &named.iter().copied().collect())?;
-                let grants = self.grants(&legs, named);
-                (legs, grants)
-            }
-        };
+        let (legs, grants) = self.take(extra)?;
         let hold = self.live.open.get_mut(&charge).expect("open");
         hold.resolving = true;
         let home = hold.home;
         let (keep, extra) = (keep.to_vec(), legs.clone());
-        self.decide(home, Fact::Resolve { charge, keep, extra, grants });
+        self.decide(home, Fact::Resolve { charge, end, keep, extra, grants });
         Some(legs)
     }
 
@@ -258,8 +393,9 @@ impl Model {
     }
 
     /// The process dies. Sessions would have written what waits in this order; only the first
-    /// `survived` records of it are there. Returns how many holds were voided and captured.
-    pub fn crash(&mut self, order: &[usize], survived: usize) -> (usize, usize) {
+    /// `survived` records of it are there. Returns how many holds were voided, were captured and
+    /// go on.
+    pub fn crash(&mut self, order: &[usize], survived: usize) -> LeftOpen {
         let tail: Vec<Fact> =
             order.iter().flat_map(|&session| std::mem::take(&mut self.waiting[session])).collect();
         assert!(self.waiting.iter().all(Vec::is_empty) && survived <= tail.len());
@@ -267,20 +403,20 @@ impl Model {
             self.recorded.debit(fact);
             self.recorded.credit(fact);
         }
-        let left_open = std::mem::take(&mut self.recorded.open);
-        let (mut voided, mut captured) = (0, 0);
-        for hold in left_open.values() {
-            if hold.capture_in_doubt {
-                captured += 1;
-                for (id, amount) in &hold.legs {
-                    self.recorded.account(*id).captured += i128::from(*amount);
-                }
-            } else {
-                voided += 1;
+        let (mut voided, mut captured, mut lasting) = (0, 0, 0);
+        for (charge, hold) in self.recorded.open.clone() {
+            let (end, keep) = hold.in_doubt();
+            if hold.more.expires.is_some() {
+                lasting += 1;
+                let hold = self.recorded.open.get_mut(&charge).expect("open");
+                (hold.home, hold.resolving) = (RECOVERED, false);
+                continue;
             }
+            self.recorded.end(charge, end, &keep);
+            *if end == End::Void { &mut voided } else { &mut captured } += 1;
         }
         self.live = self.recorded.clone();
-        (voided, captured)
+        (voided, captured, lasting)
     }
 
     pub fn is_waiting(&self, session: usize) -> bool {
@@ -294,7 +430,7 @@ impl Model {
 
     /// The grants that the record of these legs stands on.
     fn grants(&self, legs: &[Leg], named: &[(Id, Grant)]) -> Vec<(Id, Grant)> {
-        let is_taken = |id: &Id| legs.iter().any(|(account, _)| account == id);
+        let is_taken = |id: &Id| legs.iter().any(|leg| leg.account == *id);
         let taken = named.iter().filter(|(id, _)| is_taken(id));
         taken.map(|(id, brought)| (*id, self.newest(*id, *brought))).collect()
     }

@@ -1,5 +1,7 @@
 //! One world played: the same operations on the books and on the model.
 
+mod more;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -9,12 +11,16 @@ use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use tollgate::books::embedded::{Engine, Options, Session};
 use tollgate::books::snapshot;
-use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
-use tollgate::core::account::{Account, Balance, LegKind, Legs, Payer, Post, Slot, Source, View};
+use tollgate::books::{
+    Adjustment, Amended, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved,
+};
+use tollgate::core::account::{
+    Account, Balance, LegKind, Legs, Payer, Post, Slot, Source, Taken, View,
+};
 use tollgate::core::charge::{OutcomeMemo, State};
 
-use super::ask::Asked;
-use super::naive::{Grant, Id, Leg, Model, Sums};
+use super::ask::{Asked, number};
+use super::naive::{End, Grant, Hold, Id, Leg, Model, RECOVERED, Sums};
 use super::world::{ROLE_COUNT, Random, START, World};
 use super::{EVERYTHING, disk};
 use crate::engine::{id as charge_id, temporary};
@@ -23,7 +29,7 @@ use crate::engine::{id as charge_id, temporary};
 type Slots = Vec<Option<(Id, Grant)>>;
 
 /// What every long run must have come across.
-pub const KINDS: [&str; 23] = [
+pub const KINDS: [&str; 38] = [
     "held",
     "short",
     "captured",
@@ -47,6 +53,21 @@ pub const KINDS: [&str; 23] = [
     "pruned",
     "closed",
     "left open",
+    "lasting",
+    "made once",
+    "known",
+    "key over",
+    "amended",
+    "amended extra",
+    "amended short",
+    "amended already",
+    "amended unknown",
+    "finished",
+    "expired",
+    "ended captured",
+    "outlived its process",
+    "amended after its process",
+    "resolved after its process",
 ];
 
 type Future = Pin<Box<dyn std::future::Future<Output = Answer>>>;
@@ -54,6 +75,7 @@ type Future = Pin<Box<dyn std::future::Future<Output = Answer>>>;
 enum Answer {
     Posted(Result<Posted, BooksError>),
     Resolved(Result<Resolved, BooksError>),
+    Amended(Result<Amended, BooksError>),
     Adjusted(Result<Balance, BooksError>),
 }
 
@@ -61,6 +83,7 @@ enum Answer {
 /// moment of the answer.
 enum Expected {
     Held(Vec<Leg>, Vec<Option<Sums>>),
+    Amended(Vec<Leg>, Vec<Option<Sums>>),
     Resolved(Vec<Leg>, Vec<Option<(Id, Grant)>>),
     Already(State),
     Adjusted(Id),
@@ -78,8 +101,8 @@ pub struct Play {
     random: Random,
     world: World,
     model: Model,
-    /// How often each session has written.
-    batches: [u64; 2],
+    /// How often each session has written; the last one is the engine's own.
+    batches: [u64; 3],
     dir: TempDir,
     engine: Option<Engine>,
     sessions: Vec<Session>,
@@ -109,7 +132,7 @@ impl Play {
             random,
             world,
             model: Model::default(),
-            batches: [0; 2],
+            batches: [0; 3],
             dir,
             engine: Some(engine),
             sessions,
@@ -135,7 +158,7 @@ impl Play {
                     self.check_everything();
                 }
             }
-            if self.random.below(60) == 0 {
+            if self.random.below(40) == 0 {
                 self.crash();
             }
             while !self.flights.is_empty() {
@@ -154,13 +177,15 @@ impl Play {
 
     fn operate(&mut self) {
         // Some eleven years in a world, so that holds are open for months.
-        self.now += SignedDuration::from_mins(self.random.up_to(1200) as i64);
+        let minutes = if self.random.percent(25) { 4_800 } else { 60 };
+        self.now += SignedDuration::from_mins(self.random.up_to(minutes) as i64);
         if self.world.pass(self.now, &mut self.random) {
             self.saw("reset");
         }
         match self.random.below(1000) {
-            0..420 => self.hold(),
-            420..850 => self.resolve(),
+            0..400 => self.hold(),
+            400..750 => self.resolve(),
+            750..850 => self.amend(),
             850..900 => self.adjust(),
             900..950 => {
                 let role = self.random.below(ROLE_COUNT);
@@ -175,6 +200,7 @@ impl Play {
             956..960 => self.prune(),
             960..964 => self.close_cycles(),
             964..977 => self.settle_debts(),
+            977..985 => self.expire(),
             _ => self.look(),
         }
     }
@@ -190,28 +216,45 @@ impl Play {
     fn hold(&mut self) {
         let asked = Asked::random(&mut self.random, &self.world, &self.model);
         let session = self.session();
-        let number = self.charges.len() as u64;
-        let capture = self.random.percent(30);
-        let named: Vec<(Id, Grant)> = asked.named.iter().flatten().copied().collect();
-        let expected = self.model.hold(session, number, &asked.sources, &named, capture);
-        let memo = number.to_le_bytes();
+        let charge = self.charges.len() as u64;
+        let capture_in_doubt = self.random.percent(30);
+        let named = asked.all_named();
+        let (at, more) = (self.now.as_microsecond(), self.more());
+        let once = more.once.as_ref();
+        let owner = once.map_or(Ok(None), |(key, _)| self.model.live.owner(*key, at));
+        let memo = charge.to_le_bytes();
         let future = self.sessions[session].hold(&Ask {
-            charge: charge_id(number),
+            charge: charge_id(charge),
             accounts: &asked.accounts,
             post: &asked.post,
             now: self.now,
-            in_doubt: if capture { InDoubt::Capture } else { InDoubt::Void },
+            in_doubt: if capture_in_doubt { InDoubt::Capture } else { InDoubt::Void },
             memo: &memo,
-            lasting: None,
+            lasting: more::lasting(&more),
         });
         let future: Future = Box::pin(async move { Answer::Posted(future.await) });
+        if let Ok(Some(owner)) = owner {
+            return self.is_known(future, owner);
+        }
+        let (is_lasting, is_once) = (more.expires.is_some(), more.once.is_some());
+        let legs = Vec::new();
+        let hold = Hold { at, more, legs, capture_in_doubt, home: session, resolving: false };
+        let expected = self.model.hold(charge, asked.extra(&named), hold);
         let view = self.view(&asked.named);
         self.touched.extend(named.iter().map(|(id, _)| *id));
         match expected {
             Some(legs) => {
-                self.saw("held");
-                if asked.post.sources.iter().any(|source| source.forced) {
-                    self.saw("forced");
+                let is_forced = asked.post.sources.iter().any(|source| source.forced);
+                for (is, what) in [
+                    (true, "held"),
+                    (is_forced, "forced"),
+                    (is_lasting, "lasting"),
+                    (is_once, "made once"),
+                    (owner.is_err(), "key over"),
+                ] {
+                    if is {
+                        self.saw(what);
+                    }
                 }
                 self.charges.push((asked.named, None));
                 self.fly(future, Expected::Held(legs, view), asked.ids, session);
@@ -236,9 +279,7 @@ impl Play {
         let keep: Vec<u64> = match (&hold, capture) {
             (Some(hold), true) => {
                 let count = self.random.below(hold.legs.len() + 2);
-                let amounts = hold.legs.iter().map(|leg| leg.1).chain([3]).take(count);
-                let whole = self.random.percent(50);
-                amounts.map(|a| if whole { a } else { self.random.up_to(a + 1) }).collect()
+                self.keep(&hold.legs, count)
             }
             _ => Vec::new(),
         };
@@ -250,24 +291,31 @@ impl Play {
             extra: extra.as_ref().map(|extra| (&extra.accounts[..], &extra.post)),
             now: self.now,
             memo: &memo,
-            note: &[],
-            answer: &[],
+            note: if self.random.percent(10) { b"note" } else { b"" },
+            answer: if self.random.percent(10) { b"HTTP/1.1 200 OK" } else { b"" },
         };
+        let is_finish = !resolution.note.is_empty() || !resolution.answer.is_empty();
         let future = self.sessions[session].resolve(charge_id(number), &resolution);
         let future: Future = Box::pin(async move { Answer::Resolved(future.await) });
         let Some(hold) = hold else {
             return self.resolve_again(number, future);
         };
         let home = hold.home;
-        let named: Vec<(Id, Grant)> =
-            extra.iter().flat_map(|extra| extra.named.iter().flatten().copied()).collect();
-        let with = extra.as_ref().map(|extra| (&extra.sources[..], &named[..]));
-        let done = self.model.resolve(number, &keep, with);
+        let named = extra.as_ref().map_or(Vec::new(), Asked::all_named);
+        let with = extra.as_ref().map(|extra| extra.extra(&named));
+        let end = if capture { End::Capture } else { End::Void };
+        let done = self.model.resolve(number, end, &keep, with);
         self.touched.extend(named.iter().map(|(id, _)| *id));
-        self.touched.extend(hold.legs.iter().map(|(id, _)| *id));
+        self.touched.extend(hold.legs.iter().map(|leg| leg.account));
         match (done, extra) {
             (Some(legs), extra) => {
                 self.saw(if capture { "captured" } else { "voided" });
+                if is_finish {
+                    self.saw("finished");
+                }
+                if home == RECOVERED {
+                    self.saw("resolved after its process");
+                }
                 if !legs.is_empty() {
                     self.saw("extra");
                 }
@@ -373,7 +421,11 @@ impl Play {
             let expected = self.model.live.open.get(&number);
             assert_eq!(open.is_some(), expected.is_some());
             let amounts = open.iter().flat_map(|open| open.legs.iter().map(|leg| leg.amount));
-            assert!(amounts.eq(expected.iter().flat_map(|e| e.legs.iter().map(|leg| leg.1))));
+            assert!(amounts.eq(expected.iter().flat_map(|e| e.legs.iter().map(|leg| leg.amount))));
+            if let (Some(open), Some(expected)) = (open, expected) {
+                let expires = open.expires.map(Timestamp::as_microsecond);
+                assert_eq!((expires, &*open.note), (expected.more.expires, &*expected.more.note));
+            }
         }
     }
 
@@ -410,13 +462,23 @@ impl Play {
             answer = poll(&mut flight.future);
         }
         self.written(flight.session, flight.batch);
-        let by_slot = |legs: &Legs| -> Vec<Leg> {
-            legs.iter().map(|leg| (flight.accounts[usize::from(leg.slot)], leg.amount)).collect()
+        let leg = |leg: &Taken| Leg {
+            account: flight.accounts[usize::from(leg.slot)],
+            kind: number(leg.kind),
+            amount: leg.amount,
         };
+        let by_slot = |legs: &Legs| -> Vec<Leg> { legs.iter().map(leg).collect() };
         match (flight.expected, answer.expect("written after two turns")) {
             (Expected::Held(legs, view), Answer::Posted(Ok(Posted::Done(taken, found)))) => {
                 assert_eq!(by_slot(&taken), legs);
                 check_view(&view, &found);
+            }
+            (Expected::Amended(legs, view), Answer::Amended(Ok(Amended::Done(taken, found)))) => {
+                assert_eq!(by_slot(&taken), legs);
+                check_view(&view, &found);
+            }
+            (Expected::Already(state), Answer::Amended(Ok(Amended::Already(found)))) => {
+                assert_eq!(found, state);
             }
             (
                 Expected::Resolved(legs, named),
@@ -467,6 +529,7 @@ impl Play {
         // What only failed posts named is there, and empty.
         assert!(found.values().all(|sums| *sums == (0, 0, 0, 0)), "{found:?}");
         assert_eq!(self.engine().open_holds().0, self.model.live.open.len());
+        self.check_keys();
     }
 
     /// Segments go that nothing stands on any more. No balance notices.
@@ -492,10 +555,7 @@ impl Play {
         if self.engine().written() == written {
             return assert_eq!(forgotten, 0);
         }
-        // It wrote what waited.
-        for session in 0..self.sessions.len() {
-            self.written(session, self.batches[session]);
-        }
+        self.all_written();
         let closed: Vec<Id> = before
             .into_iter()
             .filter(|&id| {
@@ -565,13 +625,10 @@ impl Play {
     fn crash(&mut self) {
         self.saw("crash");
         let acknowledged = self.engine().written();
-        let mut order: Vec<usize> = (0..self.sessions.len()).collect();
-        if self.random.percent(50) {
-            order.reverse();
-        }
+        let mut order = self.random.some_of(3, 3);
         order.retain(|&session| self.model.is_waiting(session));
         for &session in &order {
-            self.sessions[session].flush().unwrap();
+            self.flush(session);
         }
         self.flights.clear();
         let end = self.engine().written();
@@ -580,7 +637,8 @@ impl Play {
         self.engine = None;
         self.lose_snapshot();
         let (survived, mut position) = self.cut(acknowledged, end);
-        let (voided, captured) = self.model.crash(&order, survived);
+        let left_open = self.model.crash(&order, survived);
+        let (voided, captured, lasting) = left_open;
         let mut is_first = true;
         loop {
             let engine = Engine::open_with(
@@ -591,8 +649,9 @@ impl Play {
             .unwrap();
             if is_first {
                 let recovery = engine.recovery();
-                assert_eq!((recovery.voided, recovery.captured), (voided, captured));
+                assert_eq!((recovery.voided, recovery.captured, recovery.lasting), left_open);
                 *self.seen.entry("left open").or_default() += (voided + captured) as u64;
+                *self.seen.entry("outlived its process").or_default() += lasting as u64;
             }
             is_first = false;
             if self.random.percent(70) {
@@ -606,6 +665,7 @@ impl Play {
             position = self.cut(position, end).1;
         }
         self.world.restart();
+        self.adopt();
         self.check_everything();
     }
 

@@ -41,13 +41,18 @@ impl Session {
     ) -> Result<Option<(Amended, Option<Written>)>, BooksError> {
         let mut queue = self.0.queue.lock();
         let Some(Open { hold, resolved }) = queue.open.get(&charge.0) else { return Ok(None) };
-        let wait = Written { session: self.clone(), batch: queue.batch };
+        // Made where it is returned: dropped in here it would wait for the lock that is held.
+        let wait = |batch| Written { session: self.clone(), batch };
         if let Some((state, _)) = *resolved {
-            return Ok(Some((Amended::Already(state), Some(wait))));
+            return Ok(Some((Amended::Already(state), Some(wait(queue.batch)))));
         }
         let (accounts, applied) = match amendment.extra {
             None => (&[][..], None),
             Some((accounts, post)) => {
+                // Its slots must be numbers of the hold's.
+                if hold.places.len() + accounts.len() > usize::from(Slot::MAX) {
+                    return Err(BooksError::Range);
+                }
                 match table::apply(&self.0.shared.table, accounts, post, Into::Held)? {
                     Ok(applied) => (accounts, Some(applied)),
                     Err(view) => return Ok(Some((Amended::Short(view), None))),
@@ -94,7 +99,7 @@ impl Session {
         let view = next.view(&self.0.shared.table);
         queue.adopt(Arc::new(next));
         let legs = applied.map(|applied| applied.legs).unwrap_or_default();
-        Ok(Some((Amended::Done(legs, view), Some(wait))))
+        Ok(Some((Amended::Done(legs, view), Some(wait(queue.batch)))))
     }
 }
 
@@ -112,9 +117,12 @@ fn grow(hold: &mut OpenHold, applied: &Applied, accounts: &[Account<'_>]) {
             leg.amount = leg.amount.saturating_add(taken.amount);
             continue;
         }
-        let slot = hold.places.len() as Slot;
-        let Place { entry, grant } = &applied.places[usize::from(taken.slot)];
-        hold.places.push(Place { entry: entry.clone(), grant: *grant });
-        hold.legs.push(Taken { slot, ..*taken });
+        let names = |place: &Place| place.entry.as_ref().is_some_and(|entry| entry.key == key);
+        let slot = hold.places.iter().position(names).unwrap_or_else(|| {
+            let Place { entry, grant } = &applied.places[usize::from(taken.slot)];
+            hold.places.push(Place { entry: entry.clone(), grant: *grant });
+            hold.places.len() - 1
+        });
+        hold.legs.push(Taken { slot: slot as Slot, ..*taken });
     }
 }
