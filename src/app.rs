@@ -31,7 +31,7 @@ use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
-use crate::gateway::{Charges, FoundCharge};
+use crate::gateway::{Charges, FoundAnswer, FoundCharge};
 use crate::gauges::{self, Watched};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
@@ -310,6 +310,10 @@ async fn give_up(engine: Arc<Engine>, health: Arc<Health>, stop: Stop, failed: C
 impl Charges for ChargeBook {
     fn find(&self, charge: ChargeId) -> FoundCharge<'_> {
         Box::pin(ChargeBook::find(self, charge))
+    }
+
+    fn answer(&self, charge: ChargeId) -> FoundAnswer<'_> {
+        Box::pin(ChargeBook::answer(self, charge))
     }
 }
 

@@ -8,6 +8,7 @@
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `headers`: what of a request's headers a backend is shown.
+//! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -34,12 +35,14 @@ mod failures;
 mod framing;
 mod headers;
 mod hygiene;
+mod idempotency;
 mod identity;
 mod operations;
 mod pool;
 mod price;
 mod races;
 mod reload;
+mod retries;
 mod seats;
 mod secrets;
 mod service;

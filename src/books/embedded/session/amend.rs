@@ -41,9 +41,10 @@ impl Session {
     ) -> Result<Option<(Amended, Option<Written>)>, BooksError> {
         let mut queue = self.0.queue.lock();
         let Some(Open { hold, resolved }) = queue.open.get(&charge.0) else { return Ok(None) };
-        let wait = Written { session: self.clone(), batch: queue.batch };
+        // Made where it is returned: dropped in here it would wait for the lock that is held.
+        let wait = |batch| Written { session: self.clone(), batch };
         if let Some((state, _)) = *resolved {
-            return Ok(Some((Amended::Already(state), Some(wait))));
+            return Ok(Some((Amended::Already(state), Some(wait(queue.batch)))));
         }
         let (accounts, applied) = match amendment.extra {
             None => (&[][..], None),
@@ -94,7 +95,7 @@ impl Session {
         let view = next.view(&self.0.shared.table);
         queue.adopt(Arc::new(next));
         let legs = applied.map(|applied| applied.legs).unwrap_or_default();
-        Ok(Some((Amended::Done(legs, view), Some(wait))))
+        Ok(Some((Amended::Done(legs, view), Some(wait(queue.batch)))))
     }
 }
 
