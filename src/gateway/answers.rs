@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use http::header::{DATE, HeaderName, HeaderValue};
-use http::{HeaderMap, Response, StatusCode, response};
+use http::{Response, response};
 use parking_lot::Mutex;
 
 use crate::core::ids::ChargeId;
@@ -19,26 +19,28 @@ const ENTRY: usize = 128;
 /// An answer that will be kept when its charge is captured.
 #[derive(Debug)]
 pub struct Draft {
-    status: StatusCode,
-    headers: HeaderMap,
+    head: Response<()>,
     body: Bytes,
 }
 
 impl Draft {
     /// An answer as its client gets it, but for what the gateway says of its charge.
     pub fn new(head: &response::Parts, body: &Bytes) -> Self {
-        Self { status: head.status, headers: head.headers.clone(), body: body.clone() }
+        let mut kept = Response::new(());
+        *kept.status_mut() = head.status;
+        *kept.headers_mut() = head.headers.clone();
+        Self { head: kept, body: body.clone() }
     }
 
     /// The message with these fields behind its own; `None` where it is too large. Its `Date` is
     /// left out: an answer has that of the moment at which it is sent.
     pub fn message(&self, fields: &[(HeaderName, HeaderValue)]) -> Option<Bytes> {
-        let own = self.headers.iter().filter(|(name, _)| **name != DATE);
+        let own = self.head.headers().iter().filter(|(name, _)| **name != DATE);
         let own = own.filter(|(name, _)| fields.iter().all(|(known, _)| known != *name));
         let fields = own.chain(fields.iter().map(|(name, value)| (name, value)));
         let mut message = Vec::with_capacity(512 + self.body.len());
         message.extend_from_slice(b"HTTP/1.1 ");
-        message.extend_from_slice(self.status.as_str().as_bytes());
+        message.extend_from_slice(self.head.status().as_str().as_bytes());
         message.extend_from_slice(b" \r\n");
         for (name, value) in fields {
             message.extend_from_slice(name.as_str().as_bytes());
@@ -55,10 +57,10 @@ impl Draft {
 /// The answer that a message is; `None` for bytes that are none.
 pub fn read(message: &Bytes) -> Option<Response<Bytes>> {
     let end = message.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
-    let mut response = Response::new(message.slice(end + 4..));
     let mut lines = message[..end].split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
     let status = lines.next()?.strip_prefix(b"HTTP/1.1 ")?;
-    *response.status_mut() = StatusCode::from_bytes(status).ok()?;
+    let response = Response::builder().status(status);
+    let mut response = response.body(message.slice(end + 4..)).ok()?;
     for line in lines {
         let at = line.iter().position(|byte| *byte == b':')?;
         let name = HeaderName::from_bytes(&line[..at]).ok()?;
@@ -111,7 +113,7 @@ mod tests {
 
     fn head(status: u16, fields: &[(&str, &[u8])]) -> response::Parts {
         let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        *response.status_mut() = status.try_into().unwrap();
         for (name, value) in fields {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             response.headers_mut().append(name, HeaderValue::from_bytes(value).unwrap());
