@@ -32,7 +32,7 @@ use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::current::Current;
-use crate::gateway::{Charges, FoundCharge, FoundNote};
+use crate::gateway::{Charges, FoundAnswer, FoundCharge, FoundNote};
 use crate::gauges::{self, Watched};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
@@ -317,6 +317,10 @@ impl Charges for ChargeBook {
 
     fn note(&self, charge: ChargeId) -> FoundNote<'_> {
         Box::pin(ChargeBook::note(self, charge))
+    }
+
+    fn answer(&self, charge: ChargeId) -> FoundAnswer<'_> {
+        Box::pin(ChargeBook::answer(self, charge))
     }
 }
 

@@ -114,6 +114,10 @@ fn watch_holds(telemetry: &Telemetry, watched: &Watched) {
         };
         both.zip(here.iter()).map(sample).collect()
     });
+    let replays = telemetry.replays();
+    let help = "Answers that were given again to a request under the same Idempotency-Key";
+    let count = move || one(replays.load(Relaxed) as f64);
+    telemetry.watch("tollgate_idempotent_replays_total", help, count);
 }
 
 type Gauge = (&'static str, &'static str, fn(&Watched) -> Vec<Sample>);

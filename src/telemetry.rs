@@ -251,6 +251,11 @@ impl Meters {
         self.telemetry.in_doubt[usize::from(!captured)].fetch_add(1, Relaxed);
     }
 
+    /// Counts an answer that was given again to a request under the same key.
+    pub fn replayed(&self) {
+        self.telemetry.replays.fetch_add(1, Relaxed);
+    }
+
     /// The meters of requests whose org is not known.
     pub fn nobody(&self) -> &Arc<OrgMeters> {
         &self.nobody
@@ -303,6 +308,8 @@ struct Shared {
     label: OrgLabel,
     /// Charges settled without their owner: captured and voided.
     in_doubt: Arc<[AtomicU64; 2]>,
+    /// Answers that were given again.
+    replays: Arc<AtomicU64>,
     /// Added to at start and by reloads, read by scrapes.
     workers: Mutex<Workers>,
     /// Added to at start, read by scrapes.
@@ -361,8 +368,8 @@ impl fmt::Debug for Shared {
 impl Telemetry {
     /// Metrics of a process, with these labels for orgs.
     pub fn new(label: OrgLabel) -> Self {
-        let (in_doubt, workers, watches) = Default::default();
-        let shared = Arc::new(Shared { label, in_doubt, workers, watches });
+        let (in_doubt, replays, workers, watches) = Default::default();
+        let shared = Arc::new(Shared { label, in_doubt, replays, workers, watches });
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Collected(Arc::clone(&shared))));
         Self { shared, registry }
@@ -403,6 +410,11 @@ impl Telemetry {
     /// How many charges of this process were settled without their owner: captured and voided.
     pub fn in_doubt(&self) -> Arc<[AtomicU64; 2]> {
         Arc::clone(&self.shared.in_doubt)
+    }
+
+    /// How many answers of this process were given again.
+    pub fn replays(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.shared.replays)
     }
 
     /// The exposition, in OpenMetrics' text format.

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::{self, Changes, Config};
 use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
+use crate::gateway::answers::Answers;
 use crate::gateway::current::Current;
 use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
@@ -47,6 +48,7 @@ pub(super) fn first(
 ) -> anyhow::Result<Vec<Arc<Current<Session>>>> {
     let labels = Arc::new(labels(config));
     let limits = Arc::new(Limits::new(&config.limits));
+    let answers = Arc::new(Answers::default());
     let credentials = credentials(config)?;
     let known = parts.backends.next(&config.upstream);
     let worker = |_| {
@@ -57,6 +59,7 @@ pub(super) fn first(
             live: Arc::clone(&parts.live),
             books: parts.engine.session(),
             charges: Arc::clone(parts.charges),
+            answers: Arc::clone(&answers),
             limits: Arc::clone(&limits),
             clock: parts.clock.clone(),
             meters: telemetry.worker(&labels),
@@ -101,6 +104,7 @@ pub(super) fn reload(
             live: Arc::clone(&old.live),
             books: old.books.clone(),
             charges: Arc::clone(&old.charges),
+            answers: Arc::clone(&old.answers),
             limits: Arc::clone(limits),
             clock: old.clock.clone(),
             meters: telemetry.worker(&labels),

@@ -15,6 +15,9 @@ use crate::self_check::SelfCheck;
 /// How often sealed segments are looked for, to fold them into a snapshot.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often old answers are deleted at one time: each time a thousand go at most.
+const MAX_ROUNDS: usize = 100;
+
 /// What the thread needs that keeps the books' files in order.
 pub(super) struct Keeping {
     engine: Arc<Engine>,
@@ -55,6 +58,19 @@ impl Keeping {
         self.told = why;
     }
 
+    /// Forgets the keys of captured charges that are old, and then the answers that were kept for
+    /// them (D35).
+    async fn forget(&self) -> anyhow::Result<()> {
+        let now = self.clock.now();
+        self.engine.forget_keys(now);
+        for _ in 0..MAX_ROUNDS {
+            if self.archive.forget_answers(now).await? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     async fn pruned(&self, before: Timestamp) -> anyhow::Result<usize> {
         if self.engine.prunable(before)?.is_none() {
             return Ok(0);
@@ -87,6 +103,9 @@ pub(super) fn start(
                 Ok(accounts) => tracing::info!(accounts, "cycles that are long over are closed"),
                 // The books have failed, and say so themselves.
                 Err(error) => tracing::error!(%error, "no cycle can be closed"),
+            }
+            if let Err(error) = keeping.forget().await {
+                tracing::error!(%error, "answers that nobody can ask for any more are not deleted");
             }
             keeping.prune().await;
             if let Err(error) = self_check.tick(&keeping.engine) {

@@ -21,7 +21,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("route.*.sse_receipt", Asks::True),
     ("route.*.mode", Asks::Word("observe")),
     ("route.*.front", Asks::Always),
-    ("route.*.idempotency", Asks::Always),
     ("auth.jwt", Asks::Always),
     ("envoy.listen", Asks::Always),
     ("traces.endpoint", Asks::Feature("otel", cfg!(feature = "otel"))),

@@ -77,7 +77,7 @@ pub struct Route {
     pub mode: Option<Mode>,
     /// `hold` or `capture`: another gateway forwards, and asks this one first.
     pub front: Option<Front>,
-    /// Whether callers must send an `Idempotency-Key`.
+    /// What becomes of an `Idempotency-Key`.
     pub idempotency: Option<Idempotency>,
 }
 
@@ -130,14 +130,17 @@ pub enum Front {
     Capture,
 }
 
-/// Whether callers must send an `Idempotency-Key` (D35).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+/// What becomes of an `Idempotency-Key` (D35).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idempotency {
     /// It is honoured where it is sent.
+    #[default]
     Optional,
     /// A request without one is refused.
     Required,
+    /// It is passed on, and means nothing to the gateway.
+    Off,
 }
 
 /// One meter of a route.

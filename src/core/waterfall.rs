@@ -3,7 +3,7 @@
 
 mod settlement;
 
-pub use self::settlement::{Excess, Settlement, merge, owe, plan_excess, settle};
+pub use self::settlement::{Excess, Settlement, grow, merge, owe, plan_excess, settle};
 
 use smallvec::{SmallVec, smallvec};
 

@@ -18,6 +18,8 @@ use super::worker::Connection;
 
 /// The request's id, in both directions.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a caller is told of a charge.
+pub const TOLLGATE_RECEIPT: HeaderName = HeaderName::from_static("tollgate-receipt");
 /// What a seat without pool access has left.
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// What that is counted against.

@@ -5,15 +5,16 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{HeaderName, HeaderValue, TRAILER};
+use http::header::{HeaderValue, TRAILER};
 use http::{Request, Response, response};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
 use super::Refused;
+use super::answers::Draft;
 use super::body;
 use super::carry::Carried;
-use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, undress};
+use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT, undress};
 use super::flow::{Break, Flow};
 use super::hold::{Held, Stage};
 use super::identify::Caller;
@@ -36,8 +37,6 @@ const SMALL: u64 = 64 << 10;
 /// How often the connection's task is let run to bring the next piece of a response that does
 /// not say how long it is.
 const PATIENCE: usize = 3;
-
-const TOLLGATE_RECEIPT: HeaderName = HeaderName::from_static("tollgate-receipt");
 
 /// A response on its way to the client.
 pub struct Forwarded<B: Books + 'static> {
@@ -172,6 +171,10 @@ async fn deliver<B: Books + 'static>(
     if let Some(trailers) = &trailers {
         reading.trailers(trailers);
     }
+    let trailers = meter_body::passed(trailers, &passing);
+    if held.once.is_some() && end == End::Complete && trailers.is_none() {
+        held.draft = Some(Box::new(Draft::new(&head, &bytes)));
+    }
     let settled = match cancelled_by_leaving(&held) {
         None => settle_by(&mut held, &mut reading, end, status).await,
         Some(tasks) => {
@@ -193,7 +196,6 @@ async fn deliver<B: Books + 'static>(
         return Err(refused);
     }
     receipt(&mut head, &held, &settled);
-    let trailers = meter_body::passed(trailers, &passing);
     let content = match end {
         End::Complete if trailers.is_some() => Content::Trailed(Some(bytes), trailers),
         End::Complete => Content::Whole(Some(bytes)),

@@ -7,15 +7,18 @@ use std::time::Instant;
 use http::header::HeaderValue;
 use jiff::Timestamp;
 
-use super::Refused;
 use super::admit::Permit;
+use super::answers::Draft;
 use super::identify::Caller;
 use super::outgoing::Upload;
 use super::quote::Quoted;
 use super::route::{Metered, Route};
 use super::span::Context;
 use super::worker::Worker;
-use crate::books::{Ask, Books, BooksError, InDoubt, Posted, Resolution};
+use super::{Refused, once};
+use crate::books::{
+    Ask, Books, BooksError, InDoubt, KnownCharge, Lasting, Once, Posted, Resolution,
+};
 use crate::core::account::{LegKind, Legs, Slot, View, sum_of};
 use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
 use crate::core::ids::{ChargeId, Id};
@@ -55,6 +58,10 @@ pub struct Held<B: Books + 'static> {
     pub spans: Context,
     /// How far it came.
     pub stage: Stage,
+    /// The key it is made under (D35).
+    pub once: Option<Once>,
+    /// Its answer, where that is kept for who asks again under the key.
+    pub draft: Option<Box<Draft>>,
     /// Its place among the requests in flight: work that goes on for a client that left still
     /// fills it.
     _permit: Arc<Permit>,
@@ -121,20 +128,41 @@ impl Standing {
     }
 }
 
+/// What is to be held.
+pub struct Wanted<'a> {
+    /// Who asks.
+    pub caller: Caller,
+    /// The route that was priced.
+    pub route: Arc<Route>,
+    /// The price.
+    pub quoted: Quoted,
+    /// The key it is made under, if any.
+    pub once: Option<Once>,
+    /// When it was priced.
+    pub now: Timestamp,
+    /// The request's id, where it has one of its own.
+    pub request_id: Option<&'a HeaderValue>,
+}
+
+/// What became of it.
+pub enum Holding<B: Books + 'static> {
+    /// It is held.
+    Made(Box<Held<B>>),
+    /// Nothing is held: another charge has its key (D35).
+    Known(Box<Held<B>>, KnownCharge),
+}
+
 /// Holds the price of a request.
 ///
 /// # Errors
-/// Refusals of the waterfall (402, or 403 for a principal without pool access), `books_contended`
-/// and `books_unavailable`.
+/// Refusals of the waterfall (402, or 403 for a principal without pool access), `rate_limited`
+/// where no more keys are remembered, `books_contended` and `books_unavailable`.
 pub async fn hold<B: Books + 'static>(
     worker: &Arc<Worker<B>>,
-    caller: Caller,
-    route: Arc<Route>,
-    quoted: Quoted,
     permit: &Arc<Permit>,
-    now: Timestamp,
-    request_id: Option<&HeaderValue>,
-) -> Result<Box<Held<B>>, Refused> {
+    wanted: Wanted<'_>,
+) -> Result<Holding<B>, Refused> {
+    let Wanted { caller, route, quoted, once, now, request_id } = wanted;
     let moment = caller.org.moment(now);
     let mut held = Box::new(Held {
         worker: Arc::clone(worker),
@@ -150,13 +178,19 @@ pub async fn hold<B: Books + 'static>(
         takes_trailers: false,
         spans: Context::default(),
         stage: Stage::Held,
+        once,
+        draft: None,
         _permit: Arc::clone(permit),
     });
     match held.post(request_id.and_then(|id| id.to_str().ok())).await {
-        Ok((legs, standing)) => {
+        Ok(Ok((legs, standing))) => {
             held.legs = legs;
             held.standing = standing;
-            Ok(held)
+            Ok(Holding::Made(held))
+        }
+        Ok(Err(known)) => {
+            held.stage = Stage::Resolved;
+            Ok(Holding::Known(held, known))
         }
         Err(refused) => {
             held.stage = match refused.refusal.code {
@@ -164,7 +198,12 @@ pub async fn hold<B: Books + 'static>(
                 // Every post that was asked for came back with nothing changed.
                 _ => Stage::Resolved,
             };
-            Err(refused)
+            // A seat that is used up by now refuses no repetition.
+            let known = once.and_then(|once| worker.books.known(once.scope, &once.key));
+            match known {
+                Some(known) if held.stage == Stage::Resolved => Ok(Holding::Known(held, known)),
+                _ => Err(refused),
+            }
         }
     }
 }
@@ -180,7 +219,10 @@ impl<B: Books + 'static> Held<B> {
         self.caller.org.position(self.caller.payer(), &self.moment, self.now)
     }
 
-    async fn post(&self, request_id: Option<&str>) -> Result<(Legs, Standing), Refused> {
+    async fn post(
+        &self,
+        request_id: Option<&str>,
+    ) -> Result<Result<(Legs, Standing), KnownCharge>, Refused> {
         let memo = self.memo(request_id);
         let mut known: Option<Box<View>> = None;
         for _ in 0..MAX_PLANS {
@@ -197,10 +239,11 @@ impl<B: Books + 'static> Held<B> {
             match posted {
                 Ok(Posted::Done(legs, after)) => {
                     standing.update(&after);
-                    return Ok((legs, standing));
+                    return Ok(Ok((legs, standing)));
                 }
                 Ok(Posted::Short(view)) => known = Some(Box::new(view)),
-                Ok(Posted::Known(_)) => break,
+                Ok(Posted::Known(known)) => return Ok(Err(known)),
+                Err(BooksError::TooManyKeys) => return Err(once::too_many()),
                 Err(error) => return Err(unavailable(&error)),
             }
         }
@@ -228,7 +271,7 @@ impl<B: Books + 'static> Held<B> {
             now: self.now,
             in_doubt: self.metered().map_or(InDoubt::Void, |metered| metered.in_doubt),
             memo,
-            lasting: None,
+            lasting: self.once.map(|once| Lasting { once: Some(once), ..Lasting::default() }),
         };
         Ok((Standing::new(&position), self.worker.books.hold(&ask)))
     }
@@ -262,13 +305,36 @@ impl<B: Books + 'static> Held<B> {
     /// The receipt as a header's value.
     pub fn receipt(&self, state: State, cost: u64, legs: &Legs) -> HeaderValue {
         let card = self.quoted.quote.rate_card.as_str();
-        let mut receipt = Receipt::new(self.charge, state, cost, legs, card);
-        receipt.seat_remaining = self.standing.seat.map(|(left, _)| left);
-        receipt.resets = self.standing.seat.map(|_| self.moment.resets.as_str());
-        receipt.pool_remaining = self.standing.pool;
+        self.complete(Receipt::new(self.charge, state, cost, legs, card), &self.standing)
+    }
+
+    /// A receipt with what its caller has left.
+    pub fn complete<'a>(&'a self, mut receipt: Receipt<'a>, standing: &Standing) -> HeaderValue {
+        receipt.seat_remaining = standing.seat.map(|(left, _)| left);
+        receipt.resets = standing.seat.map(|_| self.moment.resets.as_str());
+        receipt.pool_remaining = standing.pool;
         let mut text = Vec::with_capacity(288);
         receipt.write(&mut text);
         header(text)
+    }
+
+    /// What the caller has left by the balances of now, once so much of each leg is captured and
+    /// the rest has returned.
+    ///
+    /// # Errors
+    /// When the books fail.
+    pub async fn foresee(&self, keep: &[u64]) -> Result<Standing, BooksError> {
+        let position = self.position();
+        let mut view = self.worker.books.balances(&position.accounts).await?;
+        for (leg, keep) in self.legs.iter().zip(keep) {
+            if let Some(balance) = view.get_mut(leg.slot) {
+                balance.held = balance.held.saturating_sub(leg.amount);
+                balance.captured = balance.captured.saturating_add(*keep);
+            }
+        }
+        let mut standing = Standing::new(&position);
+        standing.update(&view);
+        Ok(standing)
     }
 
     /// The `RateLimit-Policy` and `RateLimit` fields of a seat without pool access.

@@ -6,6 +6,7 @@
 
 mod access;
 pub mod admit;
+pub mod answers;
 mod body;
 mod carry;
 pub mod current;
@@ -18,6 +19,7 @@ mod hold;
 mod identify;
 mod later;
 mod meter_body;
+mod once;
 mod outgoing;
 pub mod pace;
 pub mod pick;
@@ -62,6 +64,7 @@ use body::ClientBody;
 use current::Current;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
+use hold::{Holding, Wanted};
 use meter_body::{Content, Reply};
 use outgoing::{Outgoing, Upload};
 use pace::Late;
@@ -70,7 +73,9 @@ pub use problem::Refused;
 use quote::Asked;
 use wire::{Facts, Wire};
 use worker::Turn;
-pub use worker::{ChargeIds, Charges, Connection, FoundCharge, FoundNote, Worker};
+pub use worker::{
+    ChargeIds, Charges, Connection, FoundAnswer, FoundCharge, FoundNote, Worker,
+};
 
 /// The pipeline.
 async fn serve<B: Books + 'static>(
@@ -116,7 +121,8 @@ async fn serve<B: Books + 'static>(
     };
     let upload = Upload::of(&body);
     let (mut caller, mut now) = (caller, now);
-    let (body, priced) = if metered.pricing.reads_body() {
+    let key = once::key(metered.idempotency, &parts.headers)?;
+    let (body, priced) = if metered.pricing.reads_body() || key.is_some() {
         let room = &worker.limits.room;
         let bytes = body::read(&parts.headers, body, metered.max_body, room).await?;
         // Priced and held at the instant at which all of it is known: a body may take its time.
@@ -137,14 +143,24 @@ async fn serve<B: Books + 'static>(
     };
     let card = caller.org.card_for(caller.payer(), now)?;
     let quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
+    let once = once::once(metered, &caller, key, &parts, &priced)?;
     drop(matched);
     let route = Arc::clone(&route);
     let request_id = trace.request_id.as_ref();
     let spans = trace.span.context();
     let span = spans.child("hold");
     still_serving(worker)?;
-    let mut held = hold::hold(worker, caller, route, quoted, &permit, now, request_id).await?;
+    let wanted = Wanted { caller, route, quoted, once, now, request_id };
+    let holding = hold::hold(worker, &permit, wanted).await?;
     span.end(Vec::new);
+    let mut held = match holding {
+        Holding::Made(held) => held,
+        Holding::Known(held, known) => {
+            trace.id(worker, now);
+            // On the heap: its future would lie in every request's.
+            return Ok((Box::pin(once::again(held, known)).await?, Some(permit)));
+        }
+    };
     held.spans = spans;
     held.upload = upload;
     held.takes_trailers = takes_trailers;

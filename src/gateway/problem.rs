@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::dress::TOLLGATE_RECEIPT;
 use crate::config::Compat;
 use crate::core::ids::Id;
 use crate::core::refusal::{Both, Code, DecidedBy, Facts, Missing, Refusal};
@@ -29,11 +30,14 @@ pub struct Refused {
     pub counted: bool,
     /// How long the backend was waited for.
     pub waited: Duration,
+    /// The receipt of the charge that was made before.
+    pub receipt: Option<HeaderValue>,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, retry_after: None, allow: None, counted: false, waited: Duration::ZERO }
+        let (retry_after, allow, receipt) = (None, None, None);
+        Self { refusal, retry_after, allow, counted: false, waited: Duration::ZERO, receipt }
     }
 }
 
@@ -88,7 +92,7 @@ fn is_exhaustion(code: Code) -> bool {
 /// Seconds after which a refusal may be tried again, where it is not known better.
 fn default_retry(code: Code) -> Option<u64> {
     match code {
-        Code::BooksUnavailable | Code::BooksContended => Some(1),
+        Code::IdempotencyInFlight | Code::BooksUnavailable | Code::BooksContended => Some(1),
         Code::Draining => Some(5),
         _ => None,
     }
@@ -153,7 +157,7 @@ fn openai_type(code: Code, status: StatusCode) -> &'static str {
 
 /// The response to a refused request, in the manner of its route.
 pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response<()>, Bytes) {
-    let Refused { refusal, retry_after, allow, .. } = refused;
+    let Refused { refusal, retry_after, allow, receipt, .. } = refused;
     let code = refusal.code;
     let mut status = status(code);
     if status == StatusCode::PAYMENT_REQUIRED {
@@ -189,13 +193,16 @@ pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response
     if code == Code::Unauthenticated {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if is_exhaustion(code) {
+    if is_exhaustion(code) || code == Code::AlreadyCharged {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     } else if let Some(seconds) = retry_after.or(default_retry(code)) {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if let Some(allow) = allow {
         headers.insert(ALLOW, allow.clone());
+    }
+    if let Some(receipt) = receipt {
+        headers.insert(TOLLGATE_RECEIPT, receipt.clone());
     }
     if closes(code) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -123,6 +123,16 @@ impl Pricing {
         })
     }
 
+    /// Headers that are read.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        let places = self.meters.iter().map(|meter| &meter.quantity.place);
+        let places = places.chain(self.attributes.iter().map(|attribute| &attribute.place));
+        places.filter_map(|place| match place {
+            Place::Header(name) => Some(name),
+            _ => None,
+        })
+    }
+
     /// Compiles where a quantity is read; without a place it counts one.
     ///
     /// # Errors

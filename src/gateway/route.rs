@@ -14,7 +14,7 @@ use super::problem::Manner;
 use super::quote::{Meter, Pricing, unescape};
 use super::usage::Rules;
 use crate::books::InDoubt;
-use crate::config::{self, OnDisconnect, Table};
+use crate::config::{self, Idempotency, OnDisconnect, Table};
 use crate::core::ids::Id;
 use crate::core::refusal::{Code, Refusal};
 
@@ -50,6 +50,8 @@ pub struct Metered {
     pub on_timeout: InDoubt,
     /// What happens when the gateway dies in between (D36).
     pub in_doubt: InDoubt,
+    /// What becomes of keys (D35).
+    pub idempotency: Idempotency,
 }
 
 impl Metered {
@@ -203,6 +205,7 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         on_disconnect: route.on_disconnect,
         on_timeout: route.on_timeout,
         in_doubt: route.in_doubt,
+        idempotency: route.idempotency.unwrap_or_default(),
     })
 }
 

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::Refused;
+use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::hold::{Held, Stage, unavailable};
-use crate::books::{Books, BooksError, Resolution, Resolved};
+use crate::books::{Amended, Amendment, Books, BooksError, Resolution, Resolved};
 use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::price::Price;
@@ -49,18 +51,37 @@ pub async fn capture<B: Books + 'static>(
     let _span = held.spans.child("settle");
     let (mut price, mut memo) = price(held, actual);
     memo.cost = price.cost;
-    let Settlement { keep, mut excess } = match actual {
+    let Settlement { mut keep, mut excess } = match actual {
         Actual::Reported(_) => waterfall::settle(&held.legs, &price),
         _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
     };
+    if held.draft.is_some() && excess.is_some() {
+        match Box::pin(take(held, &mut excess)).await {
+            Ok(None) => keep = held.legs.iter().map(|leg| leg.amount).collect(),
+            Ok(Some(resolved)) => return ended(held, Ok(resolved), status),
+            Err(BooksError::Range) => {}
+            Err(error) => return ended(held, Err(error), status),
+        }
+    }
     let mut known = None;
     let mut plans = 0;
     let extra = loop {
+        let answer = match held.draft {
+            Some(_) if excess.is_none() => {
+                Box::pin(foretell(held, &keep, price.cost.micro())).await
+            }
+            _ => Bytes::new(),
+        };
         let paid = excess.as_ref().map(|excess| pay(held, excess, known.as_deref(), plans));
-        match post(held, &keep, paid.as_ref(), &memo).await {
+        match post(held, &keep, paid.as_ref(), &memo, &answer).await {
             Ok(Resolved::Done(extra, after)) => {
                 held.stage = Stage::Resolved;
-                held.standing.update(&after);
+                if answer.is_empty() {
+                    held.standing.update(&after);
+                } else {
+                    // What is recorded is what is sent.
+                    held.worker.answers.put(held.charge, answer);
+                }
                 break extra;
             }
             // Balances moved since `known`, so some other charge got through.
@@ -158,6 +179,62 @@ fn pay<B: Books + 'static>(
     waterfall::plan_excess(excess, pool, &position, known.unwrap_or(&nothing))
 }
 
+/// Takes an excess before the capture, where the answer is kept: its receipt stands in the
+/// capture's record, and says who paid. Returns how the charge was resolved, if it was.
+async fn take<B: Books + 'static>(
+    held: &mut Held<B>,
+    excess: &mut Option<Excess>,
+) -> Result<Option<Resolved>, BooksError> {
+    let (mut known, mut plans) = (None::<View>, 0);
+    while let Some(owed) = excess {
+        let post = pay(held, owed, known.as_ref(), plans);
+        match amend(held, &post).await? {
+            Amended::Done(taken, _) => {
+                waterfall::grow(&mut held.legs, &taken);
+                *excess = None;
+            }
+            Amended::Short(view) if plans < MAX_PLANS => (known, plans) = (Some(view), plans + 1),
+            // What is owed is taken from whoever has it or not.
+            Amended::Short(view) => return Ok(Some(Resolved::Short(view))),
+            Amended::Already(state) => return Ok(Some(Resolved::Already(state))),
+            Amended::Unknown => return Ok(Some(Resolved::Unknown)),
+        }
+    }
+    Ok(None)
+}
+
+fn amend<B: Books + 'static>(
+    held: &Held<B>,
+    post: &Post,
+) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<B> {
+    let position = held.position();
+    let amendment = Amendment {
+        extra: Some((&position.accounts, post)),
+        known: None,
+        expires: None,
+        note: None,
+        answer: &[],
+        now: held.worker.clock.now(),
+    };
+    held.worker.books.amend(held.charge, &amendment)
+}
+
+/// Writes down the answer as its client gets it when so much of each leg is captured, with its
+/// receipt; nothing where it is too large to keep. What the caller has left is said by the
+/// balances of right before the capture, because it is recorded with it.
+async fn foretell<B: Books + 'static>(held: &mut Held<B>, keep: &[u64], cost: u64) -> Bytes {
+    // Without balances there is no capture either.
+    let Ok(standing) = held.foresee(keep).await else { return Bytes::new() };
+    held.standing = standing;
+    let kept: Legs =
+        (held.legs.iter().zip(keep)).map(|(leg, &amount)| Taken { amount, ..*leg }).collect();
+    let mut fields = vec![(TOLLGATE_RECEIPT, held.receipt(State::Captured, cost, &kept))];
+    if let Some((policy, limit)) = held.rate_limits() {
+        fields.extend([(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)]);
+    }
+    held.draft.as_ref().and_then(|draft| draft.message(&fields)).unwrap_or_default()
+}
+
 /// Asks the books to capture what is kept, and to take an excess in the same step. All of the
 /// asking happens in this call; the future only waits, and is small, because it lives in every
 /// request's.
@@ -166,17 +243,11 @@ fn post<B: Books + 'static>(
     keep: &[u64],
     excess: Option<&Post>,
     memo: &OutcomeMemo,
+    answer: &[u8],
 ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
     let now = held.worker.clock.now();
-    let capture = |extra| Resolution {
-        state: State::Captured,
-        keep,
-        extra,
-        now,
-        memo,
-        note: &[],
-        answer: &[],
-    };
+    let capture =
+        |extra| Resolution { state: State::Captured, keep, extra, now, memo, note: &[], answer };
     match excess {
         None => resolve(held, &capture(None)),
         Some(post) => resolve(held, &capture(Some((&held.position().accounts[..], post)))),

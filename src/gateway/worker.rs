@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admit::Limits;
+use super::answers::Answers;
 use super::identify::Known;
 use super::pace::{Pace, Pulse};
 use super::route::Routes;
@@ -41,6 +42,8 @@ pub struct Worker<B> {
     pub books: B,
     /// Charges that may be read back.
     pub charges: Arc<dyn Charges>,
+    /// Recent answers to requests with a key, over all workers.
+    pub answers: Arc<Answers>,
     /// Rates and requests in flight, over all workers.
     pub limits: Arc<Limits>,
     /// What time it is.
@@ -80,6 +83,9 @@ pub trait Charges: Send + Sync {
     /// The encoded [`crate::core::note::OutcomeNote`] of a resolved charge; nothing where it has
     /// none.
     fn note(&self, charge: ChargeId) -> FoundNote<'_>;
+
+    /// The HTTP message that was recorded with its capture, if one was, and it is still kept.
+    fn answer(&self, charge: ChargeId) -> FoundAnswer<'_>;
 }
 
 /// A note that is being looked up.
@@ -88,6 +94,10 @@ pub type FoundNote<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, BooksError>
 /// A charge that is being looked up.
 pub type FoundCharge<'a> =
     Pin<Box<dyn Future<Output = Result<Option<ChargeDocument>, BooksError>> + Send + 'a>>;
+
+/// An answer that is being looked up.
+pub type FoundAnswer<'a> =
+    Pin<Box<dyn Future<Output = Result<Option<Vec<u8>>, BooksError>> + Send + 'a>>;
 
 /// A client's connection. Its fields are written by the worker's thread only.
 pub struct Connection {

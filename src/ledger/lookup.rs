@@ -42,6 +42,14 @@ impl ChargeBook {
         self.archive.note(id, self.engine.written()).await.map_err(unavailable)
     }
 
+    /// The HTTP message that answered a charge's request, where one is kept (D35).
+    ///
+    /// # Errors
+    /// When the archive fails or is behind.
+    pub async fn answer(&self, id: ChargeId) -> Result<Option<Vec<u8>>, BooksError> {
+        self.archive.answer(id, self.engine.written()).await.map_err(unavailable)
+    }
+
     /// The open charges of an org, in no order.
     ///
     /// # Errors

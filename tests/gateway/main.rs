@@ -9,6 +9,7 @@
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
+//! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -36,12 +37,14 @@ mod framing;
 mod headers;
 mod holds;
 mod hygiene;
+mod idempotency;
 mod identity;
 mod operations;
 mod pool;
 mod price;
 mod races;
 mod reload;
+mod retries;
 mod seats;
 mod secrets;
 mod service;

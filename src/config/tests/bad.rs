@@ -324,7 +324,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ),
         ("ROUTE__0__MODE", "observe", format!("route[0].mode: \"observe\" {word}")),
         ("ROUTE__0__FRONT", "hold", format!("route[0].front: {absent}")),
-        ("ROUTE__0__IDEMPOTENCY", "required", format!("route[0].idempotency: {absent}")),
         ("AUTH__JWT", "{ issuer = \"i\", audience = \"a\" }", format!("auth.jwt: {absent}")),
         ("ENVOY__LISTEN", "127.0.0.1:9191", format!("envoy.listen: {absent}")),
     ] {
@@ -340,6 +339,7 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("TOLLGATE__ROUTE__0__INJECT", "{}"),
         ("TOLLGATE__ROUTE__0__EXHAUSTED_STATUS", "429"),
         ("TOLLGATE__ROUTE__0__COMPAT", "openai"),
+        ("TOLLGATE__ROUTE__0__IDEMPOTENCY", "required"),
         ("TOLLGATE__UPSTREAM__0__URLS__1", "http://h:2"),
         ("TOLLGATE__UPSTREAM__0__HEALTH__PATH", "/healthz"),
     ];

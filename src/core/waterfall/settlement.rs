@@ -146,6 +146,17 @@ fn owed(
     Some(Source { forced: true, ..Source::take(amount, [payer]) })
 }
 
+/// Adds what was taken to the legs of a hold, as the books do: one leg per account and kind, new
+/// ones behind those that are there.
+pub fn grow(legs: &mut Legs, taken: &[Taken]) {
+    for leg in taken {
+        match legs.iter_mut().find(|known| known.slot == leg.slot && known.kind == leg.kind) {
+            Some(known) => known.amount = known.amount.saturating_add(leg.amount),
+            None => legs.push(*leg),
+        }
+    }
+}
+
 /// Adds what an excess took to what was kept of a hold: one leg per account and kind.
 pub fn merge(kept: &[Taken], extra: &[Taken]) -> Legs {
     let mut legs: Legs = kept.iter().copied().filter(|leg| leg.amount > 0).collect();

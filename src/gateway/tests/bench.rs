@@ -401,6 +401,7 @@ impl<B: Books + 'static> Bench<B> {
             live: directory.live(),
             books: books(engine.session()),
             charges: Arc::new(ChargeBook::new(Arc::clone(&engine), archive)),
+            answers: Arc::default(),
             limits: Arc::new(Limits::new(&config.limits)),
             clock,
             meters: telemetry.worker(&Arc::new(labels)),
