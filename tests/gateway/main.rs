@@ -7,6 +7,7 @@
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
+//! - `quoting`: products, forms, uploads, bytes, and what is set in requests.
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
@@ -38,6 +39,7 @@ mod identity;
 mod operations;
 mod pool;
 mod price;
+mod quoting;
 mod races;
 mod reload;
 mod seats;
