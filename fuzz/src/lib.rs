@@ -14,6 +14,8 @@ use tollgate::books::recover::recover;
 use tollgate::config::{self, Pick, Usage};
 use tollgate::core::record::Record;
 use tollgate::directory::file::Source;
+use tollgate::gateway::form::Form;
+use tollgate::gateway::inject::Inject;
 use tollgate::gateway::pick::Picker;
 use tollgate::gateway::usage::{Names, Reading, Rules};
 
@@ -166,4 +168,77 @@ fn streamed(data: &[u8], kind: &str, coding: Option<&str>) {
     if coding.is_none() || !(pieces.1 || whole.1) {
         assert_eq!(pieces, whole);
     }
+}
+
+/// A type, a line feed, and a form's bytes: what is read of it is read again when it is written
+/// plainly, and what is told of a field is told of all that have its name.
+pub fn form(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == b'\n');
+    let (kind, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let Ok(kind) = std::str::from_utf8(kind) else { return };
+    let Ok(form) = Form::read(kind, body) else { return };
+    let mut written = Vec::new();
+    for part in form.parts() {
+        let file = part.filename.map(|name| format!("; filename=\"{name}\"")).unwrap_or_default();
+        let kind = part.kind.map(|kind| format!("\r\nContent-Type: {kind}")).unwrap_or_default();
+        let name = part.name;
+        let head = format!("Content-Disposition: form-data; name=\"{name}\"{file}{kind}");
+        written.extend_from_slice(format!("--fuzz\r\n{head}\r\n\r\n").as_bytes());
+        written.extend_from_slice(part.content);
+        written.extend_from_slice(b"\r\n");
+        // What is told of a name is told of the one part that has it.
+        let named = form.parts().iter().filter(|other| other.name == part.name);
+        if let Ok(text) = form.text(part.name) {
+            assert_eq!(text.map(str::as_bytes), Some(part.content));
+            assert_eq!((named.count(), part.filename), (1, None));
+        } else if let Ok(files) = form.files(part.name) {
+            let files = files.unwrap();
+            assert!(files.count >= named.count() as u64);
+            assert!(files.bytes >= part.content.len() as u64);
+        }
+    }
+    written.extend_from_slice(b"--fuzz--");
+    // Unless a content has the boundary by chance.
+    if !body.windows(6).any(|window| window == b"--fuzz") {
+        let again = Form::read("multipart/form-data; boundary=fuzz", &written).unwrap();
+        assert_eq!(again.parts(), form.parts());
+    }
+}
+
+/// A pointer, a line feed, and a JSON text: what is forwarded is the text with the value set there,
+/// and everything else in it is as it was.
+pub fn inject(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == b'\n');
+    let (pointer, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let Ok(pointer) = std::str::from_utf8(pointer) else { return };
+    let values = [(pointer.to_owned(), toml::Value::from("set"))].into();
+    let Ok(Some(inject)) = Inject::new(&values, None) else { return };
+    let Ok(edited) = inject.apply(&HeaderMap::new(), text) else { return };
+    let edited = edited.as_deref().unwrap_or(text);
+    // Numbers that a tree cannot hold are passed on as text all the same.
+    let (Ok(before), Ok(mut after)) =
+        (serde_json::from_slice::<Value>(text), serde_json::from_slice::<Value>(edited))
+    else {
+        return;
+    };
+    assert_eq!(after.pointer(pointer), Some(&Value::from("set")), "{pointer:?}");
+    assert!(inject.apply(&HeaderMap::new(), edited).is_ok_and(|edited| edited.is_none()));
+    // Upwards from what was set, to where something was before.
+    let mut keys: Vec<&str> = pointer.split('/').collect();
+    while let Some(last) = keys.pop().filter(|_| !keys.is_empty()) {
+        let above = keys.join("/");
+        let key = last.replace("~1", "/").replace("~0", "~");
+        let object = after.pointer_mut(&above).and_then(Value::as_object_mut).unwrap();
+        match before.pointer(&format!("{above}/{last}")) {
+            Some(value) => {
+                object.insert(key, value.clone());
+                break;
+            }
+            None => drop(object.remove(&key)),
+        }
+        if before.pointer(&above).is_some_and(Value::is_object) {
+            break;
+        }
+    }
+    assert_eq!(after, before, "{pointer:?}");
 }

@@ -33,8 +33,8 @@ pub use load::{DEFAULT_FILE, Loaded, from_bytes, load};
 pub use network::Network;
 pub use reload::{Changes, changes, put_live};
 pub use route::{
-    Attribute, Compat, Front, Hold, Idempotency, Meter, Mode, Number, OnDisconnect, Pick, Quantity,
-    Route, Usage,
+    Attribute, Compat, Equals, Front, Hold, Idempotency, InjectWhen, Measured, Meter, Mode, Number,
+    OnDisconnect, Pick, Quantity, Route, Usage,
 };
 pub use table::{Table, is_pointer, parameters, statuses};
 pub use text::Url;

@@ -16,7 +16,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("directory.url", Asks::Always),
     ("directory.org_files", Asks::NotEmpty),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
-    ("route.*.inject", Asks::NotEmpty),
     ("route.*.hold", Asks::Always),
     ("route.*.sse_receipt", Asks::True),
     ("route.*.mode", Asks::Word("observe")),

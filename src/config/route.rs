@@ -47,6 +47,8 @@ pub struct Route {
     /// Values set in a JSON request body before it is forwarded, by pointer.
     #[serde(default)]
     pub inject: BTreeMap<String, toml::Value>,
+    /// They are set in requests that say this, and in all where it is absent.
+    pub inject_when: Option<InjectWhen>,
     /// Which statuses are charged: `2xx` or `404`.
     #[serde(default = "defaults::charge_on")]
     pub charge_on: Vec<String>,
@@ -155,23 +157,109 @@ pub struct Meter {
     pub usage: Option<Usage>,
 }
 
+impl Route {
+    /// Everything that is multiplied or counted on its own.
+    pub fn factors(&self) -> impl Iterator<Item = &Quantity> {
+        let meters = self.meter.iter().filter_map(|meter| meter.quantity.as_ref());
+        self.quantity.iter().chain(meters).flat_map(Quantity::factors)
+    }
+
+    /// Pointers into the request's body that decide its price.
+    pub fn pointers(&self) -> impl Iterator<Item = &str> {
+        let counted = self.factors().flat_map(|quantity| [&quantity.json, &quantity.count]);
+        let named = self.attributes.values().map(|attribute| &attribute.json);
+        counted.chain(named).filter_map(|pointer| pointer.as_deref())
+    }
+
+    /// Whether its price is read from a form.
+    pub fn reads_form(&self) -> bool {
+        self.factors().any(|quantity| {
+            let Quantity { form, form_bytes, form_files, .. } = quantity;
+            [form, form_bytes, form_files].into_iter().any(Option::is_some)
+        }) || self.attributes.values().any(|attribute| attribute.form.is_some())
+    }
+}
+
+/// Which requests are given the values of `inject`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectWhen {
+    /// A JSON pointer into the request body (RFC 6901).
+    pub json: String,
+    /// What is there.
+    pub equals: Equals,
+}
+
+/// What a request says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "true, false or a text")]
+pub enum Equals {
+    /// Yes or no.
+    Flag(bool),
+    /// A text.
+    Text(String),
+}
+
 /// Where a quantity is read: exactly one place, and what its absence means.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quantity {
     /// A JSON pointer into the request body (RFC 6901).
     pub json: Option<String>,
+    /// A JSON pointer to an array, whose items are counted.
+    pub count: Option<String>,
     /// A header's name.
     pub header: Option<String>,
     /// A query parameter's name.
     pub query: Option<String>,
     /// A path parameter's name.
     pub path: Option<String>,
+    /// The name of a form's field.
+    pub form: Option<String>,
+    /// The name of a form's field whose files' bytes are counted.
+    pub form_bytes: Option<String>,
+    /// The name of a form's field whose files are counted.
+    pub form_files: Option<String>,
+    /// The request body itself.
+    pub body: Option<Measured>,
+    /// The product of these, none of which is a product.
+    pub times: Option<Vec<Quantity>>,
     /// Always this.
     #[serde(rename = "const")]
     pub constant: Option<Number>,
     /// When the place is absent.
     pub default: Option<Number>,
+}
+
+impl Quantity {
+    /// What [`Quantity::is_one_place`] expects.
+    pub const EXPECTED: &str = "exactly one of json, count, header, query, path, form, form_bytes, form_files, body, times, const";
+
+    /// How many factors a product has. More than four that come to an amount may not fit into an
+    /// integer of 128 bits on the way there.
+    pub const FACTORS: std::ops::RangeInclusive<usize> = 2..=4;
+
+    /// Whether it names one place.
+    pub fn is_one_place(&self) -> bool {
+        let Self { json, count, header, query, path, form, form_bytes, form_files, .. } = self;
+        let texts = [json, count, header, query, path, form, form_bytes, form_files];
+        let named = texts.into_iter().filter(|text| text.is_some()).count();
+        let others = [self.body.is_some(), self.times.is_some(), self.constant.is_some()];
+        named + others.into_iter().filter(|there| *there).count() == 1
+    }
+
+    /// Its factors; one that is no product is its own.
+    pub fn factors(&self) -> &[Self] {
+        self.times.as_deref().unwrap_or(std::slice::from_ref(self))
+    }
+}
+
+/// What is measured of a request body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Measured {
+    /// Its bytes.
+    Bytes,
 }
 
 /// A number in a file: `2`, or `"0.5"`.
@@ -196,6 +284,8 @@ pub struct Attribute {
     pub query: Option<String>,
     /// A path parameter's name.
     pub path: Option<String>,
+    /// The name of a form's field.
+    pub form: Option<String>,
     /// Always this.
     #[serde(rename = "const")]
     pub constant: Option<String>,
@@ -203,6 +293,18 @@ pub struct Attribute {
     pub default: Option<String>,
     /// From what is read to what rates say; a value that is not listed is refused.
     pub map: Option<BTreeMap<String, String>>,
+}
+
+impl Attribute {
+    /// What [`Attribute::is_one_place`] expects.
+    pub const EXPECTED: &str = "exactly one of json, header, query, path, form, const";
+
+    /// Whether it names one place.
+    pub fn is_one_place(&self) -> bool {
+        let Self { json, header, query, path, form, constant, .. } = self;
+        let texts = [json, header, query, path, form, constant];
+        texts.into_iter().filter(|text| text.is_some()).count() == 1
+    }
 }
 
 /// Where the actual usage is told: in one place. An endpoint that answers whole or as a stream

@@ -6,12 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HeaderMap};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
 
 use super::Refused;
+use super::dress;
+use super::inject::Inject;
+use super::outgoing::{Outgoing, Upload};
 use super::pace::Late;
+use super::route::Metered;
 use super::worker::Connection;
 use crate::core::refusal::{Code, Refusal};
 
@@ -130,6 +135,7 @@ impl Room {
 }
 
 /// A share of the room, until it is dropped.
+#[derive(Debug)]
 struct Share {
     taken: Arc<AtomicU64>,
     bytes: u64,
@@ -142,9 +148,10 @@ impl Drop for Share {
 }
 
 /// A body that is held, and its share of the room.
+#[derive(Debug)]
 struct Held {
     bytes: Bytes,
-    _share: Share,
+    share: Option<Share>,
 }
 
 impl AsRef<[u8]> for Held {
@@ -153,17 +160,114 @@ impl AsRef<[u8]> for Held {
     }
 }
 
+impl Held {
+    fn into_bytes(self) -> Bytes {
+        if self.share.is_none() { self.bytes } else { Bytes::from_owner(self) }
+    }
+}
+
+/// The body of a metered request, as far as it is there when the request is priced.
+#[derive(Debug)]
+pub struct Taken(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Held(Held),
+    Passing(Outgoing, u64),
+}
+
+impl Taken {
+    /// Takes a body, and holds it where it decides the price, is changed, or has to be `whole`.
+    /// `upload` tells how far one has come that passes through; what no backend takes of it is
+    /// drained in `tasks`.
+    ///
+    /// # Errors
+    /// Those of reading it whole.
+    pub async fn take(
+        metered: &Metered,
+        whole: bool,
+        headers: &HeaderMap,
+        body: ClientBody,
+        room: &Arc<Room>,
+        (upload, tasks): (&Upload, &TaskTracker),
+    ) -> Result<Self, Refused> {
+        let length = body.size_hint().exact();
+        if whole || metered.holds_body(length) {
+            return Ok(Self(Kind::Held(read(headers, body, metered.max_body, room).await?)));
+        }
+        let expects = headers.contains_key(EXPECT);
+        let passing = Outgoing::streamed(body, upload.clone(), expects, tasks);
+        Ok(Self(Kind::Passing(passing, length.unwrap_or_default())))
+    }
+
+    /// Whether all of it was awaited.
+    pub fn is_held(&self) -> bool {
+        matches!(self.0, Kind::Held(_))
+    }
+
+    /// Its bytes, where it is held.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Kind::Held(held) => &held.bytes,
+            Kind::Passing(..) => &[],
+        }
+    }
+
+    /// How long it is; 0 where that decides nothing and is not known.
+    pub fn length(&self) -> u64 {
+        match &self.0 {
+            Kind::Held(held) => held.bytes.len() as u64,
+            Kind::Passing(_, length) => *length,
+        }
+    }
+
+    /// Sets in it what the route sets.
+    ///
+    /// # Errors
+    /// `unquotable` where it is not what can be changed.
+    pub fn inject(&mut self, inject: &Inject, headers: &mut HeaderMap) -> Result<(), Refused> {
+        if let Kind::Held(held) = &mut self.0
+            && let Some(changed) = inject.apply(headers, &held.bytes)?
+        {
+            held.bytes = changed.into();
+            dress::rewritten(headers);
+        }
+        Ok(())
+    }
+
+    /// The same on its way to the backend.
+    pub fn outgoing(self) -> Outgoing {
+        match self.0 {
+            Kind::Held(held) => Outgoing::Whole(Some(held.into_bytes())),
+            Kind::Passing(passing, _) => passing,
+        }
+    }
+}
+
+/// Reads the body of a request that the gateway itself answers.
+///
+/// # Errors
+/// As for a body that decides a price.
+pub async fn whole(
+    headers: &HeaderMap,
+    body: ClientBody,
+    bound: u64,
+    room: &Arc<Room>,
+) -> Result<Bytes, Refused> {
+    Ok(read(headers, body, bound, room).await?.into_bytes())
+}
+
 /// Reads a request's body that decides its price, up to the route's bound.
 ///
 /// # Errors
 /// `body_too_large`, before reading where the request says so; `too_many_in_flight` where there is
 /// no room for it; `request_timeout` where it takes too long; `bad_request` where it breaks off.
-pub async fn read(
+async fn read(
     headers: &HeaderMap,
     mut body: ClientBody,
     bound: u64,
     room: &Arc<Room>,
-) -> Result<Bytes, Refused> {
+) -> Result<Held, Refused> {
     let too_large = || {
         let detail = format!("this route takes bodies of at most {bound} bytes");
         Refused::from(Refusal::new(Code::BodyTooLarge, detail))
@@ -194,10 +298,7 @@ pub async fn read(
         }
     }
     let bytes = if more.is_empty() { whole } else { more.freeze() };
-    Ok(match share {
-        None => bytes,
-        Some(share) => Bytes::from_owner(Held { bytes, _share: share }),
-    })
+    Ok(Held { bytes, share })
 }
 
 fn broke_off(connection: Option<&Connection>) -> Refused {

@@ -1,8 +1,8 @@
 //! What a backend is shown of a request, and what a client is shown of a response.
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{Request, Version, response};
@@ -103,6 +103,17 @@ pub fn own_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID)?;
     let visible = |bytes: &[u8]| bytes.iter().all(|byte| (0x21..=0x7e).contains(byte));
     ((1..=128).contains(&id.len()) && visible(id.as_bytes())).then(|| id.clone())
+}
+
+/// What a client says of its body's bytes and no other (RFC 9530, RFC 3230, RFC 2616).
+const OF_ITS_BYTES: [&str; 4] = ["content-digest", "repr-digest", "digest", "content-md5"];
+
+/// Removes what is not true of a body that was changed; its length is told by who sends it.
+pub fn rewritten(headers: &mut HeaderMap) {
+    headers.remove(CONTENT_LENGTH);
+    for name in OF_ITS_BYTES {
+        headers.remove(name);
+    }
 }
 
 /// What a request gets on its way to the backend, beside what was stripped.

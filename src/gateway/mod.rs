@@ -13,10 +13,12 @@ pub mod current;
 mod dress;
 mod endpoint;
 mod flow;
+pub mod form;
 mod forward;
 pub mod health;
 mod hold;
 mod identify;
+pub mod inject;
 mod later;
 mod meter_body;
 mod once;
@@ -44,7 +46,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response};
 use http_body::Body;
@@ -60,7 +61,7 @@ use crate::books::Books;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::{OrgMeters, Outcome};
 use admit::Permit;
-use body::ClientBody;
+use body::{ClientBody, Taken};
 use current::Current;
 use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
@@ -73,9 +74,7 @@ pub use problem::Refused;
 use quote::Asked;
 use wire::{Facts, Wire};
 use worker::Turn;
-pub use worker::{
-    ChargeIds, Charges, Connection, FoundAnswer, FoundCharge, FoundNote, Worker,
-};
+pub use worker::{ChargeIds, Charges, Connection, FoundAnswer, FoundCharge, FoundNote, Worker};
 
 /// The pipeline.
 async fn serve<B: Books + 'static>(
@@ -122,28 +121,30 @@ async fn serve<B: Books + 'static>(
     let upload = Upload::of(&body);
     let (mut caller, mut now) = (caller, now);
     let key = once::key(metered.idempotency, &parts.headers)?;
-    let (body, priced) = if metered.pricing.reads_body() || key.is_some() {
-        let room = &worker.limits.room;
-        let bytes = body::read(&parts.headers, body, metered.max_body, room).await?;
+    let passing = (&upload, &worker.tasks);
+    let room = &worker.limits.room;
+    let hold = key.is_some();
+    let mut body = Taken::take(metered, hold, &parts.headers, body, room, passing).await?;
+    if body.is_held() {
         // Priced and held at the instant at which all of it is known: a body may take its time.
         let began = std::mem::replace(&mut now, worker.clock.now());
         if now.duration_since(began) >= SHORT {
             caller = caller.again(worker, now)?;
         }
-        (Outgoing::Whole(Some(bytes.clone())), bytes)
-    } else {
-        let expects = parts.headers.contains_key(EXPECT);
-        (Outgoing::streamed(body, upload.clone(), expects, &worker.tasks), Bytes::new())
-    };
+    }
     let asked = Asked {
         headers: &parts.headers,
         query: parts.uri.query(),
         params: &matched.params,
-        body: &priced,
+        body: body.bytes(),
+        length: body.length(),
     };
     let card = caller.org.card_for(caller.payer(), now)?;
     let quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
-    let once = once::once(metered, &caller, key, &parts, &priced)?;
+    let once = once::once(metered, &caller, key, &parts, body.bytes())?;
+    if let Some(inject) = &metered.inject {
+        body.inject(inject, &mut parts.headers)?;
+    }
     drop(matched);
     let route = Arc::clone(&route);
     let request_id = trace.request_id.as_ref();
@@ -168,7 +169,7 @@ async fn serve<B: Books + 'static>(
     let request_id = trace.request_id.get_or_insert_with(|| charge.clone()).clone();
     let charge = Some(charge);
     let dressing = Dressing { caller: &held.caller, connection, charge, request_id };
-    let request = dress::dress(parts, body, &held.route, upstream, dressing);
+    let request = dress::dress(parts, body.outgoing(), &held.route, upstream, dressing);
     Ok((forward::metered(held, request).await?, Some(permit)))
 }
 

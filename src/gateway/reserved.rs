@@ -60,7 +60,7 @@ pub async fn answer<B: Books + 'static>(
     if let "v1/quotes" | "v1/holds" = path {
         only(parts, Method::POST)?;
         let room = &worker.limits.room;
-        let body = body::read(&parts.headers, body, asked::MAX_BODY, room).await?;
+        let body = body::whole(&parts.headers, body, asked::MAX_BODY, room).await?;
         return ask(worker, shown, path, body, trace).await;
     }
     let resolving = path.strip_prefix("v1/holds/").and_then(|rest| rest.split_once('/'));
@@ -75,7 +75,7 @@ pub async fn answer<B: Books + 'static>(
     if let Some((id, verb @ ("capture" | "void"))) = resolving {
         only(parts, Method::POST)?;
         let room = &worker.limits.room;
-        let body = body::read(&parts.headers, body, asked::MAX_BODY, room).await?;
+        let body = body::whole(&parts.headers, body, asked::MAX_BODY, room).await?;
         let wanted = match verb {
             "capture" => {
                 Wanted::capture(&asked::read(if body.is_empty() { b"{}" } else { &body })?)?

@@ -10,6 +10,7 @@ use http::Method;
 use http::header::HeaderValue;
 
 use super::Refused;
+use super::inject::Inject;
 use super::problem::Manner;
 use super::quote::{Meter, Pricing, unescape};
 use super::usage::Rules;
@@ -42,6 +43,8 @@ pub struct Metered {
     pub pricing: Pricing,
     /// The largest body that is held to be priced.
     pub max_body: u64,
+    /// What is set in the body that is forwarded.
+    pub inject: Option<Inject>,
     /// Which statuses are charged.
     charge_on: Vec<(u16, u16)>,
     /// What happens when the client leaves (D33).
@@ -55,6 +58,11 @@ pub struct Metered {
 }
 
 impl Metered {
+    /// Whether the request's body must be held, so long as it is, where that is known.
+    pub fn holds_body(&self, length: Option<u64>) -> bool {
+        self.inject.is_some() || self.pricing.holds_body(length)
+    }
+
     /// Whether a status is charged (D32).
     pub fn charges(&self, status: u16) -> bool {
         self.charge_on.iter().any(|(from, to)| (*from..=*to).contains(&status))
@@ -196,11 +204,16 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
     if let Some(missing) = pricing.paths().find(|name| !known(name)) {
         return Err(format!("its path has no parameter {{{missing}}}"));
     }
+    let inject = Inject::new(&route.inject, route.inject_when.as_ref())?;
+    if pricing.is_torn(inject.is_some()) {
+        return Err("its body is read as JSON or as a form, not as both".to_owned());
+    }
     let charge_on = route.charge_on.iter().map(|text| statuses(text)).collect::<Result<_, _>>()?;
     Ok(Metered {
         feature,
         pricing,
         max_body: route.max_body,
+        inject,
         charge_on,
         on_disconnect: route.on_disconnect,
         on_timeout: route.on_timeout,

@@ -36,6 +36,15 @@ const STREAMED: [&str; 3] = [
     "\u{2}\u{5}{\"usage\":null}\n\n{\"usage\":{\"n\":\"1.5\"}}\r\n{\"usage\":{\"n\":2}}",
 ];
 
+const FORMS: [&[u8]; 2] = [
+    include_bytes!("../../fuzz/seeds/form/browser"),
+    include_bytes!("../../fuzz/seeds/form/plain"),
+];
+const INJECTED: [&str; 2] = [
+    include_str!("../../fuzz/seeds/inject/nested"),
+    include_str!("../../fuzz/seeds/inject/missing"),
+];
+
 /// What tends to matter where it is put.
 const WORDS: &[&str] = &[
     "",
@@ -74,6 +83,12 @@ const WORDS: &[&str] = &[
     "\"99999999999d\"",
     "\\u0000",
     "\u{feff}",
+    "\r\n",
+    "\r\n--b",
+    "--b--",
+    "; name=\"n\"",
+    "; filename=\"\"",
+    "%6E",
 ];
 
 /// One change of a text.
@@ -234,6 +249,20 @@ proptest! {
     #[test]
     fn f70_what_is_picked_is_what_a_reader_of_the_whole_finds(bytes in mutated(texts(&POINTED))) {
         promises::pointer(&bytes);
+    }
+
+    #[test]
+    fn f70_a_mutated_form_is_refused_or_reads_back(
+        bytes in mutated(FORMS.map(<[u8]>::to_vec).into()),
+    ) {
+        promises::form(&bytes);
+    }
+
+    #[test]
+    fn f70_what_is_set_in_a_mutated_text_is_there_and_nothing_else_changes(
+        bytes in mutated(texts(&INJECTED)),
+    ) {
+        promises::inject(&bytes);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - `identity`, `documents`: what is refused, and what callers read.
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
+//! - `quoting`: products, forms, uploads, bytes, and what is set in requests.
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
@@ -42,6 +43,7 @@ mod identity;
 mod operations;
 mod pool;
 mod price;
+mod quoting;
 mod races;
 mod reload;
 mod retries;

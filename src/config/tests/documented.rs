@@ -9,6 +9,9 @@ const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 /// Tables whose keys a user chooses.
 const MAPS: [&str; 3] = ["route[].attributes", "route[].attributes.*.map", "route[].inject"];
 
+/// Lists of what is a table of the types itself, so that its keys are those of that table.
+const ALIKE: [&str; 2] = ["route[].quantity.times", "route[].meter[].quantity.times"];
+
 /// All keys that the types take, found by asking serde: a table with a key that nobody has is
 /// refused by an error that lists the keys it could have had. `full` leads the way into tables.
 fn keys(full: &toml::Value) -> BTreeSet<String> {
@@ -26,6 +29,10 @@ fn keys(full: &toml::Value) -> BTreeSet<String> {
             let mut key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             let mut steps = [&*steps, &[name]].concat();
             let mut value = at(full, &steps);
+            if ALIKE.contains(&&*key) {
+                found.insert(key);
+                continue;
+            }
             if value.as_array().is_some_and(|array| array[..].first().is_some_and(|v| v.is_table()))
             {
                 key += "[]";

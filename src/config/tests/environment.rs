@@ -119,7 +119,7 @@ fn an_error_names_the_variable() {
         ("DATA__DIRR", "x", "data.dirr: unknown key, did you mean `dir`? expected `dir`"),
     ] {
         let name = format!("TOLLGATE__{name}");
-        assert_eq!(errors(&SAMPLE, &[(&name, value)]), format!("${name}: {expected}"));
+        assert_eq!(errors(SAMPLE, &[(&name, value)]), format!("${name}: {expected}"));
     }
 }
 
@@ -140,7 +140,7 @@ fn what_a_table_from_a_variable_lacks_or_has_too_much_is_said_as_such() {
         ("[]", "route[3]: expected a table"),
         ("7", "route[3]: expected a table"),
     ] {
-        let shown = errors(&SAMPLE, &[("TOLLGATE__ROUTE__3", value)]);
+        let shown = errors(SAMPLE, &[("TOLLGATE__ROUTE__3", value)]);
         assert_eq!(shown, format!("$TOLLGATE__ROUTE__3: {expected}"));
     }
 }

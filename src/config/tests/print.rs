@@ -6,7 +6,7 @@ const CANARY: &str = "canary-9c41";
 
 #[test]
 fn what_is_printed_reads_back_as_the_same() {
-    for text in ["", &SAMPLE] {
+    for text in ["", SAMPLE] {
         let printed = load_text(text, &[]).unwrap().config.print().unwrap();
         let again = load_text(&printed, &[]).unwrap().config.print().unwrap();
         assert_eq!(printed, again);
@@ -21,7 +21,7 @@ fn what_is_printed_reads_back_as_the_same() {
 fn what_is_printed_is_what_is_effective() {
     let env =
         [("TOLLGATE__GATEWAY__DRAIN_DELAY", "250ms"), ("TOLLGATE__ROUTE__0__MAX_BODY", "64KiB")];
-    let printed = load_text(&SAMPLE, &env).unwrap().config.print().unwrap();
+    let printed = load_text(SAMPLE, &env).unwrap().config.print().unwrap();
     let tree: toml::Table = printed.parse().unwrap();
     assert_eq!(tree["gateway"]["drain_delay"].as_str(), Some("250ms"));
     assert_eq!(tree["gateway"]["drain_timeout"].as_str(), Some("30s"), "a default");

@@ -21,10 +21,7 @@ pub(super) fn routes(check: &mut Check<'_>, key: &Key, config: &Config) {
         for (name, attribute) in &route.attributes {
             self::attribute(check, &key.name("attributes").name(name.as_str()), attribute, route);
         }
-        for pointer in route.inject.keys() {
-            let fine = is_pointer(pointer);
-            check.that(fine, &key.name("inject").name(pointer), POINTER);
-        }
+        injecting(check, &key, route);
         let charged = key.name("charge_on");
         let any = !route.charge_on.is_empty();
         check.that(any, &charged, "expected a status; what never charges is `free = true`");
@@ -123,6 +120,8 @@ fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
     for (index, one) in route.meter.iter().enumerate() {
         amounts(check, &meter.index(index), route, one.quantity.as_ref(), one.usage.as_ref());
     }
+    let one_kind = !route.reads_form() || route.pointers().next().is_none();
+    check.that(one_kind, key, "expected pointers or fields of a form, a body is not both");
 }
 
 fn amounts(
@@ -133,14 +132,7 @@ fn amounts(
     usage: Option<&Usage>,
 ) {
     if let Some(quantity) = quantity {
-        let key = key.name("quantity");
-        let Quantity { json, header, query, path, constant, default } = quantity;
-        Sources { json, header, query, path }.check(check, &key, constant.is_some(), route);
-        for (name, number) in [("const", constant), ("default", default)] {
-            let fine = number.as_ref().is_none_or(is_amount);
-            let expected = "expected an exact decimal with at most six decimals";
-            check.that(fine, &key.name(name), expected);
-        }
+        self::quantity(check, &key.name("quantity"), quantity, route);
     }
     if let Some(usage) = usage {
         let key = key.name("usage");
@@ -157,11 +149,89 @@ fn amounts(
     }
 }
 
+fn quantity(check: &mut Check<'_>, key: &Key, quantity: &Quantity, route: &Route) {
+    let one = quantity.is_one_place();
+    check.that(one, key, format!("expected {}", Quantity::EXPECTED));
+    let Quantity { json, count, header, query, path, form, form_bytes, form_files, .. } = quantity;
+    Sources { json, header, query, path, form }.check(check, key, route);
+    check.that(count.as_deref().is_none_or(is_pointer), &key.name("count"), POINTER);
+    for (name, field) in [("form_bytes", form_bytes), ("form_files", form_files)] {
+        check.that(field.as_deref().is_none_or(is_field), &key.name(name), FIELD);
+    }
+    for (name, number) in [("const", &quantity.constant), ("default", &quantity.default)] {
+        let fine = number.as_ref().is_none_or(is_amount);
+        let expected = "expected an exact decimal with at most six decimals";
+        check.that(fine, &key.name(name), expected);
+    }
+    let Some(factors) = &quantity.times else { return };
+    let own = "expected no such key beside `times`, each factor has its own";
+    check.that(quantity.default.is_none(), &key.name("default"), own);
+    let key = key.name("times");
+    let few = Quantity::FACTORS.contains(&factors.len());
+    check.that(few, &key, "expected two to four factors");
+    for (index, factor) in factors.iter().enumerate() {
+        let key = key.index(index);
+        if factor.times.is_some() {
+            check.that(false, &key.name("times"), "expected no product in a product");
+        } else {
+            self::quantity(check, &key, factor, route);
+        }
+    }
+}
+
 fn attribute(check: &mut Check<'_>, key: &Key, attribute: &Attribute, route: &Route) {
-    let Attribute { json, header, query, path, constant, default: _, map } = attribute;
-    Sources { json, header, query, path }.check(check, key, constant.is_some(), route);
+    let one = attribute.is_one_place();
+    check.that(one, key, format!("expected {}", Attribute::EXPECTED));
+    let Attribute { json, header, query, path, form, map, .. } = attribute;
+    Sources { json, header, query, path, form }.check(check, key, route);
     let listed = map.as_ref().is_none_or(|map| !map.is_empty());
     check.that(listed, &key.name("map"), "expected at least one value, others are refused");
+}
+
+/// What is set in a body is set in a JSON object, and decides nothing that was priced before.
+fn injecting(check: &mut Check<'_>, route_key: &Key, route: &Route) {
+    let key = route_key.name("inject");
+    let metered = route.inject.is_empty() || !route.free;
+    check.that(metered, &key, "expected no such key on a free route");
+    let json = route.inject.is_empty() || !route.reads_form();
+    check.that(json, &key, "expected no such key where a form is read");
+    for (index, (pointer, value)) in route.inject.iter().enumerate() {
+        let key = key.name(pointer);
+        if !is_pointer(pointer) || pointer.is_empty() {
+            check.that(false, &key, POINTER);
+            continue;
+        }
+        check.that(is_json(value), &key, "expected a value that JSON has");
+        let priced = route.pointers().any(|other| leads_into_one(pointer, other));
+        check.that(!priced, &key, "expected a place that decides no price");
+        let mut earlier = route.inject.keys().take(index);
+        let other = earlier.find(|other| leads_into_one(pointer, other));
+        if let Some(other) = other {
+            check.that(false, &key, format!("expected a place outside of {other:?}"));
+        }
+    }
+    let Some(when) = &route.inject_when else { return };
+    let key = route_key.name("inject_when");
+    check.that(!route.inject.is_empty(), &key, "expected no such key without `inject`");
+    check.that(is_pointer(&when.json), &key.name("json"), POINTER);
+}
+
+/// Whether two pointers are one, or one leads into what the other names.
+fn leads_into_one(one: &str, other: &str) -> bool {
+    let into = |one: &str, other: &str| {
+        one.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    into(one, other) || into(other, one)
+}
+
+fn is_json(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Datetime(_) => false,
+        toml::Value::Float(number) => number.is_finite(),
+        toml::Value::Array(items) => items.iter().all(is_json),
+        toml::Value::Table(table) => table.values().all(is_json),
+        toml::Value::String(_) | toml::Value::Integer(_) | toml::Value::Boolean(_) => true,
+    }
 }
 
 /// The places of a request that can be read.
@@ -170,14 +240,12 @@ struct Sources<'a> {
     header: &'a Option<String>,
     query: &'a Option<String>,
     path: &'a Option<String>,
+    form: &'a Option<String>,
 }
 
 impl Sources<'_> {
-    fn check(&self, check: &mut Check<'_>, key: &Key, constant: bool, route: &Route) {
-        let &Self { json, header, query, path } = self;
-        let read = [json, header, query, path].into_iter().flatten().count();
-        let one = read + usize::from(constant) == 1;
-        check.that(one, key, "expected exactly one of json, header, query, path, const");
+    fn check(&self, check: &mut Check<'_>, key: &Key, route: &Route) {
+        let &Self { json, header, query, path, form } = self;
         check.that(json.as_deref().is_none_or(is_pointer), &key.name("json"), POINTER);
         let header = header.as_deref().is_none_or(is_header);
         check.that(header, &key.name("header"), "expected a header's name");
@@ -185,12 +253,17 @@ impl Sources<'_> {
         check.that(named, &key.name("query"), "expected a query parameter's name");
         let parameter = |name: &str| parameters(&route.path).any(|known| known == name);
         let there = path.as_deref().is_none_or(parameter);
-        check.that(
-            there,
-            &key.name("path"),
-            "expected the name of a parameter in the route's path",
-        );
+        let expected = "expected the name of a parameter in the route's path";
+        check.that(there, &key.name("path"), expected);
+        check.that(form.as_deref().is_none_or(is_field), &key.name("form"), FIELD);
     }
+}
+
+const FIELD: &str = "expected the name of a form's field";
+
+/// A name that a form can have, as the gateway reads forms.
+fn is_field(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_control() || "\"\\;".contains(c))
 }
 
 const POINTER: &str = "expected a JSON pointer like \"/a/b\" (RFC 6901)";
