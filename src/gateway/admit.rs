@@ -131,7 +131,8 @@ impl Limits {
     fn limited(&self, whose: &str, wait: Duration) -> Refused {
         let detail = format!("the rate limit of {whose} is reached");
         let mut refused = Refused::from(Refusal::new(Code::RateLimited, detail));
-        refused.retry_after = Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        refused.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         refused
     }
 

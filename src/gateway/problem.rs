@@ -23,7 +23,7 @@ pub struct Refused {
     /// Why.
     pub refusal: Refusal,
     /// After how many seconds it may be tried again.
-    pub retry_after: Option<u64>,
+    pub retry_after: Option<u32>,
     /// Which methods the path takes.
     pub allow: Option<HeaderValue>,
     /// True when the request had a charge, whose end is what counts in `requests_total`.
@@ -31,7 +31,7 @@ pub struct Refused {
     /// How long the backend was waited for.
     pub waited: Duration,
     /// The receipt of the charge that was made before.
-    pub receipt: Option<HeaderValue>,
+    pub receipt: Option<Box<HeaderValue>>,
 }
 
 impl From<Refusal> for Refused {
@@ -90,7 +90,7 @@ fn is_exhaustion(code: Code) -> bool {
 }
 
 /// Seconds after which a refusal may be tried again, where it is not known better.
-fn default_retry(code: Code) -> Option<u64> {
+fn default_retry(code: Code) -> Option<u32> {
     match code {
         Code::IdempotencyInFlight | Code::BooksUnavailable | Code::BooksContended => Some(1),
         Code::Draining => Some(5),
@@ -202,7 +202,7 @@ pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response
         headers.insert(ALLOW, allow.clone());
     }
     if let Some(receipt) = receipt {
-        headers.insert(TOLLGATE_RECEIPT, receipt.clone());
+        headers.insert(TOLLGATE_RECEIPT, HeaderValue::clone(receipt));
     }
     if closes(code) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

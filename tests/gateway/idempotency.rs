@@ -323,6 +323,11 @@ fn d35_what_was_not_charged_leaves_its_key_free() {
         assert_eq!(again.header("idempotency-replayed"), Some("true"));
         world.send(&carol("{\"n\":2}")).await.refused(422, "idempotency_key_reused");
         assert_eq!(world.backend.count(), 5);
+        // Nor does one that nobody could be charged to any more.
+        world.apply(&org().user("carol", "", Access::None));
+        world.send(&keyed("other", "{}").user("carol")).await.refused(402, "seat_exhausted");
+        let again = world.send(&carol("{\"n\":1}")).await;
+        assert_eq!(again.header("idempotency-replayed"), Some("true"));
         // Cancelled by its client before there was anything.
         let cancel = Call::post("/v1/cancel", "{}").header("idempotency-key", "c").user("alice");
         let asking = begun(&world, &cancel.clone().script(&Script::gate("never"))).await;

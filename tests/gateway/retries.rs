@@ -187,7 +187,7 @@ async fn one(line: &mut Line, at: usize) -> End {
     loop {
         match line.send(&call(at, story.failures).0).await {
             Some(told) if story.hear(&told) => {
-                let first = story.first.filter(|_| at % SAMPLE == 0);
+                let first = story.first.filter(|_| at.is_multiple_of(SAMPLE));
                 return End { at, told, first };
             }
             _ => tokio::time::sleep(Duration::from_millis(2)).await,
@@ -286,7 +286,7 @@ fn d35_f17_requests_that_are_repeated_are_charged_once_whatever_is_lost() {
             check_books(&world, &ends);
             world.kill();
             world.start();
-            for end in ends.iter().filter(|end| end.at % SAMPLE == 0) {
+            for end in ends.iter().filter(|end| end.at.is_multiple_of(SAMPLE)) {
                 let again = world.send(&call(end.at, 1).0).await;
                 assert_eq!(
                     (again.status, again.told("charge")),
