@@ -228,3 +228,10 @@ fn a_label_is_the_digits_of_its_date() {
     assert_eq!((label.digits(), label.to_string().as_str()), (20_261_109, "2026-11-09"));
     assert!("2026-02-30".parse::<Label>().is_err());
 }
+
+#[test]
+fn a_label_of_a_day_is_that_of_its_date() {
+    for (day, label) in [(-1, "1969-12-31"), (0, "1970-01-01"), (20_000, "2024-10-04")] {
+        assert_eq!(Label::of_day(day).to_string(), label, "{day}");
+    }
+}

@@ -135,6 +135,28 @@ fn d12_d14_every_combination_of_contract_products_and_memberships() {
 }
 
 #[test]
+fn d18_every_combination_of_an_eligible_org_and_a_keys_profile() {
+    let cell = |org: &Org, profile: Option<Profile>| {
+        let profiles: Vec<Profile> = profile.into_iter().collect();
+        match principal_access(&org.terms(), memberships(&profiles).first(), None) {
+            Ok(access) => format!("{} {}", access.profile, access.offer),
+            Err(missing) => format!("{missing:?}"),
+        }
+    };
+    let on = || Some(profile("o", "firefly-services", true));
+    let off = || Some(profile("o", "firefly-services", false));
+    let base = || Some(profile("b", "cce-4", true));
+    let (eligible, other) = (whole_org(), Org::new("vip", &["firefly-services", "cce-4"]));
+    // It has no seat: its own profile is never one of a base product as well.
+    assert_eq!(cell(&eligible, on()), "o firefly-services");
+    for profile in [None, off(), base()] {
+        assert_eq!(cell(&eligible, profile.clone()), "[Offer]");
+        assert_eq!(cell(&other, profile), "[Eligibility, Offer]");
+    }
+    assert_eq!(cell(&other, on()), "[Eligibility]");
+}
+
+#[test]
 fn d12_which_products_count_is_configurable() {
     let mut org = Org::new("etla", &["painter", "basis"]);
     let profiles = [profile("p", "painter", true), profile("b", "basis", false)];
