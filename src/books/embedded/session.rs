@@ -22,13 +22,13 @@ use smallvec::SmallVec;
 use self::effects::{After, note_grants, take_effect};
 use super::Shared;
 use super::open::{self, Keep, Open, OpenHold, OpenHolds};
-use super::table::{self, Applied, Entry, Into, Places};
+use super::table::{self, Applied, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{
     Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting, OpenCharge,
     Posted, Resolution, Resolved,
 };
-use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, View};
 use crate::core::charge::State;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
