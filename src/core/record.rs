@@ -351,9 +351,62 @@ mod tests {
         sample().encode(&mut bytes).unwrap();
         assert_eq!(bytes[..3], [1, 2, 3]);
         assert_eq!(Record::decode(&bytes[3..]).unwrap(), sample());
+        for at in 0..later().len() {
+            let mut bytes = Vec::new();
+            later()[at].encode(&mut bytes).unwrap();
+            assert_eq!(Record::decode(&bytes).unwrap(), later()[at]);
+            for end in 0..bytes.len() {
+                assert!(Record::decode(&bytes[..end]).is_err(), "cut at {end}");
+            }
+        }
     }
 
-    const LAYOUTS: [&str; 5] = [
+    /// What there is since version 3.
+    fn later<'a>() -> [Record<'a>; 4] {
+        let Record::Hold(hold) = sample() else { unreachable!() };
+        let Opening { key, .. } = hold.openings[0];
+        let once = Once { scope: 300, key: [1; 16], request: [2; 16] };
+        let flags = crate::core::charge::Flags::USAGE_MISSING;
+        let cost = crate::core::amount::Credits::from_micro(5).unwrap();
+        let memo = OutcomeMemo { cost, measures: Some(vec![1, 2]), flags };
+        let resolve = Resolve {
+            charge: [7; 16],
+            at: 1,
+            state: State::Captured,
+            keep: smallvec![1, 2],
+            openings: smallvec![],
+            extra: smallvec![],
+            memo: memo.clone(),
+        };
+        let amend = Amend {
+            charge: [7; 16],
+            at: 1,
+            openings: hold.openings.clone(),
+            legs: smallvec![Leg { key, kind: LegKind::Cap, amount: 300 }],
+            known: Some(Known { keep: smallvec![1, 300], memo }),
+            expires: Some(-1),
+            note: Some(serde_bytes::Bytes::new(b"note")),
+            answer: b"HTTP",
+        };
+        let nothing = Amend {
+            charge: [7; 16],
+            at: 1,
+            openings: smallvec![],
+            legs: smallvec![],
+            known: None,
+            expires: None,
+            note: None,
+            answer: b"",
+        };
+        [
+            Record::Lasting(Lasting { hold, expires: Some(300), once: Some(once), note: b"note" }),
+            Record::Amend(amend),
+            Record::Amend(nothing),
+            Record::Finish(Finish { resolve, note: b"note", answer: b"HTTP" }),
+        ]
+    }
+
+    const LAYOUTS: [&str; 9] = [
         "0010070707070707070707070707070707078080dd9095b6a20600011035338625ef0c74c21567f534aa\
          6a7753edd1d409002361636d652f6c6963656e63652f6c69632d312f616c6963652f323032362d31312d\
          303180d0acf30e0107011035338625ef0c74c21567f534aa6a7753edd1d4090000c0843d046d656d6f",
@@ -364,6 +417,18 @@ mod tests {
          90225f19c0c3edd1d40902d704016d",
         "03ac02",
         "0402edd1d409",
+        "0510070707070707070707070707070707078080dd9095b6a20600011035338625ef0c74c21567f534aa\
+         6a7753edd1d409002361636d652f6c6963656e63652f6c69632d312f616c6963652f323032362d31312d\
+         303180d0acf30e0107011035338625ef0c74c21567f534aa6a7753edd1d4090000c0843d046d656d6f01\
+         d80401ac0210010101010101010101010101010101011002020202020202020202020202020202046e6f\
+         7465",
+        "06100707070707070707070707070707070702011035338625ef0c74c21567f534aa6a7753edd1d40900\
+         2361636d652f6c6963656e63652f6c69632d312f616c6963652f323032362d31312d303180d0acf30e01\
+         07011035338625ef0c74c21567f534aa6a7753edd1d4090005ac02010201ac0208302e30303030303501\
+         02010201010101046e6f74650448545450",
+        "06100707070707070707070707070707070702000000000000",
+        "0710070707070707070707070707070707070201020102000008302e3030303030350102010201046e6f\
+         74650448545450",
     ];
 
     fn hex(bytes: &[u8]) -> String {
@@ -404,8 +469,10 @@ mod tests {
             Record::Synced(300),
             Record::Close(Close { at: 1, below: "2026-11-01".parse().unwrap() }),
         ];
+        let later = later();
         let layouts: Vec<String> = records
             .iter()
+            .chain(&later)
             .map(|record| {
                 let mut bytes = Vec::new();
                 record.encode(&mut bytes).unwrap();
@@ -450,6 +517,9 @@ mod tests {
             (resolve, Some([8; 16]), &openings),
             (adjust, None, &openings),
             (Record::Synced(9), None, &[]),
+            (later()[0].clone(), Some([7; 16]), &openings),
+            (later()[1].clone(), Some([7; 16]), &openings),
+            (later()[3].clone(), Some([7; 16]), &[]),
         ] {
             assert_eq!(record.charge(), charge.map(ChargeId), "{record:?}");
             assert_eq!(record.openings(), opens, "{record:?}");

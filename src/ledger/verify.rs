@@ -347,6 +347,30 @@ mod tests {
         })
     }
 
+    fn lasting(charge: u8, amount: u64) -> Record<'static> {
+        let Record::Hold(hold) = hold(charge, amount) else { unreachable!() };
+        Record::Lasting(Lasting { hold, expires: Some(1), once: None, note: b"" })
+    }
+
+    fn amend(charge: u8, kind: LegKind, amount: u64) -> Record<'static> {
+        Record::Amend(Amend {
+            charge: [charge; 16],
+            at: 0,
+            openings: smallvec![],
+            legs: smallvec![Leg { key: key(), kind, amount }],
+            known: None,
+            expires: None,
+            note: None,
+            answer: b"",
+        })
+    }
+
+    fn finish(charge: u8, keep: &[u64]) -> Record<'static> {
+        let Record::Resolve(resolve) = resolve(charge, 0, None) else { unreachable!() };
+        let resolve = Resolve { keep: keep.iter().copied().collect(), ..resolve };
+        Record::Finish(Finish { resolve, note: b"", answer: b"" })
+    }
+
     fn verify(records: &[Record<'_>], stated: Option<Balance>) -> Vec<String> {
         let mut verifier = Verifier::default();
         for record in records {
@@ -371,7 +395,20 @@ mod tests {
     }
 
     #[test]
+    fn d37_amended_holds_add_up_by_their_joined_legs() {
+        use LegKind::{Cap, Licence};
+        let joined = [lasting(1, 4), amend(1, Licence, 3), finish(1, &[7])];
+        assert!(verify(&joined, Some(balance(0, 7))).is_empty());
+        let apart = [lasting(1, 4), amend(1, Cap, 3), finish(1, &[1, 2]), hold(2, 7)];
+        assert!(verify(&apart, Some(balance(7, 3))).is_empty());
+        assert!(verify(&[lasting(1, 4), amend(1, Licence, 6)], Some(balance(10, 0))).is_empty());
+        let owed = [lasting(1, 10), amend(1, LegKind::Overdraft, 3), finish(1, &[10, 2])];
+        assert!(verify(&owed, Some(balance(0, 12))).is_empty());
+    }
+
+    #[test]
     fn d37_each_way_not_to_add_up_is_found() {
+        use LegKind::{Cap, Licence};
         let stated = |held, captured| Some(balance(held, captured));
         let adjust = Record::Adjust(Adjust {
             at: 0,
@@ -391,6 +428,15 @@ mod tests {
             (vec![hold(1, 6)], stated(5, 0), "by the records"),
             (vec![hold(1, 6), resolve(1, 6, None)], stated(0, 5), "by the records"),
             (vec![hold(1, 6), adjust], stated(6, 0), "by the records"),
+            (vec![lasting(1, 11)], None, "spent 1 micro beyond"),
+            (vec![lasting(1, 6), amend(1, Licence, 5)], None, "spent 1 micro beyond"),
+            (vec![lasting(1, 6), hold(1, 1)], None, "held twice"),
+            (vec![hold(2, 1), amend(1, Licence, 5)], None, "amended but not open"),
+            (vec![lasting(1, 1), finish(1, &[1]), amend(1, Licence, 1)], None, "not open"),
+            (vec![lasting(1, 1), amend(1, Cap, 2), finish(1, &[3])], None, "captures more"),
+            (vec![lasting(1, 1), amend(1, Licence, 2), finish(1, &[3, 1])], stated(0, 4), "by the"),
+            (vec![lasting(1, 1), finish(1, &[1]), finish(1, &[1])], None, "resolved twice"),
+            (vec![lasting(1, 4), amend(1, Licence, 3)], stated(4, 0), "by the records"),
         ] {
             let findings = verify(&records, stated);
             assert!(findings.iter().any(|f| f.contains(what)), "{what}: {findings:?}");

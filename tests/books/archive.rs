@@ -7,14 +7,19 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tollgate::books::embedded::Engine;
 use tollgate::books::journal::{Frames, Journal, SEGMENT_SIZE, Segments};
-use tollgate::books::{Adjustment, Ask, Books, Durability};
+use tollgate::books::{
+    Adjustment, Amended, Amendment, Ask, Books, Durability, InDoubt, KEPT_KEYS, Lasting,
+    Resolution, Resolved,
+};
 use tollgate::core::adjustment::AdjustMemo;
-use tollgate::core::charge::{OutcomeMemo, State};
+use tollgate::core::charge::{ChargeDocument, OutcomeMemo, State};
 use tollgate::core::ids::ChargeId;
 use tollgate::core::record::{Adjust, Record};
 use tollgate::ledger::archive::Archive;
 
-use crate::engine::{NOW, account, ask, done, id, resolution, run, take, temporary};
+use crate::engine::{
+    NOW, account, amendment, ask, done, id, resolution, run, second, take, temporary,
+};
 use crate::prune::{self, archive, at_day};
 
 /// What runs on an event loop of its own, from within another one's.
@@ -231,6 +236,116 @@ fn d37_a_mark_does_not_take_away_when_the_last_record_was_made() {
         archived.follow(stop).await.unwrap();
         assert_eq!(archived.position(), journal.written());
         assert_eq!(archived.newest(), Some(at_day(3)));
+        archived.close().await;
+    });
+}
+
+/// A hold of three that lasts a minute, and whatever else is done to it.
+fn lasting(engine: &Engine, charge: u64, in_doubt: InDoubt) {
+    let (accounts, post) = ([account("a", 1_000, 1)], take(3, &[0]));
+    let memo = prune::memo();
+    let expires = Some(second(60));
+    let lasting = Some(Lasting { expires, ..Lasting::default() });
+    let asked = Ask { memo: &memo, in_doubt, lasting, ..ask(charge, &accounts, &post) };
+    apart(|| assert!(done(run(engine.session().hold(&asked)).unwrap()).is_some()));
+}
+
+fn amend(engine: &Engine, charge: u64, amendment: &Amendment<'_>) {
+    apart(|| {
+        let amended = run(engine.session().amend(id(charge), amendment)).unwrap();
+        assert!(matches!(amended, Amended::Done(..)), "{amended:?}");
+    });
+}
+
+fn finish(engine: &Engine, charge: u64, keep: &[u64], answer: &[u8]) {
+    let memo = OutcomeMemo::default();
+    let captured = Resolution { answer, ..resolution(State::Captured, keep, &memo) };
+    apart(|| {
+        let resolved = run(engine.session().resolve(id(charge), &captured)).unwrap();
+        assert!(matches!(resolved, Resolved::Done(..)));
+    });
+}
+
+fn legs(document: &ChargeDocument) -> Vec<(&str, &str)> {
+    document.legs.iter().map(|leg| (&*leg.account, &*leg.amount)).collect()
+}
+
+/// Amendments may come in the batch of their hold, in a later one, and behind a restart.
+#[test]
+fn d34_a_charge_is_archived_with_what_amended_it() {
+    let a = "acme/licence/a/2026-11-01";
+    let b = "acme/licence/b/2026-11-01";
+    for is_apart in [false, true] {
+        let (dir, data) = (temporary(), temporary());
+        run(async {
+            let engine = prune::open(dir.path(), 0).unwrap();
+            for charge in 1..4 {
+                lasting(&engine, charge, InDoubt::Capture);
+            }
+            if is_apart {
+                archive(&data, dir.path(), &engine).await.close().await;
+            }
+            let (accounts, more) =
+                ([account("a", 1_000, 1), account("b", 9, 1)], take(1_045, &[0, 1]));
+            let longer = Amendment {
+                extra: Some((&accounts, &more)),
+                expires: Some(second(90)),
+                ..amendment()
+            };
+            let used = crate::engine::known(&[2]);
+            amend(&engine, 2, &Amendment { known: Some(&used), ..amendment() });
+            adjust_with(&engine, 0, b"");
+            amend(&engine, 1, &longer);
+            let archived = archive(&data, dir.path(), &engine).await;
+            let open = archived.charge(id(1), engine.written()).await.unwrap().unwrap();
+            assert_eq!((open.state, open.expires_at), (State::Held, Some(second(90))));
+            assert_eq!(legs(&open), [(a, "0.001044"), (b, "0.000004")]);
+            assert_eq!(engine.expire(second(60)).unwrap().len(), 2);
+            finish(&engine, 1, &[500, 4], b"");
+            archived.close().await;
+            let archived = archive(&data, dir.path(), &engine).await;
+            let written = engine.written();
+            let found = archived.charge(id(1), written).await.unwrap().unwrap();
+            assert_eq!((found.state, found.expires_at), (State::Captured, Some(second(90))));
+            assert_eq!(legs(&found), [(a, "0.0005"), (b, "0.000004")]);
+            for (charge, amount) in [(2, "0.000002"), (3, "0.000003")] {
+                let found = archived.charge(id(charge), written).await.unwrap().unwrap();
+                assert_eq!((found.state, legs(&found)), (State::Captured, vec![(a, amount)]));
+                assert_eq!(found.flags, ["in_doubt"]);
+            }
+            archived.close().await;
+        });
+    }
+}
+
+#[test]
+fn d35_an_answer_is_kept_as_long_as_its_key() {
+    let (dir, data) = (temporary(), temporary());
+    run(async {
+        let engine = prune::open(dir.path(), 0).unwrap();
+        for charge in 1..4 {
+            lasting(&engine, charge, InDoubt::Void);
+        }
+        amend(&engine, 1, &Amendment { answer: b"202", ..amendment() });
+        finish(&engine, 2, &[3], b"200");
+        finish(&engine, 3, &[3], b"");
+        let archived = archive(&data, dir.path(), &engine).await;
+        let kept = async |archived: &Archive, charge| {
+            archived.answer(id(charge), engine.written()).await.unwrap()
+        };
+        let answers: [Option<&[u8]>; 4] = [Some(b"202"), Some(b"200"), None, None];
+        for (charge, answer) in (1..).zip(answers) {
+            assert_eq!(kept(&archived, charge).await.as_deref(), answer, "{charge}");
+        }
+        // What is said last is the answer.
+        finish(&engine, 1, &[3], b"200 job");
+        archived.close().await;
+        let archived = archive(&data, dir.path(), &engine).await;
+        assert_eq!(kept(&archived, 1).await.as_deref(), Some(&b"200 job"[..]));
+        assert_eq!(archived.forget_answers(NOW + KEPT_KEYS).await.unwrap(), 0);
+        assert_eq!(archived.forget_answers(NOW + KEPT_KEYS * 2).await.unwrap(), 2);
+        assert_eq!(kept(&archived, 1).await, None);
+        assert_ne!(archived.charge(id(1), engine.written()).await.unwrap(), None);
         archived.close().await;
     });
 }

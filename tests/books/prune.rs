@@ -39,7 +39,8 @@ fn accounts() -> [Account<'static>; 2] {
     [account("a", 1_000, 1), account("b", 1_000, 1)]
 }
 
-pub fn hold(engine: &Opened, charge: u64, day: u64) {
+/// What the gateway writes with a hold.
+pub fn memo() -> Vec<u8> {
     let memo = HoldMemo {
         org: "acme",
         user: Some("alice"),
@@ -55,7 +56,11 @@ pub fn hold(engine: &Opened, charge: u64, day: u64) {
         profile: None,
         request_id: None,
     };
-    let memo = postcard::to_stdvec(&memo).unwrap();
+    postcard::to_stdvec(&memo).unwrap()
+}
+
+pub fn hold(engine: &Opened, charge: u64, day: u64) {
+    let memo = memo();
     let (accounts, post) = (accounts(), take(3, &[(charge % 2) as u8]));
     let asked = Ask { now: at_day(day), memo: &memo, ..ask(charge, &accounts, &post) };
     assert!(done(run(engine.session().hold(&asked)).unwrap()).is_some());

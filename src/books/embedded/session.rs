@@ -7,6 +7,7 @@
 
 mod adjust;
 mod amend;
+mod effects;
 mod expire;
 
 use std::collections::BTreeSet;
@@ -18,16 +19,16 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use self::effects::{After, note_grants, take_effect};
 use super::Shared;
-use super::once::OnceKeys;
 use super::open::{self, Keep, Open, OpenHold, OpenHolds};
-use super::table::{self, Applied, Entry, Into, Places};
+use super::table::{self, Applied, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{
     Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting, OpenCharge,
     Posted, Resolution, Resolved,
 };
-use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Version, View};
+use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, View};
 use crate::core::charge::State;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
@@ -57,17 +58,6 @@ struct Queue {
     after: Vec<After>,
     /// The batch that records are collected for.
     batch: u64,
-}
-
-/// What takes effect once its record is written.
-#[derive(Debug)]
-enum After {
-    /// A grant need not be repeated any more, if it is still this one.
-    GrantWritten(Arc<Entry>, Version),
-    /// Legs leave `held`; what is kept goes to `captured`, the rest is available again.
-    Settle([u8; 16]),
-    /// An upward adjustment.
-    Raise(Arc<Entry>, i64),
 }
 
 /// No lock is taken, and what all sessions share is not shown by each.
@@ -440,14 +430,6 @@ fn push(frames: &mut Frames, record: &Record<'_>) -> Result<(), BooksError> {
     frames.push(record).map_err(|error| BooksError::Unavailable(error.to_string()))
 }
 
-fn note_grants(after: &mut Vec<After>, openings: &[(Slot, Grant)], places: &Places) {
-    for (slot, grant) in openings {
-        if let Some(entry) = &places[usize::from(*slot)].entry {
-            after.push(After::GrantWritten(Arc::clone(entry), grant.version));
-        }
-    }
-}
-
 /// Waits until a batch is written, and writes it if nobody else did. Dropped before that, it
 /// writes at once: giving up an answer must not leave a record waiting for the next caller.
 struct Written {
@@ -477,48 +459,6 @@ impl Drop for Written {
     fn drop(&mut self) {
         // An error closes the books for everyone, which the next caller is told.
         let _closed = self.finish();
-    }
-}
-
-/// What a written record makes true.
-fn take_effect(
-    effect: After,
-    open: &mut OpenHolds,
-    expiring: &mut BTreeSet<(i64, [u8; 16])>,
-    keys: &OnceKeys,
-) {
-    match effect {
-        After::GrantWritten(entry, version) => {
-            let mut state = entry.state.lock();
-            if state.version == version {
-                state.unwritten = false;
-            }
-        }
-        After::Settle(charge) => {
-            let Some(Open { hold, resolved: Some((state, keep)) }) = open.remove(&charge) else {
-                return;
-            };
-            if let Some(lasting) = &hold.lasting {
-                if let Some(at) = lasting.expires {
-                    expiring.remove(&(at, charge));
-                }
-                if let Some(once) = &lasting.once {
-                    keys.end(once, ChargeId(charge), state == State::Captured);
-                }
-            }
-            for (leg, keep) in hold.legs.iter().zip(keep) {
-                if let Some(entry) = &hold.places[usize::from(leg.slot)].entry {
-                    let balance = &mut entry.state.lock().balance;
-                    // The hold put exactly this much there, and leaves once.
-                    balance.held -= leg.amount;
-                    balance.captured += keep;
-                }
-            }
-        }
-        After::Raise(entry, delta) => {
-            let balance = &mut entry.state.lock().balance;
-            balance.adjusted = balance.adjusted.saturating_add(delta);
-        }
     }
 }
 

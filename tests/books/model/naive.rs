@@ -308,6 +308,9 @@ pub struct Model {
 /// The session that has the holds which outlived their process: the engine's own.
 pub const RECOVERED: usize = 2;
 
+/// Legs, and the grants that they stand on.
+type Taken = (Vec<Leg>, Vec<(Id, Grant)>);
+
 /// What became of the holds of a process that died.
 pub type LeftOpen = (usize, usize, usize);
 
@@ -333,7 +336,7 @@ impl Model {
         Some(legs)
     }
 
-    fn take(&self, extra: Option<Extra<'_>>) -> Option<(Vec<Leg>, Vec<(Id, Grant)>)> {
+    fn take(&self, extra: Option<Extra<'_>>) -> Option<Taken> {
         let Some((sources, named)) = extra else { return Some(Default::default()) };
         let legs = self.live.take(sources, &named.iter().copied().collect())?;
         let grants = self.grants(&legs, named);

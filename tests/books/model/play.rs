@@ -177,7 +177,7 @@ impl Play {
 
     fn operate(&mut self) {
         // Some eleven years in a world, so that holds are open for months.
-        let minutes = if self.random.percent(25) { 4_800 } else { 60 };
+        let minutes = if self.random.percent(10) { 12_000 } else { 60 };
         self.now += SignedDuration::from_mins(self.random.up_to(minutes) as i64);
         if self.world.pass(self.now, &mut self.random) {
             self.saw("reset");
@@ -624,6 +624,10 @@ impl Play {
     /// The process dies in the middle of a write, or between two.
     fn crash(&mut self) {
         self.saw("crash");
+        // So that what a snapshot has is not too old to be asked for.
+        if self.random.percent(30) && self.engine().snapshot(self.now).unwrap() {
+            self.saw("snapshot");
+        }
         let acknowledged = self.engine().written();
         let mut order = self.random.some_of(3, 3);
         order.retain(|&session| self.model.is_waiting(session));
