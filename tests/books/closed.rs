@@ -187,3 +187,41 @@ fn f22_posts_that_race_the_closing_of_their_cycle_are_whole_or_nothing() {
         drop(open(dir.path(), 200));
     }
 }
+
+/// Its clock is right and its cycle is not: a caller that slept for months.
+#[test]
+fn f47_no_cycle_is_closed_in_which_something_is_held_however_late_it_was() {
+    let dir = temporary();
+    let engine = open(dir.path(), 0);
+    (0..200).for_each(|day| spend(&engine.session(), day));
+    drop(engine);
+    let engine = open(dir.path(), 200);
+    let session = engine.session();
+    assert!(done(hold(&session, 5_000, 200, &of_day(0))).is_some());
+    assert_eq!(engine.close_cycles(at_day(200)).unwrap(), 0);
+    assert!(!session.is_closed(&of_day(0).key));
+    let before = accounts(&engine);
+    capture(&session, 5_000, 200);
+    let gone = engine.close_cycles(at_day(200)).unwrap();
+    assert!(session.is_closed(&of_day(0).key));
+    assert_eq!((gone > 0, accounts(&engine)), (true, before - gone));
+    let verified = verify(dir.path()).unwrap();
+    assert!(verified.findings().is_empty(), "{:?}", verified.findings());
+}
+
+/// What settles an open hold may take from its cycle where it holds nothing, and only from that.
+#[test]
+fn f47_an_open_hold_keeps_the_accounts_of_its_cycle_and_no_older_ones() {
+    let dir = temporary();
+    let engine = open(dir.path(), 0);
+    (0..400).for_each(|day| spend(&engine.session(), day));
+    drop(engine);
+    let engine = open(dir.path(), 400);
+    let session = engine.session();
+    let mut owed = of_day(130);
+    (owed.key.kind, owed.name.kind) = (AccountKind::Overdraft, AccountKind::Overdraft);
+    assert!(done(hold(&session, 5_000, 130, &owed)).is_some());
+    engine.close_cycles(at_day(400)).unwrap();
+    assert!(session.is_closed(&of_day(30).key) && !session.is_closed(&of_day(90).key));
+    assert!(done(hold(&session, 5_001, 400, &of_day(130))).is_some());
+}

@@ -23,7 +23,7 @@ const SEGMENT: u64 = 1 << 16;
 
 /// Books with several segments and a snapshot in the middle, closed by the death of their
 /// process: every process begins a segment.
-fn books() -> TempDir {
+pub fn books() -> TempDir {
     kept(Durability::Process)
 }
 
@@ -61,19 +61,19 @@ fn write(engine: &Opened, charges: std::ops::Range<u64>) {
     });
 }
 
-fn journals(dir: &Path) -> Vec<PathBuf> {
+pub fn journals(dir: &Path) -> Vec<PathBuf> {
     let is_journal = |path: &PathBuf| path.extension().is_some_and(|e| e == "journal");
     files(dir).into_iter().filter(is_journal).collect()
 }
 
 /// Segments that hold records, oldest first: every engine begins one more.
-fn written(dir: &Path) -> Vec<PathBuf> {
+pub fn written(dir: &Path) -> Vec<PathBuf> {
     let holds = |path: &PathBuf| std::fs::metadata(path).unwrap().len() > HEADER as u64;
     journals(dir).into_iter().filter(holds).collect()
 }
 
 /// Where the frames of a segment begin, and where the last one ends.
-fn frames(path: &Path) -> Vec<usize> {
+pub fn frames(path: &Path) -> Vec<usize> {
     let bytes = std::fs::read(path).unwrap();
     let mut at = vec![HEADER];
     while let Some(length) = bytes.get(at[at.len() - 1]..).and_then(|rest| rest.first_chunk()) {
@@ -87,7 +87,7 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     plain.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+pub fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(path).unwrap();
     change(&mut bytes);
     std::fs::write(path, bytes).unwrap();
@@ -154,12 +154,12 @@ fn f39_f38_of_every_byte_only_those_of_the_last_record_can_be_a_torn_tail() {
     }
 }
 
-fn start(path: &Path) -> u64 {
+pub fn start(path: &Path) -> u64 {
     path.file_stem().unwrap().to_str().unwrap().parse().unwrap()
 }
 
 /// The position of the newest snapshot.
-fn whole_snapshot(dir: &Path) -> u64 {
+pub fn whole_snapshot(dir: &Path) -> u64 {
     let snapshots =
         files(dir).into_iter().filter(|p| p.extension().is_some_and(|e| e == "snapshot"));
     snapshots.map(|path| start(&path)).max().unwrap()

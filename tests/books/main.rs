@@ -3,9 +3,14 @@
 //! - `archive`: the archive behind a journal that lost records, or has some that cannot be read.
 //! - `closed`: cycles that are long over.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
+//! - `folded`: what records add up to, and snapshots of it.
+//! - `grants`: in which records a grant stands, and how far it can be changed.
+//! - `journal`: space, marks and counts.
 //! - `model`: a million random operations against a naive model.
 //! - `threads`: sessions on several threads at once, added up at rest.
+//! - `told`: what the engine tells of itself.
 //! - `damage`: torn tails, damage, newer versions, and repairs.
+//! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
@@ -20,10 +25,15 @@ mod contract;
 mod crash_points;
 mod damage;
 mod engine;
+mod folded;
+mod grants;
+mod journal;
 mod model;
 mod prune;
 mod recorded;
+mod repairs;
 mod threads;
+mod told;
 
 /// The suite of the contract, once for each engine.
 mod embedded {

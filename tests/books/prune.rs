@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tollgate::books::embedded::{Engine as Opened, OpenError, Options};
+use tollgate::books::prune::{Ages, candidates};
 use tollgate::books::recover::recover;
 use tollgate::books::repair::{Repair, RepairError};
 use tollgate::books::{Ask, Books};
@@ -75,7 +76,7 @@ pub fn capture(engine: &Opened, charge: u64, day: u64) {
 
 /// Books of some days, a segment and three charges each. A charge a day is still open when its
 /// segment is sealed, and resolved in the next.
-fn books() -> TempDir {
+pub fn books() -> TempDir {
     let dir = temporary();
     for day in 0..DAYS {
         let engine = open(dir.path(), day).unwrap();
@@ -92,7 +93,7 @@ fn books() -> TempDir {
     dir
 }
 
-fn with_extension(dir: &Path, extension: &str) -> Vec<PathBuf> {
+pub fn with_extension(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let is = |path: &PathBuf| path.extension().is_some_and(|e| e == extension);
     files(dir).into_iter().filter(is).collect()
 }
@@ -117,7 +118,7 @@ fn found(dir: &Path) -> BTreeMap<String, Balance> {
 }
 
 /// A copy without all that may go.
-fn pruned() -> (TempDir, BTreeMap<String, Balance>) {
+pub fn pruned() -> (TempDir, BTreeMap<String, Balance>) {
     let dir = books();
     let expected = found(dir.path());
     let engine = open(dir.path(), DAYS).unwrap();
@@ -340,4 +341,22 @@ fn d37_an_archive_behind_a_journal_without_its_beginning_has_all_that_there_is()
         assert_eq!(rebuilt.begins().await.unwrap(), first);
         rebuilt.close().await;
     });
+}
+
+/// A segment is read once, and forgotten with its file.
+#[test]
+fn what_is_known_of_segments_is_kept_as_long_as_they_are() {
+    let dir = books();
+    let segments = with_extension(dir.path(), "journal");
+    let mut ages = Ages::new();
+    let found = candidates(dir.path(), at_day(100), &mut ages).unwrap();
+    let starts: Vec<u64> = found.iter().map(|(segment, _)| segment.start).collect();
+    assert!(starts.len() > 1);
+    assert_eq!(ages.keys().copied().collect::<Vec<_>>(), starts);
+    // Who looks at what is known does not read again.
+    ages.insert(starts[0], Some(at_day(200).as_microsecond()));
+    assert!(candidates(dir.path(), at_day(100), &mut ages).unwrap().is_empty());
+    std::fs::remove_file(&segments[0]).unwrap();
+    let left = candidates(dir.path(), at_day(100), &mut ages).unwrap().len();
+    assert_eq!((left, ages.keys().next()), (starts.len() - 1, Some(&starts[1])));
 }

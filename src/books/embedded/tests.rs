@@ -426,3 +426,5 @@ fn d31_an_account_opened_while_a_post_waits_is_read_in_its_step() {
         assert_eq!(view.get(1).unwrap().held, 0);
     });
 }
+
+mod hashing;

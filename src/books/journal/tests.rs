@@ -157,3 +157,13 @@ fn f39_a_journal_that_ends_before_its_snapshot_is_refused_and_untouched() {
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     open(dir.path(), end, SEGMENT_SIZE).unwrap();
 }
+
+#[test]
+fn f39_two_checksums_are_two_at_every_position() {
+    for position in [0, 1, 24, 1 << 20, u64::MAX] {
+        // What the position does to a checksum it does to each bit of it, and takes none away.
+        let bound = [0, 1, 0x8000_0000, 0x1234_5678].map(|crc| crc ^ bound_crc(crc, position));
+        assert_eq!(bound, [bound_crc(0, position); 4]);
+    }
+    assert_ne!(bound_crc(0, 1), bound_crc(0, 2));
+}
