@@ -58,11 +58,9 @@ impl Keeping {
         self.told = why;
     }
 
-    /// Forgets the keys of captured charges that are old, and then the answers that were kept for
-    /// them (D35).
+    /// Forgets the answers that were kept for keys which are forgotten by now (D35).
     async fn forget(&self) -> anyhow::Result<()> {
         let now = self.clock.now();
-        self.engine.forget_keys(now);
         for _ in 0..MAX_ROUNDS {
             if self.archive.forget_answers(now).await? == 0 {
                 break;

@@ -58,8 +58,15 @@ fn d36_a_start_tells_what_it_found_and_writes_what_became_of_it() {
     drop(engine);
     let found = records(dir.path(), 0).len() as u64;
     let engine = Engine::open(dir.path(), NOW).unwrap();
-    let expected =
-        Recovery { records: found, accounts: 2, voided: 1, captured: 1, torn_bytes: 0, position };
+    let expected = Recovery {
+        records: found,
+        accounts: 2,
+        voided: 1,
+        captured: 1,
+        lasting: 0,
+        torn_bytes: 0,
+        position,
+    };
     assert_eq!(engine.recovery(), expected);
     let mut outcomes = Vec::new();
     for bytes in records(dir.path(), position) {
@@ -117,6 +124,6 @@ fn f41_books_that_have_failed_take_nothing_and_say_why() {
     assert_eq!(balances(&engine)[&name("a")], before);
     assert!(run(session.open_charge(id(last + 1))).unwrap().is_none());
     assert!(matches!(engine.session().flush(), Err(BooksError::Unavailable(_))));
-    assert!(!engine.snapshot().unwrap());
+    assert!(!engine.snapshot(NOW).unwrap());
     assert!(engine.close().is_err());
 }

@@ -202,9 +202,6 @@ impl Engine {
         }
         let sessions = RwLock::default();
         let shared = Shared { table, journal, once: OnceKeys::default(), sessions, _lock: lock };
-        // They are forgotten in the order in which they were held.
-        let mut once: Vec<_> = once.into_iter().collect();
-        once.sort_unstable_by_key(|(_, known)| known.at);
         for ((scope, key), FoldOnce { charge, request, at, captured }) in once {
             let charge = KnownCharge { charge: ChargeId(charge), request, captured };
             shared.once.adopt(&Once { scope, key, request }, charge, at);
@@ -264,11 +261,6 @@ impl Engine {
             ended.append(&mut session.expire(now)?);
         }
         Ok(ended)
-    }
-
-    /// Forgets the keys of captured charges that are old (D35).
-    pub fn forget_keys(&self, now: Timestamp) {
-        self.shared.once.sweep(now.as_microsecond());
     }
 
     /// A recovered hold in the shape of a live one.

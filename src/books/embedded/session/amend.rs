@@ -50,7 +50,7 @@ impl Session {
             None => (&[][..], None),
             Some((accounts, post)) => {
                 // Its slots must be numbers of the hold's.
-                if hold.places.len() + accounts.len() > usize::from(Slot::MAX) {
+                if hold.places.len() + count_new(hold, accounts) > usize::from(Slot::MAX) {
                     return Err(BooksError::Range);
                 }
                 match table::apply(&self.0.shared.table, accounts, post, Into::Held)? {
@@ -101,6 +101,15 @@ impl Session {
         let legs = applied.map(|applied| applied.legs).unwrap_or_default();
         Ok(Some((Amended::Done(legs, view), Some(wait(queue.batch)))))
     }
+}
+
+/// How many of these accounts the hold has no place for.
+fn count_new(hold: &OpenHold, accounts: &[Account<'_>]) -> usize {
+    let has = |account: &Account<'_>| {
+        let names = |place: &Place| place.entry.as_ref().is_some_and(|e| e.key == account.key);
+        hold.places.iter().any(names)
+    };
+    accounts.iter().filter(|account| !has(account)).count()
 }
 
 /// Adds what was taken to a hold, as [`record::add_legs`] does to its record: one leg per account
