@@ -157,11 +157,9 @@ impl App {
         }));
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
-        let days = config.books.retention_days;
-        let keeping = Keeping::new(&engine, &archive, &options.clock, days);
-        let doubts = telemetry.in_doubt();
-        let books = Arc::clone(&engine);
-        let upkeep = upkeep(Arc::clone(&currents[0]), books, doubts, options.clock);
+        let keeping = Keeping::new(&engine, &archive, &options.clock, &config.books);
+        let watched = (Arc::clone(&currents[0]), Arc::clone(&engine));
+        let upkeep = upkeep(watched, telemetry.in_doubt(), options.clock);
         let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
         let deadlines = Deadlines { header: header_timeout, write: write_timeout };
         let control = control(runtime, served, deadlines, upkeep, (changes, &end))?;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::books::embedded::Engine;
 use crate::clock::Clock;
+use crate::config::Books;
 use crate::ledger::archive::Archive;
 use crate::self_check::SelfCheck;
 
@@ -30,8 +31,14 @@ pub(super) struct Keeping {
 }
 
 impl Keeping {
-    /// Of these books; `days` is how long the journal is kept, 0 for ever.
-    pub(super) fn new(engine: &Arc<Engine>, archive: &Archive, clock: &Clock, days: u32) -> Self {
+    /// Of these books, configured so.
+    pub(super) fn new(
+        engine: &Arc<Engine>,
+        archive: &Archive,
+        clock: &Clock,
+        config: &Books,
+    ) -> Self {
+        let days = config.retention_days;
         let keep = (days > 0).then(|| SignedDuration::from_hours(24 * i64::from(days)));
         let (engine, archive, clock) = (Arc::clone(engine), archive.clone(), clock.clone());
         Self { engine, archive, clock, keep, told: String::new() }

@@ -11,8 +11,7 @@ use crate::gateway::current::Current;
 
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
-    current: Arc<Current<Session>>,
-    engine: Arc<Engine>,
+    (current, engine): (Arc<Current<Session>>, Arc<Engine>),
     in_doubt: Arc<[AtomicU64; 2]>,
     clock: Clock,
 ) {

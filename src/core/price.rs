@@ -2,7 +2,7 @@
 
 mod rates;
 
-pub use rates::{AppliedRate, Rates};
+pub use self::rates::{AppliedRate, Rates};
 
 use std::collections::BTreeMap;
 
@@ -200,9 +200,7 @@ impl RateCard {
         measures: &[Measure<'_>],
     ) -> Result<Quote, Refusal> {
         let rates = self.matching(feature, attributes, measures)?;
-        let Some(tier) = rates.first().map(|(rate, _)| rate.tier) else {
-            return Err(Refusal::new(Code::Unpriced, "the request has nothing to measure"));
-        };
+        let tier = rates.first().map_or(Tier::Standard, |(rate, _)| rate.tier);
         let price = match tier {
             Tier::Standard => Price::default(),
             Tier::Premium => self.price(&rates).ok_or_else(too_dear)?,
@@ -215,7 +213,7 @@ impl RateCard {
         })
     }
 
-    /// The rate of each measure, with its quantity.
+    /// The rate of each measure, with its quantity; there is at least one.
     fn matching(
         &self,
         feature: &str,
@@ -233,6 +231,9 @@ impl RateCard {
             });
             let rate = rate.ok_or_else(|| unpriced(&self.file.version, measure, attributes))?;
             rates.push((rate, measure.quantity));
+        }
+        if rates.is_empty() {
+            return Err(Refusal::new(Code::Unpriced, "the request has nothing to measure"));
         }
         Ok(rates)
     }
