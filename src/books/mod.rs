@@ -107,6 +107,13 @@ pub struct Resolution<'a> {
     pub answer: &'a [u8],
 }
 
+impl<'a> Resolution<'a> {
+    /// A resolution that takes nothing beyond the hold, and of which there is no more to know.
+    pub fn plain(state: State, keep: &'a [u64], now: Timestamp, memo: &'a OutcomeMemo) -> Self {
+        Self { state, keep, extra: None, now, memo, note: &[], answer: &[] }
+    }
+}
+
 /// What more is taken for an open charge, or known of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Amendment<'a> {

@@ -387,15 +387,7 @@ impl<B: Books + 'static> Drop for Held<B> {
         let cost = if capture { self.quoted.quote.price.cost } else { Default::default() };
         let memo = OutcomeMemo { cost, measures: None, flags };
         let now = self.worker.clock.now();
-        let resolution = Resolution {
-            state,
-            keep: &keep,
-            extra: None,
-            now,
-            memo: &memo,
-            note: &[],
-            answer: &[],
-        };
+        let resolution = Resolution::plain(state, &keep, now, &memo);
         // It takes effect by being called; a task waits for its record to be written.
         let resolving = self.worker.books.resolve(self.charge, &resolution);
         if tokio::runtime::Handle::try_current().is_ok() {

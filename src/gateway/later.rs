@@ -2,13 +2,13 @@
 //! books' own records, so it does not matter which process made the hold, or when.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::Refused;
 use super::hold::unavailable;
+use super::settle;
 use super::worker::Worker;
 use crate::books::{Books, BooksError, OpenCharge, Resolution, Resolved};
 use crate::core::account::{AccountKind, LegKind, Legs, Post, Slot, Taken, View};
@@ -22,7 +22,7 @@ use crate::core::record::instant;
 use crate::core::refusal::{Code, Refusal};
 use crate::core::waterfall::{self, Excess, MAX_PLANS, Position, Settlement};
 use crate::directory::snapshot::{Key, KeyKind, Org, Payer, Snapshot};
-use crate::telemetry::{BooksOperation, BooksResult, Outcome};
+use crate::telemetry::Outcome;
 
 /// How a charge ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,16 +118,7 @@ impl<'a> Later<'a> {
             let extra = post.as_ref().map(|(accounts, post)| (*accounts, post));
             let resolution =
                 Resolution { state, keep: &keep, extra, now, memo: &memo, note, answer: &[] };
-            let asked = Instant::now();
-            let resolving = worker.books.resolve(self.open.charge, &resolution);
-            let resolved = resolving.await;
-            let result = match &resolved {
-                Ok(Resolved::Done(..)) => BooksResult::Done,
-                Ok(_) => BooksResult::Short,
-                Err(_) => BooksResult::Failed,
-            };
-            worker.meters.books(BooksOperation::Resolve, result, asked.elapsed());
-            match resolved {
+            match settle::resolve(worker, self.open.charge, &resolution).await {
                 Ok(Resolved::Done(extra, _)) => break extra,
                 Ok(Resolved::Short(view)) if plans < MAX_PLANS => {
                     (known, plans) = (Some(view), plans + 1);

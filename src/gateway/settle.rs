@@ -10,9 +10,11 @@ use smallvec::SmallVec;
 use super::Refused;
 use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::hold::{Held, Stage, unavailable};
+use super::worker::Worker;
 use crate::books::{Amended, Amendment, Books, BooksError, Resolution, Resolved};
 use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
+use crate::core::ids::ChargeId;
 use crate::core::price::Price;
 use crate::core::waterfall::{self, Excess, MAX_PLANS, Settlement};
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
@@ -120,16 +122,8 @@ pub async fn void<B: Books + 'static>(
     let _span = held.spans.child("settle");
     let memo = OutcomeMemo::default();
     let now = held.worker.clock.now();
-    let void = Resolution {
-        state: State::Voided,
-        keep: &[],
-        extra: None,
-        now,
-        memo: &memo,
-        note: &[],
-        answer: &[],
-    };
-    let resolving = resolve(held, &void);
+    let void = Resolution::plain(State::Voided, &[], now, &memo);
+    let resolving = resolve(&held.worker, held.charge, &void);
     match resolving.await {
         Ok(Resolved::Done(_, after)) => {
             held.stage = Stage::Resolved;
@@ -249,18 +243,24 @@ fn post<B: Books + 'static>(
     let capture =
         |extra| Resolution { state: State::Captured, keep, extra, now, memo, note: &[], answer };
     match excess {
-        None => resolve(held, &capture(None)),
-        Some(post) => resolve(held, &capture(Some((&held.position().accounts[..], post)))),
+        None => resolve(&held.worker, held.charge, &capture(None)),
+        Some(post) => resolve(
+            &held.worker,
+            held.charge,
+            &capture(Some((&held.position().accounts[..], post))),
+        ),
     }
 }
 
-fn resolve<B: Books + 'static>(
-    held: &Held<B>,
+/// Asks the books to resolve a charge, and measures how long they take.
+pub(super) fn resolve<B: Books + 'static>(
+    worker: &Worker<B>,
+    charge: ChargeId,
     resolution: &Resolution<'_>,
 ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
     let asked = Instant::now();
-    let resolving = held.worker.books.resolve(held.charge, resolution);
-    let meters = Arc::clone(&held.worker.meters);
+    let resolving = worker.books.resolve(charge, resolution);
+    let meters = Arc::clone(&worker.meters);
     async move {
         let resolved = resolving.await;
         let result = match &resolved {

@@ -49,15 +49,7 @@ pub async fn void(call: Call) -> Result<Reply, Problem> {
     let before = find(&call, &org, id).await?;
     if before.state == State::Held {
         let memo = OutcomeMemo::default();
-        let resolution = Resolution {
-            state: State::Voided,
-            keep: &[],
-            extra: None,
-            now: call.now,
-            memo: &memo,
-            note: &[],
-            answer: &[],
-        };
+        let resolution = Resolution::plain(State::Voided, &[], call.now, &memo);
         if let Resolved::Done(..) = call.admin.books.resolve(id, &resolution).await? {
             let note = Note {
                 org: &org.id,

@@ -25,7 +25,7 @@ use super::prune::{self, Ages};
 use super::recover::{RecoverError, recover};
 use super::{BooksError, Durability, KnownCharge, Once, OpenCharge, Resolution, snapshot};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
-use crate::core::charge::{OutcomeMemo, State as ChargeState};
+use crate::core::charge::State as ChargeState;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 
@@ -243,7 +243,7 @@ impl Engine {
                 ChargeState::Captured => self.recovery.captured += 1,
                 _ => self.recovery.voided += 1,
             }
-            let resolution = without_owner(state, &keep, now, &memo);
+            let resolution = Resolution::plain(state, &keep, now, &memo);
             self.session.resolve_left_open(ChargeId(charge), &resolution)?;
         }
         self.session.flush()
@@ -460,16 +460,6 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.sessions.write().clear();
     }
-}
-
-/// A resolution by nobody who owns the hold.
-fn without_owner<'a>(
-    state: ChargeState,
-    keep: &'a [u64],
-    now: Timestamp,
-    memo: &'a OutcomeMemo,
-) -> Resolution<'a> {
-    Resolution { state, keep, extra: None, now, memo, note: &[], answer: &[] }
 }
 
 impl Session {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::super::open::Open;
-use super::super::without_owner;
 use super::{Session, Step};
-use crate::books::{BooksError, OpenCharge};
+use crate::books::{BooksError, OpenCharge, Resolution};
 use crate::core::charge::{Flags, State};
 use crate::core::ids::ChargeId;
 
@@ -56,7 +55,7 @@ impl Session {
         if state == State::Voided {
             (state, memo.flags) = (State::Expired, Flags::default());
         }
-        let resolution = without_owner(state, &keep, now, &memo);
+        let resolution = Resolution::plain(state, &keep, now, &memo);
         match self.resolve_in(&mut queue, ChargeId(charge), &resolution)? {
             Some(Step::Written { mut wait, .. }) => {
                 // Nobody waits for it by itself.
