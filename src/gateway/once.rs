@@ -191,7 +191,8 @@ async fn already_charged<B: Books + 'static>(held: &Held<B>, known: KnownCharge)
     refused.receipt = charge.map(|charge| {
         let (legs, card) = (legs_of(&charge), &*charge.rate_card);
         let cost = charge.cost.micro();
-        let receipt = Receipt::new(known.charge, charge.state, cost, &legs, card);
+        let mut receipt = Receipt::new(known.charge, charge.state, cost, &legs, card);
+        receipt.would_refuse = charge.would_refuse.as_deref();
         Box::new(held.complete(receipt, &standing))
     });
     refused

@@ -19,7 +19,8 @@ use crate::core::charge::{ChargeDocument, HoldMemo, State};
 use crate::core::ids::{ChargeId, Id};
 use crate::core::note::{self, HoldNote, OutcomeNote};
 use crate::core::refusal::{Code, Refusal};
-use crate::core::waterfall::{MAX_PLANS, Plan, plan};
+use crate::core::waterfall::{MAX_PLANS, decide};
+use crate::directory::snapshot::Mode;
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// The name that stands for a route in charges of this API.
@@ -63,13 +64,12 @@ pub async fn hold<B: Books>(
     };
     // A memo is texts and numbers, and a vector takes as many as there are.
     let memo = postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default();
-    let note = note::encode(&HoldNote { rates: Some(rates) });
+    let is_observed = caller.org.mode == Mode::Observe;
     let mut known = None;
-    for _ in 0..MAX_PLANS {
-        let post = match plan(&quote, &position, known.as_ref()) {
-            Plan::Post(post) => post,
-            Plan::Refuse(refusal) => return Err(refusal.into()),
-        };
+    for plans in 0..=MAX_PLANS {
+        let (post, observed) = decide(&quote, &position, (known.as_ref(), plans), is_observed)?;
+        let observed = is_observed.then(|| (&observed.unwrap_or_default()).into());
+        let note = note::encode(&HoldNote { rates: Some(rates.clone()), observed });
         let ask = Ask {
             charge,
             accounts: &position.accounts,
@@ -101,8 +101,8 @@ pub async fn hold<B: Books>(
             Err(error) => return Err(unavailable(&error)),
         }
     }
-    let detail = "others spent from the same accounts while this was decided; try again";
-    Err(Refusal::new(Code::BooksContended, detail).into())
+    // The last plan takes from nobody, or was refused.
+    Err(Refusal::new(Code::Internal, "a post of nothing was not done").into())
 }
 
 fn named(quantities: &Quantities) -> Vec<(Option<&str>, u64)> {
@@ -211,8 +211,8 @@ pub async fn resolve<B: Books + 'static>(
             return Err(super::no_charge());
         }
         let ending = wanted.ending(memo)?;
-        let note = note::encode(&OutcomeNote { asked: Some(wanted.canonical.clone()) });
-        if let Some(document) = later.end(worker, &ending, &note, now).await? {
+        let note = OutcomeNote { asked: Some(wanted.canonical.clone()), uncovered: None };
+        if let Some(document) = later.end(worker, &ending, note, now).await? {
             return Ok(document);
         }
     }
