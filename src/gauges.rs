@@ -162,12 +162,6 @@ const GAUGES: &[Gauge] = &[
         pools(w, |_, overage| overage.captured)
     }),
     ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
-    (
-        "tollgate_uncovered_operations_total",
-        "Operations that nobody paid in observe mode",
-        // Nothing is observed yet.
-        |_| Vec::new(),
-    ),
 ];
 
 const ABOUT_THE_PROCESS: &[Gauge] = &[

@@ -172,6 +172,7 @@ pub struct OrgMeters {
     /// most orgs use few of the routes.
     routes: Box<[OnceLock<Box<RouteMeters>>]>,
     refusals: [AtomicU64; Code::ALL.len()],
+    uncovered: AtomicU64,
 }
 
 impl OrgMeters {
@@ -180,6 +181,7 @@ impl OrgMeters {
             label: label.into(),
             routes: (0..=routes).map(|_| OnceLock::new()).collect(),
             refusals: std::array::from_fn(|_| AtomicU64::new(0)),
+            uncovered: AtomicU64::new(0),
         }
     }
 
@@ -198,6 +200,11 @@ impl OrgMeters {
     /// Counts a refusal.
     pub fn refusal(&self, code: Code) {
         self.refusals[code as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts what nobody paid of a capture in observe mode, in millionths of an Operation.
+    pub fn uncovered(&self, operations: u64) {
+        self.uncovered.fetch_add(operations, Relaxed);
     }
 
     /// Counts what a capture took, in millionths: credits of the seat, Operations of the pool and

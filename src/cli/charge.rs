@@ -45,7 +45,7 @@ pub fn run(options: &Options) -> ExitCode {
 /// A charge document for people.
 pub fn show(charge: &Value) -> String {
     let at = |key: &str| cell(&charge[key]);
-    let head = fields(&[
+    let mut lines = vec![
         ("charge", at("charge")),
         ("state", at("state")),
         ("user", format!("{} of {}", at("user"), at("org"))),
@@ -61,7 +61,15 @@ pub fn show(charge: &Value) -> String {
         ("created", at("created_at")),
         ("expires", at("expires_at")),
         ("resolved", at("resolved_at")),
-    ]);
+    ];
+    if charge["would_refuse"].is_string() {
+        lines.push(("would refuse", at("would_refuse")));
+    }
+    if charge["uncovered"].is_object() {
+        let of = |unit: &str| format!("{} {unit}", cell(&charge["uncovered"][unit]));
+        lines.push(("uncovered", format!("{}, {}", of("credits"), of("operations"))));
+    }
+    let head = fields(&lines);
     let legs = charge["legs"].as_array().map_or(&[][..], Vec::as_slice);
     if legs.is_empty() {
         return head;

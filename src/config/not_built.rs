@@ -18,7 +18,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("upstream.*.urls.*", Asks::Prefix("https://")),
     ("route.*.hold", Asks::Always),
     ("route.*.sse_receipt", Asks::True),
-    ("route.*.mode", Asks::Word("observe")),
     ("route.*.front", Asks::Always),
     ("auth.jwt", Asks::Always),
     ("envoy.listen", Asks::Always),

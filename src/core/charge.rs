@@ -13,7 +13,9 @@ use super::account::{AccountKind, LegKind};
 use super::amount::{Credits, Text};
 use super::cycle::Label;
 use super::ids::ChargeId;
+use super::note::{HoldNote, OutcomeNote};
 use super::price::Price;
+use super::refusal::Both;
 use super::waterfall;
 
 /// What is known of a charge when it is held. Borrowed from the request, so that writing it
@@ -70,11 +72,15 @@ impl Flags {
     pub const IN_DOUBT: Self = Self(2);
     /// Captured after it was resolved otherwise (D36).
     pub const LATE: Self = Self(4);
+    /// Let through in observe mode (D28). Nobody records it with an outcome: the hold's note says
+    /// so from the beginning.
+    pub const WOULD_REFUSE: Self = Self(8);
 
-    const WORDS: [(Self, &'static str); 3] = [
+    const WORDS: [(Self, &'static str); 4] = [
         (Self::USAGE_MISSING, "usage_missing"),
         (Self::IN_DOUBT, "in_doubt"),
         (Self::LATE, "late"),
+        (Self::WOULD_REFUSE, "would_refuse"),
     ];
 
     /// The words for the charge document.
@@ -184,6 +190,12 @@ pub struct ChargeDocument {
     pub term: Option<String>,
     /// What is particular about it.
     pub flags: Vec<String>,
+    /// The code of the refusal that observe mode did not carry out (D28).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_refuse: Option<String>,
+    /// What of the cost nobody pays, in observe mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncovered: Option<Both>,
     /// The request's id.
     pub request_id: String,
     /// When it was held.
@@ -207,14 +219,14 @@ pub struct LegLine<'a> {
     pub amount: u64,
 }
 
-/// Describes the legs that pay, with what each covers of the cost.
-pub fn leg_documents(lines: &[LegLine<'_>], cost: Credits) -> Vec<LegDocument> {
+/// Describes the legs that pay, with what each covers of what is covered of the cost.
+pub fn leg_documents(lines: &[LegLine<'_>], covered: Credits) -> Vec<LegDocument> {
     let paying: Vec<&LegLine<'_>> =
         lines.iter().filter(|line| line.kind.pays() && line.amount > 0).collect();
     let in_credits = |kind: AccountKind| kind.unit() == "credits";
     let legs: Vec<(LegKind, u64, bool)> =
         paying.iter().map(|line| (line.kind, line.amount, in_credits(line.account_kind))).collect();
-    let covers = waterfall::covers(&legs, cost);
+    let covers = waterfall::covers(&legs, covered);
     let describe = |(line, covers): (&&LegLine<'_>, u64)| LegDocument {
         account: line.account.to_owned(),
         kind: line.kind.word().to_owned(),
@@ -238,6 +250,8 @@ pub struct ChargeRecord<'a> {
     pub memo: HoldMemo<'a>,
     /// Where it stands, when it was resolved and with what memo.
     pub resolved: Option<(State, Timestamp, OutcomeMemo)>,
+    /// What was noted with the hold, and with what resolved it.
+    pub notes: (HoldNote, OutcomeNote),
 }
 
 impl ChargeRecord<'_> {
@@ -246,11 +260,36 @@ impl ChargeRecord<'_> {
         self.resolved.as_ref().map_or(self.memo.price.cost, |(_, _, outcome)| outcome.cost)
     }
 
+    /// What nobody pays, if anything (D28). Who captured a whole hold without its owner noted
+    /// nothing more of it.
+    pub fn uncovered(&self) -> Option<Both> {
+        let (hold, outcome) = &self.notes;
+        let held = || hold.observed.as_ref().map(|observed| observed.uncovered);
+        let uncovered = match &self.resolved {
+            None => held(),
+            Some((State::Captured, ..)) => outcome.uncovered.or_else(held),
+            Some(_) => None,
+        };
+        uncovered.filter(|uncovered| *uncovered != Both::default())
+    }
+
+    /// How much of the cost its legs cover.
+    pub fn covered(&self) -> Credits {
+        let uncovered = self.uncovered().unwrap_or_default().credits;
+        let covered = self.cost().micro().saturating_sub(uncovered.micro());
+        Credits::from_micro(covered).unwrap_or_default()
+    }
+
     /// The document, given the legs already described.
     pub fn document(&self, legs: Vec<LegDocument>) -> ChargeDocument {
         let memo = &self.memo;
         let outcome = self.resolved.as_ref();
-        let flags = outcome.map_or(Flags::default(), |(_, _, memo)| memo.flags);
+        let mut flags = outcome.map_or(Flags::default(), |(_, _, memo)| memo.flags);
+        let would_refuse =
+            self.notes.0.observed.as_ref().and_then(|note| note.would_refuse.clone());
+        if would_refuse.is_some() {
+            flags = flags | Flags::WOULD_REFUSE;
+        }
         ChargeDocument {
             charge: self.id.to_string(),
             state: outcome.map_or(State::Held, |(state, _, _)| *state),
@@ -266,6 +305,8 @@ impl ChargeRecord<'_> {
             cycle: memo.cycle.to_string(),
             term: memo.term.map(str::to_owned),
             flags: flags.words().into_iter().map(str::to_owned).collect(),
+            would_refuse,
+            uncovered: self.uncovered(),
             request_id: memo.request_id.map_or_else(|| self.id.to_string(), str::to_owned),
             created_at: self.held_at,
             expires_at: self.expires,

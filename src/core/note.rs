@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::price::Rates;
+use super::refusal::{Both, Code};
+use super::waterfall::Observed;
 
 /// What is noted when a charge is held.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,6 +13,20 @@ pub struct HoldNote {
     /// How what is really used is priced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
+    /// What there is to it in observe mode (D28): whoever settles it goes on in that mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<ObservedNote>,
+}
+
+/// What is noted of a charge of observe mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedNote {
+    /// The code of the refusal that was not carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_refuse: Option<String>,
+    /// What nobody pays.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub uncovered: Both,
 }
 
 /// What is noted when a charge is resolved.
@@ -20,6 +36,31 @@ pub struct OutcomeNote {
     /// again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<String>,
+    /// What nobody paid in the end of a charge of observe mode (D28).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncovered: Option<Both>,
+}
+
+impl From<&Observed> for ObservedNote {
+    fn from(observed: &Observed) -> Self {
+        let would_refuse = observed.code.map(|code| code.as_str().to_owned());
+        Self { would_refuse, uncovered: observed.uncovered }
+    }
+}
+
+impl From<&ObservedNote> for Observed {
+    /// A code that this version does not know would have refused all the same.
+    fn from(note: &ObservedNote) -> Self {
+        let known = |text: &String| {
+            let code = Code::ALL.iter().find(|code| code.as_str() == text);
+            code.copied().unwrap_or(Code::Internal)
+        };
+        Self { code: note.would_refuse.as_ref().map(known), uncovered: note.uncovered }
+    }
+}
+
+fn is_nothing(both: &Both) -> bool {
+    *both == Both::default()
 }
 
 /// The bytes of a note.

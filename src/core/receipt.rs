@@ -31,6 +31,8 @@ pub struct Receipt<'a> {
     pub resets: Option<&'a str>,
     /// The rate card's version.
     pub rate_card: &'a str,
+    /// The code of the refusal that observe mode did not carry out (D28).
+    pub would_refuse: Option<&'a str>,
 }
 
 impl<'a> Receipt<'a> {
@@ -55,6 +57,7 @@ impl<'a> Receipt<'a> {
             pool_remaining: None,
             resets: None,
             rate_card,
+            would_refuse: None,
         }
     }
 
@@ -93,6 +96,11 @@ impl<'a> Receipt<'a> {
             text(", resets=\"", resets);
         }
         text(", rate-card=\"", self.rate_card);
+        if let Some(code) = self.would_refuse {
+            // Codes are lower case letters and underscores, which is a token.
+            to.extend_from_slice(b", would-refuse=");
+            to.extend_from_slice(code.as_bytes());
+        }
     }
 }
 
@@ -130,10 +138,14 @@ mod tests {
             pool_remaining: Some(998_600_000),
             resets: Some("2026-12-01T08:00:00Z"),
             rate_card: "2026-11",
+            would_refuse: None,
         };
-        let mut bytes = Vec::new();
-        receipt.write(&mut bytes);
-        let text = String::from_utf8(bytes).unwrap();
+        let write = |receipt: &Receipt<'_>| {
+            let mut bytes = Vec::new();
+            receipt.write(&mut bytes);
+            String::from_utf8(bytes).unwrap()
+        };
+        let text = write(&receipt);
         assert_eq!(
             text,
             "charge=\"019ad735-8400-7000-8000-000000000007\", state=captured, cost=\"100\", \
@@ -142,6 +154,14 @@ mod tests {
         );
         let parsed = sfv::Parser::new(&text).parse::<sfv::Dictionary>().unwrap();
         assert_eq!(parsed.len(), 10);
+        // D28: a token, and there only where something was observed.
+        let observed = write(&Receipt { would_refuse: Some("seat_exhausted"), ..receipt });
+        assert_eq!(observed, format!("{text}, would-refuse=seat_exhausted"));
+        let parsed = sfv::Parser::new(&observed).parse::<sfv::Dictionary>().unwrap();
+        let Some(sfv::ListEntry::Item(item)) = parsed.get("would-refuse") else {
+            panic!("{observed}")
+        };
+        assert_eq!(item.bare_item.as_token().map(|token| token.as_str()), Some("seat_exhausted"));
     }
 
     #[test]

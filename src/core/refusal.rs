@@ -141,9 +141,9 @@ pub enum DecidedBy {
 /// Credits and Operations side by side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Both {
-    /// What the seat would pay, or has.
+    /// What the seat would pay, or has, or nobody paid.
     pub credits: Credits,
-    /// What the pool would pay, or has.
+    /// What the pool would pay, or has, or would have paid.
     pub operations: Operations,
 }
 

@@ -1,8 +1,10 @@
 //! The waterfall: seat → pool → overage, planned as one post (D24–D27) and settled exactly (D30,
 //! D31). Pure: the books make a plan atomic, and return balances to plan again on.
 
+mod observed;
 mod settlement;
 
+pub use self::observed::{Observed, decide};
 pub use self::settlement::{Excess, Settlement, grow, merge, owe, plan_excess, settle};
 
 use smallvec::{SmallVec, smallvec};

@@ -22,10 +22,11 @@ use crate::books::{
 use crate::core::account::{LegKind, Legs, Slot, View, sum_of};
 use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
 use crate::core::ids::{ChargeId, Id};
+use crate::core::note::{self, HoldNote};
 use crate::core::receipt::{self, Receipt};
 use crate::core::refusal::{Code, Refusal};
-use crate::core::waterfall::{self, MAX_PLANS, Plan, PoolAccess, Position};
-use crate::directory::snapshot::Moment;
+use crate::core::waterfall::{self, MAX_PLANS, Observed, PoolAccess, Position};
+use crate::directory::snapshot::{Mode, Moment};
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// A charge that is held, and everything its settlement needs. Whatever becomes of the request,
@@ -62,6 +63,8 @@ pub struct Held<B: Books + 'static> {
     pub once: Option<Once>,
     /// Its answer, where that is kept for who asks again under the key.
     pub draft: Option<Box<Draft>>,
+    /// What would have been refused of it, or is not paid by anybody, in observe mode (D28).
+    pub observed: Option<Box<Observed>>,
     /// Its place among the requests in flight: work that goes on for a client that left still
     /// fills it.
     _permit: Arc<Permit>,
@@ -180,6 +183,7 @@ pub async fn hold<B: Books + 'static>(
         stage: Stage::Held,
         once,
         draft: None,
+        observed: None,
         _permit: Arc::clone(permit),
     });
     match held.post(request_id.and_then(|id| id.to_str().ok())).await {
@@ -214,20 +218,27 @@ impl<B: Books + 'static> Held<B> {
         self.route.metered.as_ref()
     }
 
+    /// True where nothing of it is refused for lack of credit, and nothing is owed (D28): its
+    /// route or its org say so.
+    pub fn is_observed(&self) -> bool {
+        self.caller.org.mode == Mode::Observe
+            || self.metered().is_some_and(|metered| metered.observed)
+    }
+
     /// Everything that can pay, as it was when the charge was planned.
     pub fn position(&self) -> Position<'_> {
         self.caller.org.position(self.caller.payer(), &self.moment, self.now)
     }
 
     async fn post(
-        &self,
+        &mut self,
         request_id: Option<&str>,
     ) -> Result<Result<(Legs, Standing), KnownCharge>, Refused> {
         let memo = self.memo(request_id);
         let mut known: Option<Box<View>> = None;
-        for _ in 0..MAX_PLANS {
+        for plans in 0..=MAX_PLANS {
             let asked = Instant::now();
-            let (mut standing, asking) = self.ask(&memo, known.as_deref())?;
+            let (mut standing, asking) = self.ask(&memo, known.as_deref(), plans)?;
             let posted = asking.await;
             let result = match &posted {
                 Ok(Posted::Done(..)) => BooksResult::Done,
@@ -247,23 +258,24 @@ impl<B: Books + 'static> Held<B> {
                 Err(error) => return Err(unavailable(&error)),
             }
         }
-        let detail = "others spent from the same accounts while this was decided; try again";
-        Err(Refusal::new(Code::BooksContended, detail).into())
+        // The last plan takes from nobody, or was refused.
+        Err(Refusal::new(Code::Internal, "a post of nothing was not done").into())
     }
 
     /// Plans on what is known, and asks the books. All of the asking happens in this call; the
     /// future only waits, and is small, because it lives in every request's.
     fn ask(
-        &self,
+        &mut self,
         memo: &[u8],
         known: Option<&View>,
+        plans: usize,
     ) -> Result<(Standing, impl Future<Output = Result<Posted, BooksError>> + Send + use<B>), Refused>
     {
-        let position = self.position();
-        let post = match waterfall::plan(&self.quoted.quote, &position, known) {
-            Plan::Post(post) => post,
-            Plan::Refuse(refusal) => return Err(refusal.into()),
-        };
+        let (position, observed) = (self.position(), self.is_observed());
+        let planned = (known, plans);
+        let (post, observed) = waterfall::decide(&self.quoted.quote, &position, planned, observed)?;
+        let note = observed.as_ref().map_or(Vec::new(), hold_note);
+        let lasting = Lasting { expires: None, once: self.once, note: &note };
         let ask = Ask {
             charge: self.charge,
             accounts: &position.accounts,
@@ -271,9 +283,12 @@ impl<B: Books + 'static> Held<B> {
             now: self.now,
             in_doubt: self.metered().map_or(InDoubt::Void, |metered| metered.in_doubt),
             memo,
-            lasting: self.once.map(|once| Lasting { once: Some(once), ..Lasting::default() }),
+            lasting: (self.once.is_some() || observed.is_some()).then_some(lasting),
         };
-        Ok((Standing::new(&position), self.worker.books.hold(&ask)))
+        let asked = (Standing::new(&position), self.worker.books.hold(&ask));
+        drop(position);
+        self.observed = observed.map(Box::new);
+        Ok(asked)
     }
 
     fn memo(&self, request_id: Option<&str>) -> Vec<u8> {
@@ -313,6 +328,8 @@ impl<B: Books + 'static> Held<B> {
         receipt.seat_remaining = standing.seat.map(|(left, _)| left);
         receipt.resets = standing.seat.map(|_| self.moment.resets.as_str());
         receipt.pool_remaining = standing.pool;
+        let observed = self.observed.as_ref().and_then(|observed| observed.code);
+        receipt.would_refuse = receipt.would_refuse.or(observed.map(Code::as_str));
         let mut text = Vec::with_capacity(288);
         receipt.write(&mut text);
         header(text)
@@ -350,6 +367,11 @@ impl<B: Books + 'static> Held<B> {
         receipt::write_rate_limit(left, cycle.end.as_second() - self.now.as_second(), &mut limit);
         Some((header(policy), header(limit)))
     }
+}
+
+/// What the books keep with a hold of observe mode, for whoever settles it.
+pub fn hold_note(observed: &Observed) -> Vec<u8> {
+    note::encode(&HoldNote { observed: Some(observed.into()), ..HoldNote::default() })
 }
 
 /// A header's value from text of our own making, which is visible ASCII.
@@ -409,6 +431,9 @@ impl<B: Books + 'static> Drop for Held<B> {
             let sum = |kind| sum_of(&self.legs, kind);
             let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
             meters.captured(Some(self.route.index), seat, pool, sum(LegKind::Overage));
+            if let Some(observed) = &self.observed {
+                meters.uncovered(observed.uncovered.operations.micro());
+            }
         }
     }
 }

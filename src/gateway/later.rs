@@ -16,11 +16,11 @@ use crate::core::amount::Credits;
 use crate::core::charge::{
     ChargeDocument, ChargeRecord, Flags, HoldMemo, LegLine, OutcomeMemo, State, leg_documents,
 };
-use crate::core::note::{self, HoldNote};
+use crate::core::note::{self, HoldNote, OutcomeNote};
 use crate::core::price::Price;
 use crate::core::record::instant;
 use crate::core::refusal::{Code, Refusal};
-use crate::core::waterfall::{self, Excess, MAX_PLANS, Position, Settlement};
+use crate::core::waterfall::{self, Excess, MAX_PLANS, Observed, Position, Settlement};
 use crate::directory::snapshot::{Key, KeyKind, Org, Payer, Snapshot};
 use crate::telemetry::Outcome;
 
@@ -89,35 +89,50 @@ impl<'a> Later<'a> {
         &self,
         worker: &Worker<B>,
         ending: &Ending,
-        note: &[u8],
+        mut note: OutcomeNote,
         now: Timestamp,
     ) -> Result<Option<ChargeDocument>, Refused> {
         let (price, memo) = self.price(ending)?;
         let held: Legs = self.taken();
-        let Settlement { keep, mut excess } = match ending {
-            Ending::Void => Settlement { keep: SmallVec::new(), excess: None },
-            Ending::Whole => {
+        let before = self.note.observed.as_ref().map(Observed::from);
+        let mut observed = before.filter(|_| *ending != Ending::Void);
+        let Settlement { keep, mut excess } = match (ending, &mut observed) {
+            (Ending::Void, _) => Settlement { keep: SmallVec::new(), excess: None },
+            (Ending::Whole, _) => {
                 Settlement { keep: held.iter().map(|leg| leg.amount).collect(), excess: None }
             }
-            Ending::Used(_) | Ending::Cost(_) => waterfall::settle(&held, &price),
+            (_, None) => waterfall::settle(&held, &price),
+            (_, Some(observed)) => observed.settle(&held, self.memo.pool, &price),
         };
         let state = if *ending == Ending::Void { State::Voided } else { State::Captured };
         let snapshot = Arc::clone(&worker.live.load());
         let org = snapshot.orgs.get(self.memo.org);
         let position = org.and_then(|org| self.position(&snapshot, org));
-        if excess.is_some() && position.is_none() {
+        if excess.is_some() && position.is_none() && observed.is_none() {
             // Who would owe it is gone: there is no account that could show it.
             tracing::error!(charge = %self.open.charge, "an excess of somebody who is gone");
             excess = None;
         }
         let (mut known, mut plans): (Option<View>, usize) = (None, 0);
         let extra = loop {
-            let post = excess.as_ref().zip(position.as_ref()).map(|(excess, position)| {
-                (&position.accounts[..], self.pay(excess, position, known.as_ref(), plans))
-            });
-            let extra = post.as_ref().map(|(accounts, post)| (*accounts, post));
-            let resolution =
-                Resolution { state, keep: &keep, extra, now, memo: &memo, note, answer: &[] };
+            let known_now = (known.as_ref(), plans);
+            let (post, paid) = match &excess {
+                None => (None, observed),
+                Some(excess) => self.pay(excess, position.as_ref(), known_now, observed),
+            };
+            note.uncovered = paid.map(|observed| observed.uncovered);
+            let encoded = note::encode(&note);
+            let accounts = position.as_ref().map(|position| &position.accounts[..]);
+            let extra = accounts.zip(post.as_ref());
+            let resolution = Resolution {
+                state,
+                keep: &keep,
+                extra,
+                now,
+                memo: &memo,
+                note: &encoded,
+                answer: &[],
+            };
             match settle::resolve(worker, self.open.charge, &resolution).await {
                 Ok(Resolved::Done(extra, _)) => break extra,
                 Ok(Resolved::Short(view)) if plans < MAX_PLANS => {
@@ -128,10 +143,12 @@ impl<'a> Later<'a> {
             }
         };
         let legs = self.kept(&keep, &extra, position.as_ref());
-        self.count(worker, org, state, &legs);
+        let observed = before
+            .map(|before| Observed { uncovered: note.uncovered.unwrap_or_default(), ..before });
+        self.count(worker, org, (state, observed), &legs);
         // To the microsecond, as records have it.
         let at = instant(now.as_microsecond());
-        Ok(Some(self.document(Some((state, at, memo)), &legs)))
+        Ok(Some(self.document(Some((state, at, memo)), note, &legs)))
     }
 
     /// The charge as long as it is open.
@@ -139,7 +156,7 @@ impl<'a> Later<'a> {
         let legs = self.open.legs.iter();
         let legs: Vec<_> =
             legs.map(|leg| (leg.account.clone(), leg.account_kind, leg.kind, leg.amount)).collect();
-        self.document(None, &legs)
+        self.document(None, OutcomeNote::default(), &legs)
     }
 
     fn taken(&self) -> Legs {
@@ -166,18 +183,27 @@ impl<'a> Later<'a> {
         Some(org.position(payer, &moment, self.open.held_at))
     }
 
+    /// How an excess is paid: by those who can, and what nobody can is owed, or uncovered where
+    /// the charge is one of observe mode (D28).
     fn pay(
         &self,
         excess: &Excess,
-        position: &Position<'_>,
-        known: Option<&View>,
-        plans: usize,
-    ) -> Post {
-        if plans == MAX_PLANS {
-            return waterfall::owe(excess, self.memo.pool, position);
+        position: Option<&Position<'_>>,
+        (known, plans): (Option<&View>, usize),
+        observed: Option<Observed>,
+    ) -> (Option<Post>, Option<Observed>) {
+        let (nothing, pool) = (View::new(0), self.memo.pool);
+        let (view, last) = (known.unwrap_or(&nothing), plans == MAX_PLANS);
+        if let Some(observed) = observed {
+            let from = position.filter(|_| !last).map(|position| (position, view));
+            let (post, observed) = observed.pay(excess, pool, from);
+            return (Some(post), Some(observed));
         }
-        let nothing = View::new(0);
-        waterfall::plan_excess(excess, self.memo.pool, position, known.unwrap_or(&nothing))
+        let post = position.map(|position| match last {
+            true => waterfall::owe(excess, pool, position),
+            false => waterfall::plan_excess(excess, pool, position, view),
+        });
+        (post, None)
     }
 
     /// What was charged, by account and kind.
@@ -202,6 +228,7 @@ impl<'a> Later<'a> {
     fn document(
         &self,
         resolved: Option<(State, Timestamp, OutcomeMemo)>,
+        note: OutcomeNote,
         legs: &[Line],
     ) -> ChargeDocument {
         let record = ChargeRecord {
@@ -210,6 +237,7 @@ impl<'a> Later<'a> {
             expires: self.open.expires,
             memo: self.memo.clone(),
             resolved,
+            notes: (self.note.clone(), note),
         };
         let lines: Vec<LegLine<'_>> = legs
             .iter()
@@ -220,7 +248,7 @@ impl<'a> Later<'a> {
                 amount: *amount,
             })
             .collect();
-        record.document(leg_documents(&lines, record.cost()))
+        record.document(leg_documents(&lines, record.covered()))
     }
 
     /// Counts it with the org, under a route that meters the same feature.
@@ -228,15 +256,18 @@ impl<'a> Later<'a> {
         &self,
         worker: &Worker<B>,
         org: Option<&Arc<Org>>,
-        state: State,
+        (state, observed): (State, Option<Observed>),
         legs: &[Line],
     ) {
         let Some(org) = org else { return };
         let meters = worker.meters.org(&org.id);
         let captured = state == State::Captured;
-        let outcome = if captured { Outcome::Captured } else { Outcome::Voided };
+        let outcome = if captured { settle::outcome(observed.as_ref()) } else { Outcome::Voided };
         meters.request(None, outcome, Some(200));
         if captured {
+            if let Some(observed) = observed {
+                meters.uncovered(observed.uncovered.operations.micro());
+            }
             let sum = |kind| legs.iter().filter(|leg| leg.2 == kind).map(|leg| leg.3).sum();
             let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
             let route = worker.routes.of_feature(self.memo.feature);

@@ -26,7 +26,7 @@ use crate::telemetry::Outcome;
 /// A request's key (draft-ietf-httpapi-idempotency-key-header-07).
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Says that an answer was given before.
-const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 /// The longest key.
 const MAX_KEY: usize = 255;
 
@@ -97,6 +97,26 @@ pub fn once(
         }
         return Ok(None);
     };
+    // What else may decide the price: a repetition has the same.
+    let priced = metered.pricing.headers().flat_map(|name| {
+        let values = parts.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+        std::iter::once(name.as_str().as_bytes()).chain(values)
+    });
+    Ok(Some(remembered(caller, &key, parts, body, priced)))
+}
+
+/// The same for a hold of the holds API.
+pub fn of_hold(caller: &Caller, key: &Key, parts: &Parts, body: &[u8]) -> Once {
+    remembered(caller, &key.0, parts, body, std::iter::empty())
+}
+
+fn remembered<'a>(
+    caller: &Caller,
+    key: &[u8],
+    parts: &'a Parts,
+    body: &'a [u8],
+    priced: impl Iterator<Item = &'a [u8]>,
+) -> Once {
     let org = caller.org.id.as_str().as_bytes();
     let (kind, id) = match &caller.user {
         Some(user) => (&b"user"[..], user.id()),
@@ -105,16 +125,11 @@ pub fn once(
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     let kind_of_body = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let what = [parts.method.as_str().as_bytes(), path.as_bytes(), kind_of_body, body];
-    // What else may decide the price: a repetition has the same.
-    let priced = metered.pricing.headers().flat_map(|name| {
-        let values = parts.headers.get_all(name).iter().map(HeaderValue::as_bytes);
-        std::iter::once(name.as_str().as_bytes()).chain(values)
-    });
-    Ok(Some(Once {
+    Once {
         scope: u128::from_le_bytes(digest([org])) as u64,
-        key: digest([org, kind, id.as_bytes(), &key]),
+        key: digest([org, kind, id.as_bytes(), key]),
         request: digest(what.into_iter().chain(priced)),
-    }))
+    }
 }
 
 /// Half of the SHA-256 of parts, each with its length.
@@ -137,6 +152,13 @@ pub fn too_many() -> Refused {
     refused
 }
 
+/// The refusal of a key that belongs to another request.
+pub fn reused() -> Refused {
+    let detail = "this Idempotency-Key was charged for another request: another method, path, \
+                  query, type, body or priced header";
+    Refusal::new(Code::IdempotencyKeyReused, detail).into()
+}
+
 /// Answers a request whose key a charge has already: nothing is forwarded. `held` holds nothing.
 ///
 /// # Errors
@@ -152,9 +174,7 @@ pub async fn again<B: Books + 'static>(
         return Err(Refusal::new(Code::IdempotencyInFlight, detail).into());
     }
     if held.once.is_none_or(|once| once.request != known.request) {
-        let detail = "this Idempotency-Key was charged for another request: another method, \
-                      path, query, type, body or priced header";
-        return Err(Refusal::new(Code::IdempotencyKeyReused, detail).into());
+        return Err(reused());
     }
     let worker = &held.worker;
     let message = match worker.answers.get(known.charge) {
@@ -191,7 +211,8 @@ async fn already_charged<B: Books + 'static>(held: &Held<B>, known: KnownCharge)
     refused.receipt = charge.map(|charge| {
         let (legs, card) = (legs_of(&charge), &*charge.rate_card);
         let cost = charge.cost.micro();
-        let receipt = Receipt::new(known.charge, charge.state, cost, &legs, card);
+        let mut receipt = Receipt::new(known.charge, charge.state, cost, &legs, card);
+        receipt.would_refuse = charge.would_refuse.as_deref();
         Box::new(held.complete(receipt, &standing))
     });
     refused

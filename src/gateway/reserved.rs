@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use self::asked::Asked;
-use self::holds::Wanted;
+use self::holds::{Made, Wanted};
 use super::admit::Permit;
 use super::body::{self, ClientBody};
 use super::carry::Carried;
@@ -25,8 +25,9 @@ use super::hold::unavailable;
 use super::identify::{self, Caller, Shown};
 use super::meter_body::Content;
 use super::worker::{Connection, Worker};
-use super::{Refused, Trace, problem};
+use super::{Refused, Trace, once, problem};
 use crate::books::Books;
+use crate::config::Idempotency;
 use crate::core::balance::BalanceDocument;
 use crate::core::charge::ChargeDocument;
 use crate::core::ids::ChargeId;
@@ -61,7 +62,7 @@ pub async fn answer<B: Books + 'static>(
         only(parts, Method::POST)?;
         let room = &worker.limits.room;
         let body = body::whole(&parts.headers, body, asked::MAX_BODY, room).await?;
-        return ask(worker, shown, path, body, trace).await;
+        return ask(worker, shown, path, (parts, body), trace).await;
     }
     let resolving = path.strip_prefix("v1/holds/").and_then(|rest| rest.split_once('/'));
     let charge_id = path.strip_prefix("v1/charges/").or(resolving.map(|(id, _)| id));
@@ -109,7 +110,7 @@ async fn ask<B: Books + 'static>(
     worker: &Arc<Worker<B>>,
     shown: Shown<'_>,
     path: &str,
-    body: Bytes,
+    (parts, body): (&Parts, Bytes),
     trace: &mut Trace,
 ) -> Result<(Forwarded<B>, Option<Arc<Permit>>), Refused> {
     let now = worker.clock.now();
@@ -125,6 +126,8 @@ async fn ask<B: Books + 'static>(
         return Ok((json(&quote)?, Some(permit)));
     }
     super::still_serving(worker)?;
+    let key = once::key(Idempotency::Optional, &parts.headers)?;
+    let once = key.map(|key| once::of_hold(&caller, &key, parts, &body));
     let request_id = trace.request_id.clone();
     drop(asked);
     let (own, tasks) = (Arc::clone(worker), worker.tasks.clone());
@@ -132,11 +135,16 @@ async fn ask<B: Books + 'static>(
     let work = async move {
         let asked: Asked<'_> = asked::read(&body)?;
         let request_id = request_id.as_ref().and_then(|id| id.to_str().ok());
-        holds::hold(&own, &caller, &asked, request_id, now).await
+        holds::hold(&own, &caller, &asked, (request_id, once), now).await
     };
-    let document = Carried::new(&tasks, work).await?;
+    let Made { document, again } = Carried::new(&tasks, work).await?;
     let mut forwarded = json(&document)?;
-    *forwarded.response.status_mut() = problem::CREATED;
+    let headers = forwarded.response.headers_mut();
+    if again {
+        headers.insert(once::IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    } else {
+        *forwarded.response.status_mut() = problem::CREATED;
+    }
     if let Ok(at) = HeaderValue::from_str(&format!("{PREFIX}v1/charges/{}", document.charge)) {
         forwarded.response.headers_mut().insert(LOCATION, at);
     }

@@ -55,6 +55,8 @@ pub struct Metered {
     pub in_doubt: InDoubt,
     /// What becomes of keys (D35).
     pub idempotency: Idempotency,
+    /// Nothing is refused for lack of credit (D28).
+    pub observed: bool,
 }
 
 impl Metered {
@@ -219,6 +221,7 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         on_timeout: route.on_timeout,
         in_doubt: route.in_doubt,
         idempotency: route.idempotency.unwrap_or_default(),
+        observed: route.mode == Some(config::Mode::Observe),
     })
 }
 

@@ -9,14 +9,15 @@ use smallvec::SmallVec;
 
 use super::Refused;
 use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
-use super::hold::{Held, Stage, unavailable};
+use super::hold::{Held, Stage, hold_note, unavailable};
 use super::worker::Worker;
 use crate::books::{Amended, Amendment, Books, BooksError, Resolution, Resolved};
 use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
+use crate::core::note::{self, OutcomeNote};
 use crate::core::price::Price;
-use crate::core::waterfall::{self, Excess, MAX_PLANS, Settlement};
+use crate::core::waterfall::{self, Excess, MAX_PLANS, Observed, Settlement};
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// What was really used.
@@ -53,12 +54,16 @@ pub async fn capture<B: Books + 'static>(
     let _span = held.spans.child("settle");
     let (mut price, mut memo) = price(held, actual);
     memo.cost = price.cost;
-    let Settlement { mut keep, mut excess } = match actual {
-        Actual::Reported(_) => waterfall::settle(&held.legs, &price),
+    let mut observed = held.observed.clone();
+    let Settlement { mut keep, mut excess } = match (actual, &mut observed) {
+        (Actual::Reported(_), None) => waterfall::settle(&held.legs, &price),
+        (Actual::Reported(_), Some(observed)) => {
+            observed.settle(&held.legs, held.quoted.quote.pool, &price)
+        }
         _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
     };
     if held.draft.is_some() && excess.is_some() {
-        match Box::pin(take(held, &mut excess)).await {
+        match Box::pin(take(held, &mut excess, &mut observed)).await {
             Ok(None) => keep = held.legs.iter().map(|leg| leg.amount).collect(),
             Ok(Some(resolved)) => return ended(held, Ok(resolved), status),
             Err(BooksError::Range) => {}
@@ -74,10 +79,12 @@ pub async fn capture<B: Books + 'static>(
             }
             _ => Bytes::new(),
         };
-        let paid = excess.as_ref().map(|excess| pay(held, excess, known.as_deref(), plans));
-        match post(held, &keep, paid.as_ref(), &memo, &answer).await {
+        let owed = excess.as_ref().map(|excess| (excess, known.as_deref(), plans));
+        let (paid, posting) = post(held, &keep, owed, observed.as_deref(), &memo, &answer);
+        match posting.await {
             Ok(Resolved::Done(extra, after)) => {
                 held.stage = Stage::Resolved;
+                observed = paid;
                 if answer.is_empty() {
                     held.standing.update(&after);
                 } else {
@@ -94,6 +101,7 @@ pub async fn capture<B: Books + 'static>(
             Err(BooksError::Range) if excess.is_some() => {
                 tracing::error!(charge = %held.charge, "an excess is beyond what accounts hold");
                 excess = None;
+                observed.clone_from(&held.observed);
                 price = held.quoted.quote.price;
                 memo.cost = price.cost;
             }
@@ -105,7 +113,10 @@ pub async fn capture<B: Books + 'static>(
     let legs = if extra.is_empty() { kept } else { waterfall::merge(&kept, &extra) };
     let sum = |kind| sum_of(&legs, kind);
     let meters = &held.caller.meters;
-    meters.request(Some(held.route.index), Outcome::Captured, status);
+    meters.request(Some(held.route.index), outcome(observed.as_deref()), status);
+    if let Some(observed) = &observed {
+        meters.uncovered(observed.uncovered.operations.micro());
+    }
     let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
     meters.captured(Some(held.route.index), seat, pool, sum(LegKind::Overage));
     Ok(Settled { state: State::Captured, cost: price.cost.micro(), legs })
@@ -158,19 +169,33 @@ fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, Outcome
     }
 }
 
-/// How an excess is paid on what is known; owed whole where balances moved too often.
+/// What a captured charge counts as: what would have been refused is told apart (D28).
+pub(super) fn outcome(observed: Option<&Observed>) -> Outcome {
+    let refused = observed.is_some_and(|observed| observed.code.is_some());
+    if refused { Outcome::Observed } else { Outcome::Captured }
+}
+
+/// How an excess is paid on what is known; owed whole where balances moved too often. In observe
+/// mode nobody owes anything, and what nobody pays is told beside it.
 fn pay<B: Books + 'static>(
     held: &Held<B>,
-    excess: &Excess,
-    known: Option<&View>,
-    plans: usize,
-) -> Post {
+    (excess, known, plans): (&Excess, Option<&View>, usize),
+    observed: Option<&Observed>,
+) -> (Post, Option<Box<Observed>>) {
     let (position, pool) = (held.position(), held.quoted.quote.pool);
-    if plans == MAX_PLANS {
-        return waterfall::owe(excess, pool, &position);
+    let (nothing, last) = (View::new(0), plans == MAX_PLANS);
+    let view = known.unwrap_or(&nothing);
+    if held.is_observed() {
+        let observed = observed.copied().unwrap_or_default();
+        let from = (!last).then_some((&position, view));
+        let (post, observed) = observed.pay(excess, pool, from);
+        return (post, Some(Box::new(observed)));
     }
-    let nothing = View::new(0);
-    waterfall::plan_excess(excess, pool, &position, known.unwrap_or(&nothing))
+    let post = match last {
+        true => waterfall::owe(excess, pool, &position),
+        false => waterfall::plan_excess(excess, pool, &position, view),
+    };
+    (post, None)
 }
 
 /// Takes an excess before the capture, where the answer is kept: its receipt stands in the
@@ -178,13 +203,16 @@ fn pay<B: Books + 'static>(
 async fn take<B: Books + 'static>(
     held: &mut Held<B>,
     excess: &mut Option<Excess>,
+    observed: &mut Option<Box<Observed>>,
 ) -> Result<Option<Resolved>, BooksError> {
     let (mut known, mut plans) = (None::<View>, 0);
     while let Some(owed) = excess {
-        let post = pay(held, owed, known.as_ref(), plans);
-        match amend(held, &post).await? {
+        let (post, paid) = pay(held, (owed, known.as_ref(), plans), observed.as_deref());
+        match amend(held, &post, paid.as_deref()).await? {
             Amended::Done(taken, _) => {
                 waterfall::grow(&mut held.legs, &taken);
+                held.observed.clone_from(&paid);
+                *observed = paid;
                 *excess = None;
             }
             Amended::Short(view) if plans < MAX_PLANS => (known, plans) = (Some(view), plans + 1),
@@ -200,13 +228,16 @@ async fn take<B: Books + 'static>(
 fn amend<B: Books + 'static>(
     held: &Held<B>,
     post: &Post,
+    observed: Option<&Observed>,
 ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<B> {
     let position = held.position();
+    // Who resolves it without its owner finds what nobody pays of it as it is now.
+    let note = observed.map(hold_note);
     let amendment = Amendment {
         extra: Some((&position.accounts, post)),
         known: None,
         expires: None,
-        note: None,
+        note: note.as_deref(),
         answer: &[],
         now: held.worker.clock.now(),
     };
@@ -229,26 +260,41 @@ async fn foretell<B: Books + 'static>(held: &mut Held<B>, keep: &[u64], cost: u6
     held.draft.as_ref().and_then(|draft| draft.message(&fields)).unwrap_or_default()
 }
 
-/// Asks the books to capture what is kept, and to take an excess in the same step. All of the
-/// asking happens in this call; the future only waits, and is small, because it lives in every
-/// request's.
+/// Asks the books to capture what is kept, and to take an excess in the same step; also gives what
+/// there is to the charge once that is done, in observe mode. All of the asking happens in this
+/// call; the future only waits, and is small, because it lives in every request's.
 fn post<B: Books + 'static>(
     held: &Held<B>,
     keep: &[u64],
-    excess: Option<&Post>,
+    owed: Option<(&Excess, Option<&View>, usize)>,
+    observed: Option<&Observed>,
     memo: &OutcomeMemo,
     answer: &[u8],
-) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<B> {
+) -> (Option<Box<Observed>>, impl Future<Output = Result<Resolved, BooksError>> + Send + use<B>) {
     let now = held.worker.clock.now();
-    let capture =
-        |extra| Resolution { state: State::Captured, keep, extra, now, memo, note: &[], answer };
-    match excess {
-        None => resolve(&held.worker, held.charge, &capture(None)),
-        Some(post) => resolve(
-            &held.worker,
-            held.charge,
-            &capture(Some((&held.position().accounts[..], post))),
-        ),
+    let capture = |extra, note: &Option<Box<Observed>>| {
+        let note = note.as_deref().map_or(Vec::new(), |observed| {
+            note::encode(&OutcomeNote {
+                uncovered: Some(observed.uncovered),
+                ..OutcomeNote::default()
+            })
+        });
+        let state = State::Captured;
+        let capture = Resolution { state, keep, extra, now, memo, note: &note, answer };
+        resolve(&held.worker, held.charge, &capture)
+    };
+    match owed {
+        None => {
+            let observed = observed.copied().map(Box::new);
+            let capturing = capture(None, &observed);
+            (observed, capturing)
+        }
+        Some(owed) => {
+            let (post, observed) = pay(held, owed, observed);
+            let position = held.position();
+            let capturing = capture(Some((&position.accounts[..], &post)), &observed);
+            (observed, capturing)
+        }
     }
 }
 

@@ -246,7 +246,8 @@ impl Archive {
                 .await?;
         let Some((hold, resolution)) = row else { return Ok(None) };
         let (hold, resolution) = decoded(&hold, resolution.as_deref())?;
-        let names = self.names(&hold.hold, resolution.as_ref()).await?;
+        let resolve = resolution.as_ref().map(|(resolve, _)| resolve);
+        let names = self.names(&hold.hold, resolve).await?;
         Ok(Some(document(&hold, resolution, &names).map_err(unreadable)?))
     }
 

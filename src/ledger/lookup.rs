@@ -8,6 +8,7 @@ use crate::books::{Books, BooksError, OpenCharge};
 use crate::core::adjustment::AdjustmentDocument;
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
 use crate::core::ids::ChargeId;
+use crate::core::note::{self, OutcomeNote};
 
 /// Books and archive side by side.
 pub struct ChargeBook {
@@ -116,6 +117,7 @@ fn describe(open: &OpenCharge) -> Result<ChargeDocument, BooksError> {
         expires: open.expires,
         memo,
         resolved: None,
+        notes: (note::decode(&open.note), OutcomeNote::default()),
     };
     let lines: Vec<LegLine<'_>> = open
         .legs
@@ -127,5 +129,5 @@ fn describe(open: &OpenCharge) -> Result<ChargeDocument, BooksError> {
             amount: leg.amount,
         })
         .collect();
-    Ok(record.document(leg_documents(&lines, record.cost())))
+    Ok(record.document(leg_documents(&lines, record.covered())))
 }

@@ -23,6 +23,7 @@ pub(super) struct Sums {
     refusals: BTreeMap<(String, usize), u64>,
     credits: BTreeMap<(String, String), u64>,
     operations: BTreeMap<(String, String, &'static str), u64>,
+    uncovered: BTreeMap<String, u64>,
     conflicts: BTreeMap<String, u64>,
     unreadable: BTreeMap<String, u64>,
     overhead: BTreeMap<String, Bars>,
@@ -61,6 +62,7 @@ impl Sums {
             for (code, cell) in org.refusals.iter().enumerate() {
                 add(&mut self.refusals, cell, || (label(), code));
             }
+            add(&mut self.uncovered, &org.uncovered, label);
             let made = org.routes.iter().enumerate();
             for (route, meters) in made.filter_map(|(at, meters)| Some((at, meters.get()?))) {
                 for (outcome, classes) in meters.requests.iter().enumerate() {
@@ -181,6 +183,13 @@ fn encode_counters(to: &mut DescriptorEncoder<'_>, sums: &Sums) -> fmt::Result {
     for ((org, feature, source), micro) in &sums.operations {
         let labels = [("org", org.as_str()), ("feature", feature.as_str()), ("source", source)];
         let value = units(*micro);
+        family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, u64>(&value, None)?;
+    }
+    let help = "Operations that nobody paid in observe mode";
+    let mut family = to.encode_descriptor("tollgate_uncovered_operations", help, None, COUNTER)?;
+    for (org, micro) in &sums.uncovered {
+        let value = units(*micro);
+        let labels = [("org", org.as_str())];
         family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, u64>(&value, None)?;
     }
     for (name, help, counts) in [

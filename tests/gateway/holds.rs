@@ -301,3 +301,91 @@ fn quotes_tell_cost_and_verdict_and_hold_nothing() {
         assert_eq!(world.metric("tollgate_holds_open", &[]), 0.0);
     });
 }
+
+fn keyed(key: &str, body: &Value) -> Call {
+    studio(hold(body)).header("idempotency-key", key)
+}
+
+/// Checks that an answer is a hold that was made before, and returns it.
+#[track_caller]
+fn made_before(answer: &Answer) -> Value {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("idempotency-replayed"), Some("true"));
+    let charge = answer.json();
+    let at = format!("/.tollgate/v1/charges/{}", charge["charge"].as_str().unwrap());
+    assert_eq!(answer.header("location"), Some(at.as_str()));
+    charge
+}
+
+#[test]
+fn d35_a_hold_is_made_once_a_key_and_told_again_as_it_is() {
+    run(async {
+        let mut world = world();
+        // All that there is: a repetition is not refused for what the first one took.
+        let ask = json!({"user": "alice", "feature": "image", "quantity": 10});
+        let first = world.send(&keyed("a", &ask)).await;
+        assert_eq!((first.status, first.header("idempotency-replayed")), (201, None));
+        let first = first.json();
+        for _ in 0..2 {
+            assert_eq!(made_before(&world.send(&keyed("a", &ask)).await), first);
+            left(&world, "alice", "10", "0", "0");
+            world.kill();
+            world.start();
+        }
+        // Another body, a request of another kind, another caller.
+        let other = json!({"user": "alice", "feature": "image", "quantity": 9});
+        world.send(&keyed("a", &other)).await.refused(422, "idempotency_key_reused");
+        let image = Call::post("/v1/images", "{}").user("alice").header("idempotency-key", "route");
+        world.send(&keyed("b", &other)).await.refused(402, "seat_exhausted");
+        let carol = json!({"user": "carol", "feature": "image", "quantity": 1});
+        let of_carol = world.send(&keyed("a", &carol)).await;
+        assert_eq!(of_carol.status, 201);
+        let part = json!({"credits": "4"});
+        let captured = world.send(&end(&first, "capture", &part)).await.json();
+        assert_eq!(captured["state"], "captured");
+        assert_eq!(made_before(&world.send(&keyed("a", &ask)).await), captured);
+        world.send(&keyed("a", &other)).await.refused(422, "idempotency_key_reused");
+        world.send(&image).await.is(200);
+        world.send(&keyed("route", &other)).await.refused(422, "idempotency_key_reused");
+        // What was refused, voided or ended by itself left its key free.
+        let mut short = json!({"user": "alice", "feature": "image", "ttl": "1s"});
+        let second = world.send(&keyed("b", &short)).await;
+        assert_eq!(second.status, 201, "{second:?}");
+        let id = second.json()["charge"].as_str().unwrap().to_owned();
+        world.pass_until("2026-11-20T12:00:01Z");
+        until("it expires", || (world.charge(&id)["state"] == "expired").then_some(())).await;
+        short["ttl"] = json!("1m");
+        let third = world.send(&keyed("b", &short)).await;
+        assert_eq!(third.status, 201, "{third:?}");
+        world.send(&end(&third.json(), "void", &json!({}))).await.is(200);
+        let fourth = world.send(&keyed("b", &short)).await;
+        assert_eq!(fourth.status, 201, "{fourth:?}");
+        assert_eq!(made_before(&world.send(&keyed("b", &short)).await), fourth.json());
+        world.send(&keyed("", &short)).await.refused(400, "bad_request");
+        assert_eq!(world.metric("tollgate_idempotent_replays_total", &[]), 2.0);
+        left(&world, "carol", "1", "4", "0");
+        world.verify();
+    });
+}
+
+#[test]
+fn d35_of_many_holds_at_once_under_a_key_one_is_made() {
+    run(async {
+        let world = world();
+        for round in 0..10 {
+            let ask = json!({"user": "bob", "feature": "image", "quantity": 2});
+            let key = format!("round-{round}");
+            let calls = (0..24).map(|_| keyed(&key, &ask)).collect();
+            let answers: Vec<Answer> = burst(world.gateway(), calls, 12).await;
+            let made = answers.iter().filter(|answer| answer.status == 201).count();
+            assert_eq!(made, 1, "{answers:?}");
+            let charge = answers[0].json();
+            for answer in answers.iter().filter(|answer| answer.status != 201) {
+                assert_eq!(made_before(answer), charge);
+            }
+            world.send(&end(&charge, "void", &json!({}))).await.is(200);
+        }
+        assert_eq!(world.metric("tollgate_holds_open", &[]), 0.0);
+        world.verify();
+    });
+}

@@ -11,6 +11,7 @@
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
+//! - `observe`: what is let through that would be refused.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `streams`: what is left, broken off or read slowly, by the thousand.
@@ -41,6 +42,7 @@ mod holds;
 mod hygiene;
 mod idempotency;
 mod identity;
+mod observe;
 mod operations;
 mod pool;
 mod price;

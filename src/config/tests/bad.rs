@@ -346,7 +346,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
             "true",
             "route[0].sse_receipt: not built yet, expected false".to_owned(),
         ),
-        ("ROUTE__0__MODE", "observe", format!("route[0].mode: \"observe\" {word}")),
         ("ROUTE__0__FRONT", "hold", format!("route[0].front: {absent}")),
         ("AUTH__JWT", "{ issuer = \"i\", audience = \"a\" }", format!("auth.jwt: {absent}")),
         ("ENVOY__LISTEN", "127.0.0.1:9191", format!("envoy.listen: {absent}")),
@@ -358,7 +357,7 @@ fn what_is_not_built_yet_says_so_at_its_key() {
     }
     let built = [
         ("TOLLGATE__ROUTE__0__SSE_RECEIPT", "false"),
-        ("TOLLGATE__ROUTE__0__MODE", "enforce"),
+        ("TOLLGATE__ROUTE__0__MODE", "observe"),
         ("TOLLGATE__ROUTE__0__ON_DISCONNECT", "cancel"),
         ("TOLLGATE__ROUTE__0__INJECT", "{}"),
         ("TOLLGATE__ROUTE__0__EXHAUSTED_STATUS", "429"),

@@ -102,6 +102,7 @@ fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
         check.that(route.usage.is_none(), &key.name("usage"), free);
         check.that(route.meter.is_empty(), &meter, free);
         check.that(route.idempotency.is_none(), &key.name("idempotency"), free);
+        check.that(route.mode.is_none(), &key.name("mode"), free);
     } else {
         check.that(route.feature.is_some(), &feature, "expected a feature, or `free = true`");
     }

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use super::super::note::{self, ObservedNote};
+use super::super::waterfall::Observed;
 use super::*;
 
 fn credits(micro: u64) -> Credits {
@@ -36,6 +38,7 @@ fn record<'a>(memo: HoldMemo<'a>, outcome: Option<OutcomeMemo>) -> ChargeRecord<
         expires: None,
         memo,
         resolved,
+        notes: Default::default(),
     }
 }
 
@@ -58,6 +61,7 @@ fn a_state_has_one_word_everywhere() {
 #[test]
 fn d30_d36_flags_are_told_by_their_words_and_no_other() {
     assert_eq!(Flags::default().words(), [""; 0]);
+    assert_eq!(Flags::WOULD_REFUSE.words(), ["would_refuse"]);
     assert_eq!(Flags::USAGE_MISSING.words(), ["usage_missing"]);
     assert_eq!(Flags::IN_DOUBT.words(), ["in_doubt"]);
     assert_eq!(Flags::LATE.words(), ["late"]);
@@ -124,4 +128,66 @@ fn d25_d31_legs_that_pay_are_shown_with_what_they_cover() {
             ["overdraft", "overdraft", "2", "2", "credits"],
         ]
     );
+}
+
+#[test]
+fn d28_a_charge_tells_what_was_not_refused_and_what_nobody_pays() {
+    let both = |credits, operations| Both {
+        credits: self::credits(credits),
+        operations: super::super::amount::Operations::from_micro(operations).unwrap(),
+    };
+    let held = both(2_000_000, 1_000_000);
+    let note = |uncovered| ObservedNote { would_refuse: Some("seat_exhausted".into()), uncovered };
+    let outcome = |cost| OutcomeMemo { cost: credits(cost), ..OutcomeMemo::default() };
+    let observed = HoldNote { observed: Some(note(held)), ..HoldNote::default() };
+    let mut open = record(memo(&[(None, 5_000_000)]), None);
+    open.notes.0 = observed.clone();
+    assert_eq!((open.uncovered(), open.covered()), (Some(held), credits(3_000_000)));
+    let told = json!(open.document(Vec::new()));
+    assert_eq!(told["flags"], json!(["would_refuse"]));
+    assert_eq!(told["would_refuse"], "seat_exhausted");
+    assert_eq!(told["uncovered"], json!({"credits": "2", "operations": "1"}));
+
+    // What it came to in the end; who captured it whole without its owner noted nothing of it.
+    let mut captured = record(memo(&[(None, 5_000_000)]), Some(outcome(4_000_000)));
+    captured.notes.0 = observed.clone();
+    for (end, uncovered, covered) in [
+        (Some(both(1_000_000, 500_000)), Some(both(1_000_000, 500_000)), 3_000_000),
+        (Some(both(0, 0)), None, 4_000_000),
+        (None, Some(held), 2_000_000),
+    ] {
+        captured.notes.1.uncovered = end;
+        assert_eq!((captured.uncovered(), captured.covered()), (uncovered, credits(covered)));
+        assert_eq!(json!(captured.document(Vec::new()))["flags"], json!(["would_refuse"]));
+    }
+    let mut voided = captured.clone();
+    voided.resolved = Some((State::Voided, Timestamp::UNIX_EPOCH, OutcomeMemo::default()));
+    assert_eq!((voided.uncovered(), voided.covered()), (None, Credits::ZERO));
+
+    // Nothing of it where nothing was refused.
+    open.notes.0.observed = Some(ObservedNote::default());
+    let told = json!(open.document(Vec::new()));
+    assert_eq!((&told["flags"], told.get("would_refuse")), (&json!([]), None));
+    assert_eq!(told.get("uncovered"), None);
+}
+
+#[test]
+fn d28_what_is_noted_of_observe_mode_is_read_back_and_older_notes_are_none() {
+    let observed = Observed {
+        code: Some(super::super::refusal::Code::PoolExhausted),
+        uncovered: Both { credits: credits(1), ..Both::default() },
+    };
+    let hold = HoldNote { observed: Some((&observed).into()), ..HoldNote::default() };
+    let bytes = note::encode(&hold);
+    let text = r#"{"observed":{"would_refuse":"pool_exhausted","uncovered":{"credits":"0.000001","operations":"0"}}}"#;
+    assert_eq!(std::str::from_utf8(&bytes).unwrap(), text);
+    let read: HoldNote = note::decode(&bytes);
+    assert_eq!(read, hold);
+    assert_eq!(read.observed.as_ref().map(Observed::from), Some(observed));
+    for older in [&b""[..], b"{}", br#"{"rates":null,"later":1}"#] {
+        assert_eq!(note::decode::<HoldNote>(older), HoldNote::default());
+    }
+    // A code of a later version is one all the same.
+    let unknown = ObservedNote { would_refuse: Some("new_code".to_owned()), ..Default::default() };
+    assert!(Observed::from(&unknown).code.is_some());
 }

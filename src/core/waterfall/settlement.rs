@@ -17,7 +17,7 @@ pub struct Settlement {
 }
 
 /// What was used beyond a hold (D31).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Excess {
     /// E, in micro-credits.
     pub credits: u64,
@@ -27,23 +27,43 @@ pub struct Excess {
 
 /// Settles a hold on the actual price (D30), and says what exceeds it (D31).
 pub fn settle(legs: &[Taken], actual: &Price) -> Settlement {
+    settle_beside(legs, &Excess::default(), actual).0
+}
+
+/// The same for a hold of which a part is uncovered: it stands where overage would, behind the
+/// pool. Also says what of it is left.
+pub(super) fn settle_beside(
+    legs: &[Taken],
+    uncovered: &Excess,
+    actual: &Price,
+) -> (Settlement, Excess) {
     let cost = actual.cost.micro();
     let seat_held = sum_of(legs, LegKind::Licence);
     let pool_held = sum_of(legs, LegKind::Pool);
-    let operations_held = pool_held + sum_of(legs, LegKind::Overage);
+    let overage_held = sum_of(legs, LegKind::Overage);
+    let operations_held = pool_held + overage_held + uncovered.operations;
     let seat = seat_held.min(cost);
-    let uncovered = cost - seat;
-    let operations = prorate_up(uncovered, actual.operations.micro(), cost);
+    let rest = cost - seat;
+    let operations = prorate_up(rest, actual.operations.micro(), cost);
     // Where the pool may not pay a rate has no price in Operations: whatever the seat's part
-    // does not cover is excess.
-    let beyond = operations > operations_held || (operations == 0 && uncovered > 0);
+    // and what is uncovered do not come to is excess.
+    let within = match operations {
+        0 => rest.min(uncovered.credits),
+        _ if operations > operations_held => prorate_down(rest, operations_held, operations),
+        _ => rest,
+    };
+    let beyond = operations > operations_held || within < rest;
     let excess = beyond.then(|| Excess {
-        credits: uncovered - prorate_down(uncovered, operations_held, operations),
+        credits: rest - within,
         operations: operations - operations_held.min(operations),
     });
-    let kept_operations = operations.min(operations_held);
-    let pool = pool_held.min(kept_operations);
-    Settlement { keep: keep(legs, seat, pool, kept_operations - pool, kept_operations), excess }
+    let kept = operations.min(operations_held);
+    let pool = pool_held.min(kept);
+    let overage = overage_held.min(kept - pool);
+    let paid = pool + overage;
+    let left =
+        Excess { credits: within - prorate_down(within, paid, kept), operations: kept - paid };
+    (Settlement { keep: keep(legs, seat, pool, overage, paid), excess }, left)
 }
 
 /// Spreads what is kept over the legs, first legs first, so that what returns goes to the last.
@@ -80,14 +100,33 @@ fn take_from(rest: &mut u64, bound: u64) -> u64 {
 /// since `view`; it is then planned again on those it returned. `pool` is false for a rate that
 /// only seats may pay. A view that lacks an account plans a post that names all of them.
 pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &View) -> Post {
-    let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
-    let side = match &position.pool {
+    let side = side_of(position, pool);
+    let (mut post, unpaid) = spread(excess, side, true, position, view);
+    post.sources.extend(owed(position, side, &unpaid));
+    post
+}
+
+/// Who may pay Operations.
+pub(super) fn side_of<'p>(position: &'p Position<'_>, pool: bool) -> Option<&'p PoolSide> {
+    match &position.pool {
         PoolAccess::Open(side) if pool => Some(side),
         _ => None,
-    };
+    }
+}
+
+/// What each account can pay of an excess, and what nobody can; nothing past the pool where
+/// `overage` is false.
+pub(super) fn spread(
+    excess: &Excess,
+    side: Option<&PoolSide>,
+    overage: bool,
+    position: &Position<'_>,
+    view: &View,
+) -> (Post, Excess) {
+    let available = |slot: Slot| view.get(slot).map_or(0, |balance| balance.available());
     let (pool_available, draw_available) = side.map_or((0, 0), |side| {
-        let pool = available(side.pool).saturating_add(side.overage_available(view));
-        (pool, available(side.draw))
+        let beyond = if overage { side.overage_available(view) } else { 0 };
+        (available(side.pool).saturating_add(beyond), available(side.draw))
     });
     let payable = pool_available.min(draw_available);
     let seat_available = position.seat_available(view).unwrap_or(0);
@@ -99,7 +138,6 @@ pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &
     let rest = excess.credits - seat;
     let operations = prorate_up(rest, excess.operations, excess.credits);
     let paid = operations.min(payable);
-    let unpaid = rest - prorate_down(rest, paid, operations);
 
     let mut post = Post::default();
     if position.licences > 0 {
@@ -110,36 +148,27 @@ pub fn plan_excess(excess: &Excess, pool: bool, position: &Position<'_>, view: &
     }
     if let Some(side) = side {
         let short = |has: u64| (paid < operations && has == paid).then_some(paid + 1);
-        let payers = Source::take(paid, side.payers());
+        let payers = Source::take(paid, side.payers().take(if overage { 2 } else { 1 }));
         post.sources.push(Source { below: short(pool_available), ..payers });
         let draw = side.draw_source(paid);
         post.sources.push(Source { below: short(draw_available), ..draw });
     }
-    post.sources.extend(owed(position, side, unpaid, operations - paid));
-    post
+    let credits = rest - prorate_down(rest, paid, operations);
+    (post, Excess { credits, operations: operations - paid })
 }
 
 /// An excess that is owed whole: what is posted where balances moved each time it was planned.
 pub fn owe(excess: &Excess, pool: bool, position: &Position<'_>) -> Post {
-    let side = match &position.pool {
-        PoolAccess::Open(side) if pool => Some(side),
-        _ => None,
-    };
-    let sources = owed(position, side, excess.credits, excess.operations).into_iter().collect();
+    let sources = owed(position, side_of(position, pool), excess).into_iter().collect();
     Post { sources, ..Post::default() }
 }
 
 /// What nobody can pay: the user's overdraft in credits, or a principal's, which falls on the
 /// pool, in Operations.
-fn owed(
-    position: &Position<'_>,
-    side: Option<&PoolSide>,
-    credits: u64,
-    operations: u64,
-) -> Option<Source> {
+fn owed(position: &Position<'_>, side: Option<&PoolSide>, unpaid: &Excess) -> Option<Source> {
     let (amount, slot) = match (position.overdraft, side) {
-        (Some(slot), _) => (credits, slot),
-        (None, Some(side)) => (operations, side.pool),
+        (Some(slot), _) => (unpaid.credits, slot),
+        (None, Some(side)) => (unpaid.operations, side.pool),
         (None, None) => return None,
     };
     let payer = Payer { slot, kind: LegKind::Overdraft, cap: None };

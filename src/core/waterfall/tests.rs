@@ -2,6 +2,7 @@
 //! → post → plan again against the smallest books that do what the books' contract says.
 
 mod arithmetic;
+mod observed;
 mod races;
 mod settlement;
 mod world;

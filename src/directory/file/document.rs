@@ -20,7 +20,7 @@ use crate::core::price::{Rate, RateCard, RateCardFile};
 use crate::directory::rows::{
     Group, KeyKind, MadeBy, Plan, Profile, Settings, Term, User, When, zone,
 };
-use crate::directory::snapshot::{ActsFor, KeyHash, MAX_LICENCES, Mode};
+use crate::directory::snapshot::{ActsFor, KeyHash, MAX_LICENCES};
 
 /// An org file that was read. A section that is `None` was absent.
 #[derive(Clone, Debug, Default)]
@@ -273,9 +273,6 @@ fn org(object: &Object<'_>) -> OrgEntry {
         on_reassign: object.or_default("on_reassign"),
         pool_limit: object.optional("pool_limit"),
     };
-    if settings.mode == Mode::Observe {
-        object.note("mode", "\"observe\" is not built yet; only \"enforce\" is");
-    }
     OrgEntry { id: object.required("id"), settings, anchor, zone: name }
 }
 

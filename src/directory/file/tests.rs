@@ -102,7 +102,7 @@ fn every_problem_is_listed_with_its_place() {
         timezone = "Mars/Olympus"
         anchor = { day = 32 }
         overage = "sometimes"
-        mode = "observe"
+        mode = "watch"
         pool_limit = "-1"
         [[term]]
         id = "t"
@@ -270,12 +270,6 @@ fn f71_a_tree_takes_no_more_memory_than_it_may() {
         assert!(!read(&text, needed), "{text}");
         assert!(read(&text, 3 * needed), "{text}");
     }
-}
-
-#[test]
-fn what_is_not_built_yet_is_said() {
-    let document = Source::from_toml("[org]\nid = \"a\"\nmode = \"observe\"").unwrap().document();
-    assert!(document.problems[0].detail.contains("not built yet"));
 }
 
 #[test]

@@ -11,15 +11,19 @@ use super::super::Refused;
 use super::super::hold::unavailable;
 use super::super::identify::Caller;
 use super::super::later::{Ending, Later};
+use super::super::once;
 use super::super::worker::Worker;
 use super::asked::{Asked, Priced, Quantities, quantities, there};
-use crate::books::{Ask, Books, InDoubt, Lasting, Posted};
+use crate::books::{
+    Amendment, Ask, Books, BooksError, InDoubt, KnownCharge, Lasting, Once, Posted,
+};
 use crate::core::amount::{Credits, Text};
 use crate::core::charge::{ChargeDocument, HoldMemo, State};
 use crate::core::ids::{ChargeId, Id};
 use crate::core::note::{self, HoldNote, OutcomeNote};
 use crate::core::refusal::{Code, Refusal};
-use crate::core::waterfall::{MAX_PLANS, Plan, plan};
+use crate::core::waterfall::{MAX_PLANS, decide};
+use crate::directory::snapshot::Mode;
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// The name that stands for a route in charges of this API.
@@ -28,18 +32,27 @@ pub const ROUTE: &str = "holds";
 const DEFAULT_TTL: SignedDuration = SignedDuration::from_mins(10);
 const MAX_TTL: SignedDuration = SignedDuration::from_hours(24);
 
-/// Holds what a body asks for.
+/// A hold, as its caller is told.
+pub struct Made {
+    /// The charge.
+    pub document: ChargeDocument,
+    /// True where it was made before, under the same key (D35).
+    pub again: bool,
+}
+
+/// Holds what a body asks for, once a key where it comes with one.
 ///
 /// # Errors
-/// `bad_request` for a `ttl` that is none, `unquotable`, `unpriced`, those of the waterfall,
-/// `books_contended`, `books_unavailable`.
+/// `bad_request` for a `ttl` that is none, `unquotable`, `unpriced`, `idempotency_key_reused`,
+/// `rate_limited` where no more keys are remembered, those of the waterfall, `books_contended`,
+/// `books_unavailable`.
 pub async fn hold<B: Books>(
     worker: &Worker<B>,
     caller: &Caller,
     asked: &Asked<'_>,
-    request_id: Option<&str>,
+    (request_id, once): (Option<&str>, Option<Once>),
     now: Timestamp,
-) -> Result<ChargeDocument, Refused> {
+) -> Result<Made, Refused> {
     let expires = now.saturating_add(ttl(asked)?).map_err(|_| bad_ttl())?;
     let priced = asked.price(caller, now)?;
     let charge = worker.ids.next(now);
@@ -63,13 +76,23 @@ pub async fn hold<B: Books>(
     };
     // A memo is texts and numbers, and a vector takes as many as there are.
     let memo = postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default();
-    let note = note::encode(&HoldNote { rates: Some(rates) });
+    let is_observed = caller.org.mode == Mode::Observe;
     let mut known = None;
-    for _ in 0..MAX_PLANS {
-        let post = match plan(&quote, &position, known.as_ref()) {
-            Plan::Post(post) => post,
-            Plan::Refuse(refusal) => return Err(refusal.into()),
+    for plans in 0..=MAX_PLANS {
+        let planned = decide(&quote, &position, (known.as_ref(), plans), is_observed);
+        let (post, observed) = match planned {
+            Ok(planned) => planned,
+            // A seat that is used up by now refuses no repetition.
+            Err(refusal) => match once.and_then(|once| before(worker, &once)) {
+                None => return Err(refusal.into()),
+                Some(made) => match repeat(worker, caller, once, made, now).await? {
+                    Some(made) => return Ok(made),
+                    None => return Err(refusal.into()),
+                },
+            },
         };
+        let observed = is_observed.then(|| (&observed.unwrap_or_default()).into());
+        let note = note::encode(&HoldNote { rates: Some(rates.clone()), observed });
         let ask = Ask {
             charge,
             accounts: &position.accounts,
@@ -77,7 +100,7 @@ pub async fn hold<B: Books>(
             now,
             in_doubt: InDoubt::Void,
             memo: &memo,
-            lasting: Some(Lasting { expires: Some(expires), once: None, note: &note }),
+            lasting: Some(Lasting { expires: Some(expires), once, note: &note }),
         };
         let began = Instant::now();
         let posted = worker.books.hold(&ask).await;
@@ -94,15 +117,53 @@ pub async fn hold<B: Books>(
                 let open = open.map_err(|error| unavailable(&error))?;
                 // Nobody knows its id yet who could have resolved it.
                 let open = open.ok_or_else(super::no_charge)?;
-                return Ok(Later::read(&open)?.open_document());
+                let document = Later::read(&open)?.open_document();
+                return Ok(Made { document, again: false });
             }
             Ok(Posted::Short(view)) => known = Some(view),
-            Ok(Posted::Known(_)) => break,
+            Ok(Posted::Known(made)) => {
+                if let Some(made) = repeat(worker, caller, once, made, now).await? {
+                    return Ok(made);
+                }
+            }
+            Err(BooksError::TooManyKeys) => return Err(once::too_many()),
             Err(error) => return Err(unavailable(&error)),
         }
     }
-    let detail = "others spent from the same accounts while this was decided; try again";
+    let detail = "holds under this key ended each time that it was looked for; try again";
     Err(Refusal::new(Code::BooksContended, detail).into())
+}
+
+fn before<B: Books>(worker: &Worker<B>, once: &Once) -> Option<KnownCharge> {
+    worker.books.known(once.scope, &once.key)
+}
+
+/// The hold that was made under the same key, as it is now; `None` where it has ended meanwhile
+/// without a charge, so that its key is free.
+async fn repeat<B: Books>(
+    worker: &Worker<B>,
+    caller: &Caller,
+    once: Option<Once>,
+    made: KnownCharge,
+    now: Timestamp,
+) -> Result<Option<Made>, Refused> {
+    if once.is_none_or(|once| once.request != made.request) {
+        return Err(once::reused());
+    }
+    // Its record, or that of its end, may still wait to be written, and nobody is told before. An
+    // amendment of nothing waits behind it.
+    let nothing =
+        Amendment { extra: None, known: None, expires: None, note: None, answer: &[], now };
+    if !made.captured {
+        let waited = worker.books.amend(made.charge, &nothing).await;
+        waited.map_err(|error| unavailable(&error))?;
+    }
+    let found = worker.charges.find(made.charge).await.map_err(|error| unavailable(&error))?;
+    let charged = |charge: &ChargeDocument| matches!(charge.state, State::Held | State::Captured);
+    let Some(document) = found.filter(charged) else { return Ok(None) };
+    caller.meters.request(None, Outcome::Free, Some(200));
+    worker.meters.replayed();
+    Ok(Some(Made { document, again: true }))
 }
 
 fn named(quantities: &Quantities) -> Vec<(Option<&str>, u64)> {
@@ -211,8 +272,8 @@ pub async fn resolve<B: Books + 'static>(
             return Err(super::no_charge());
         }
         let ending = wanted.ending(memo)?;
-        let note = note::encode(&OutcomeNote { asked: Some(wanted.canonical.clone()) });
-        if let Some(document) = later.end(worker, &ending, &note, now).await? {
+        let note = OutcomeNote { asked: Some(wanted.canonical.clone()), uncovered: None };
+        if let Some(document) = later.end(worker, &ending, note, now).await? {
             return Ok(document);
         }
     }

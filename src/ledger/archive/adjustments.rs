@@ -152,8 +152,9 @@ impl Archive {
             sqlx::query_as(sql).bind(&charge.0[..]).fetch_optional(&self.pool).await?;
         let Some((hold, Some(resolution))) = row else { return Ok(Vec::new()) };
         let (hold, resolution) = decoded(&hold, Some(&resolution))?;
+        let resolve = resolution.as_ref().map(|(resolve, _)| resolve);
         let mut legs = Vec::new();
-        for leg in kept(&hold.hold, resolution.as_ref()).into_iter().filter(|leg| leg.amount > 0) {
+        for leg in kept(&hold.hold, resolve).into_iter().filter(|leg| leg.amount > 0) {
             let name = self.name(&leg.key).await?;
             let Some(read) = AccountName::read(&name, &leg.key) else {
                 let what = format!("the name of an account: {name:?}");

@@ -9,19 +9,19 @@ use super::{ArchiveError, dead, unreadable};
 use crate::core::account::{AccountKey, LegKind};
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
 use crate::core::ids::ChargeId;
+use crate::core::note;
 use crate::core::record::{Amend, Finish, Hold, Lasting, Leg, Record, Resolve, add_legs, instant};
 
-/// The records of a charge from their bytes.
+/// The records of a charge from their bytes: its hold, and its end with what was noted then.
 pub(super) fn decoded<'a>(
     hold: &'a [u8],
     resolution: Option<&'a [u8]>,
-) -> Result<(Lasting<'a>, Option<Resolve<'a>>), ArchiveError> {
+) -> Result<(Lasting<'a>, Option<(Resolve<'a>, &'a [u8])>), ArchiveError> {
     let hold = lasting(hold).ok_or_else(|| unreadable("an archived hold"))?;
     match resolution.map(Record::decode) {
         None => Ok((hold, None)),
-        Some(Ok(Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }))) => {
-            Ok((hold, Some(resolve)))
-        }
+        Some(Ok(Record::Resolve(resolve))) => Ok((hold, Some((resolve, &[])))),
+        Some(Ok(Record::Finish(Finish { resolve, note, .. }))) => Ok((hold, Some((resolve, note)))),
         Some(_) => Err(unreadable("an archived resolution")),
     }
 }
@@ -88,11 +88,12 @@ pub(super) fn kept(hold: &Hold<'_>, resolution: Option<&Resolve<'_>>) -> Vec<Leg
 /// The document of a charge from its records.
 pub(super) fn document(
     lasting: &Lasting<'_>,
-    resolution: Option<Resolve<'_>>,
+    resolution: Option<(Resolve<'_>, &[u8])>,
     names: &HashMap<AccountKey, String>,
 ) -> Result<ChargeDocument, String> {
     let hold = &lasting.hold;
     let memo = postcard::from_bytes(hold.memo).map_err(|error| error.to_string())?;
+    let (resolution, end) = resolution.unzip();
     let legs = kept(hold, resolution.as_ref());
     let record = ChargeRecord {
         id: ChargeId(hold.charge),
@@ -100,6 +101,7 @@ pub(super) fn document(
         expires: lasting.expires.map(instant),
         memo,
         resolved: resolution.map(|resolve| (resolve.state, instant(resolve.at), resolve.memo)),
+        notes: (note::decode(lasting.note), note::decode(end.unwrap_or_default())),
     };
     let lines: Vec<LegLine<'_>> = legs
         .iter()
@@ -111,5 +113,5 @@ pub(super) fn document(
             amount: leg.amount,
         })
         .collect();
-    Ok(record.document(leg_documents(&lines, record.cost())))
+    Ok(record.document(leg_documents(&lines, record.covered())))
 }

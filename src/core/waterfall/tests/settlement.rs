@@ -13,7 +13,7 @@ use super::world::{
 use crate::core::entitlement::Overage;
 use crate::core::refusal::DecidedBy;
 
-fn sum(legs: &[Taken], kind: LegKind) -> u64 {
+pub fn sum(legs: &[Taken], kind: LegKind) -> u64 {
     legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
 }
 
@@ -25,7 +25,7 @@ fn hold(world: &mut World, quote: &Quote) -> Option<Legs> {
 }
 
 /// Returns what is not kept, and gives the legs as captured.
-fn capture(world: &mut World, legs: &Legs, keep: &[u64]) -> Legs {
+pub fn capture(world: &mut World, legs: &Legs, keep: &[u64]) -> Legs {
     assert_eq!(legs.len(), keep.len());
     let kept = legs.iter().zip(keep).map(|(leg, keep)| Taken { amount: *keep, ..*leg });
     for (leg, keep) in legs.iter().zip(keep) {
@@ -206,7 +206,7 @@ fn d31_debt_ends_with_an_adjustment() {
 
 /// An actual price beside a held one. A card's pool rates always cost Operations, so that only
 /// a price for seats can be without.
-fn actual(quote: &Quote, cost: u64, operations: u64, like: u8) -> Price {
+pub fn actual(quote: &Quote, cost: u64, operations: u64, like: u8) -> Price {
     let held = quote.price.cost.micro();
     let cost = match like {
         0 => held,
@@ -222,7 +222,7 @@ fn actual(quote: &Quote, cost: u64, operations: u64, like: u8) -> Price {
     price(cost, operations)
 }
 
-fn used() -> impl Strategy<Value = u64> {
+pub fn used() -> impl Strategy<Value = u64> {
     prop_oneof![3 => 0u64..150, 1 => 0u64..1 << 52]
 }
 
