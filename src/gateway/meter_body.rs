@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
+use tokio_util::task::TaskTracker;
 
 use super::admit::Permit;
 use super::carry::Carried;
 use super::flow::{Break, Flow};
 use super::hold::Held;
+use super::problem;
+use super::route::Metered;
 use super::settle::{self, Actual};
+use super::slices::{self, Next};
 use super::usage::{Names, Reading};
 use super::worker::Turn;
 use crate::books::Books;
@@ -133,6 +137,8 @@ pub enum End {
         /// Whether the client got some of it.
         delivered: bool,
     },
+    /// Nothing could pay its next slice (f82).
+    Stopped,
 }
 
 /// Settles a charge by how its response ended (D30, D32, D33).
@@ -151,13 +157,19 @@ pub async fn settle<B: Books + 'static>(
     let quoted = &held.quoted.quantities;
     let has_usage = metered.pricing.usage.has_usage();
     reading.end(end == End::Complete);
+    let so_far = || match reading.so_far(quoted) {
+        (quantities, true) => Actual::Reported(quantities),
+        (quantities, false) => Actual::Counted(quantities),
+    };
     let actual = match end {
         End::Complete => Some(reading.actual(quoted)),
+        End::Stopped => Some(so_far()),
         _ if !has_usage && end != (End::Abandoned { delivered: true }) => None,
         End::Truncated => reading.reported(quoted).map(Actual::Reported),
         End::Abandoned { delivered } => {
             let reported = reading.reported(quoted).map(Actual::Reported);
-            reported.or(delivered.then_some(Actual::Missing))
+            let sliced = || if held.slices.is_some() { so_far() } else { Actual::Missing };
+            reported.or_else(|| delivered.then(sliced))
         }
     };
     let told = (reading.is_conflicting(), reading.is_unreadable());
@@ -168,11 +180,18 @@ pub async fn settle<B: Books + 'static>(
     }
 }
 
-type Settling = Carried<Result<(), super::Refused>>;
+/// What was asked for when a body is to end: what is set behind it when the charge is settled.
+type Settling = Carried<Result<Bytes, super::Refused>>;
+
+/// The next slice of a stream's hold, and the stream that waits for it.
+type ToppingUp<B> =
+    Pin<Box<dyn Future<Output = (Box<Open<B>>, Result<(), super::Refused>)> + Send>>;
 
 enum State<B: Books + 'static> {
     /// Pieces pass through.
     Streaming(Box<Open<B>>),
+    /// An event waits until it is held for.
+    ToppingUp(ToppingUp<B>, TaskTracker),
     /// What tells a client that its answer is complete waits for the capture.
     Settling(Settling, Box<Rest>),
     /// The charge is captured, and the rest passes.
@@ -193,14 +212,20 @@ struct Open<B: Books + 'static> {
     trailers: Names,
     status: u16,
     delivered: bool,
+    /// What is missing behind it before an event may be set there.
+    gap: &'static [u8],
     began: Instant,
 }
 
 /// What is sent when the charge is captured.
+#[derive(Default)]
 struct Rest {
     pieces: VecDeque<Bytes>,
     /// What the backend sends after that. It changes nothing any more.
     flow: Option<Flow>,
+    /// What is set behind it, and what is missing before that.
+    last: Bytes,
+    gap: &'static [u8],
     trailers: Option<HeaderMap>,
     passing: Names,
 }
@@ -208,22 +233,31 @@ struct Rest {
 impl Rest {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(piece) = self.pieces.pop_front() {
+            self.gap = missing_end(&piece);
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         if let Some(flow) = &mut self.flow {
             match std::task::ready!(flow.poll_data(context)) {
-                Some(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                Some(Ok(piece)) => {
+                    self.gap = missing_end(&piece);
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => self.trailers = passed(flow.take_trailers(), &self.passing),
             }
             self.flow = None;
+        }
+        if !self.last.is_empty() {
+            let last = std::mem::take(&mut self.last);
+            let last = if self.gap.is_empty() { last } else { [self.gap, &*last].concat().into() };
+            return Poll::Ready(Some(Ok(Frame::data(last))));
         }
         Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_over(&self) -> bool {
         let flows = self.flow.as_ref().is_some_and(|flow| !flow.is_end_stream());
-        self.pieces.is_empty() && !flows && self.trailers.is_none()
+        self.pieces.is_empty() && !flows && self.last.is_empty() && self.trailers.is_none()
     }
 }
 
@@ -280,7 +314,8 @@ impl<B: Books + 'static> MeteredBody<B> {
     ) -> Self {
         let Read { prefix, waiting } = read;
         let ahead: u64 = prefix.iter().chain(&waiting).map(|piece| piece.len() as u64).sum();
-        let remaining = flow.size_hint().exact().map(|rest| rest + ahead);
+        let length = flow.size_hint().exact().filter(|_| !grows(&held, &reading));
+        let remaining = length.map(|rest| rest + ahead);
         let began = Instant::now();
         let open = Open {
             held,
@@ -291,6 +326,7 @@ impl<B: Books + 'static> MeteredBody<B> {
             trailers,
             status,
             delivered: false,
+            gap: b"",
             began,
         };
         Self { state: State::Streaming(Box::new(open)), remaining }
@@ -324,31 +360,51 @@ impl<B: Books + 'static> MeteredBody<B> {
                 State::Settled(rest) => return rest.poll(context),
                 State::Settling(settling, _) => {
                     let settled = std::task::ready!(Pin::new(settling).poll(context));
-                    let State::Settling(_, rest) = std::mem::replace(&mut self.state, State::Done)
+                    let State::Settling(_, mut rest) = std::mem::replace(&mut self.state, State::Done)
                     else {
                         continue;
                     };
-                    if settled.is_err() {
-                        return Poll::Ready(Some(Err("the charge could not be recorded".into())));
+                    match settled {
+                        Ok(last) => rest.last = last,
+                        Err(refused) => {
+                            let why = refused.refusal.code.title();
+                            return Poll::Ready(Some(Err(why.into())));
+                        }
                     }
                     self.state = State::Settled(rest);
+                }
+                State::ToppingUp(topping_up, _) => {
+                    let (open, held) = std::task::ready!(topping_up.as_mut().poll(context));
+                    match held {
+                        Ok(()) => self.state = State::Streaming(open),
+                        Err(refused) => self.stop(*open, refused),
+                    }
                 }
                 State::Streaming(open) => {
                     if let Some(piece) = open.prefix.pop_front() {
                         let is_last = self.remaining == Some(piece.len() as u64);
                         if !is_last {
-                            open.delivered = true;
+                            open.delivers(&piece);
                             return Poll::Ready(Some(Ok(Frame::data(piece))));
                         }
                         open.waiting.push_back(piece);
                         self.settle(End::Complete, false);
                         continue;
                     }
+                    match open.next() {
+                        Next::Pass => continue,
+                        Next::TopUp => {
+                            self.top_up();
+                            continue;
+                        }
+                        Next::Read => {}
+                    }
                     if open.is_complete() {
                         self.settle(End::Complete, true);
                         continue;
                     }
                     match std::task::ready!(open.flow.poll_data(context)) {
+                        Some(Ok(piece)) if open.held.slices.is_some() => open.push(piece),
                         Some(Ok(mut piece)) => {
                             let waits = piece.split_off(open.reading.feed(&piece));
                             if !waits.is_empty() {
@@ -362,7 +418,7 @@ impl<B: Books + 'static> MeteredBody<B> {
                                 self.settle(End::Complete, false);
                                 continue;
                             }
-                            open.delivered = true;
+                            open.delivers(&piece);
                             return Poll::Ready(Some(Ok(Frame::data(piece))));
                         }
                         None => {
@@ -388,7 +444,8 @@ impl<B: Books + 'static> MeteredBody<B> {
         let State::Streaming(open) = std::mem::replace(&mut self.state, State::Done) else {
             return;
         };
-        let Open { mut held, mut reading, mut flow, waiting, trailers, status, began, .. } = *open;
+        let Open { mut held, mut reading, mut flow, mut waiting, trailers, .. } = *open;
+        let Open { status, began, gap, .. } = *open;
         let passing = trailers;
         held.worker.meters.upstream(held.route.upstream, Phase::Body, began.elapsed());
         let trailers = if goes_on { None } else { flow.take_trailers() };
@@ -398,9 +455,69 @@ impl<B: Books + 'static> MeteredBody<B> {
         let trailers = passed(trailers, &passing);
         let flow = goes_on.then_some(flow);
         let tasks = held.worker.tasks.clone();
-        let work = async move { settle(&mut held, &mut reading, end, status).await.map(drop) };
-        let rest = Rest { pieces: waiting, flow, trailers, passing };
+        waiting.extend(held.slices.as_mut().map(|slices| slices.rest()).into_iter().flatten());
+        let tells = end == End::Complete && tells(&held, &reading);
+        let work = async move {
+            let settled = settle(&mut held, &mut reading, end, status).await?;
+            Ok(if tells { settled.event(&held).into() } else { Bytes::new() })
+        };
+        let rest = Rest { pieces: waiting, flow, last: Bytes::new(), gap, trailers, passing };
         self.state = State::Settling(Carried::new(&tasks, work), Box::new(rest));
+    }
+
+    /// Begins to hold the next slice.
+    fn top_up(&mut self) {
+        let State::Streaming(mut open) = std::mem::replace(&mut self.state, State::Done) else {
+            return;
+        };
+        let tasks = open.held.worker.tasks.clone();
+        let work = async move {
+            let Open { held, reading, .. } = &mut *open;
+            let topped_up = slices::top_up(held, reading).await;
+            (open, topped_up)
+        };
+        self.state = State::ToppingUp(Box::pin(work), tasks);
+    }
+
+    /// Begins to settle a stream that ends here, because its next slice was refused. That is told
+    /// in a last event, where there may be one; else the stream breaks off.
+    fn stop(&mut self, open: Open<B>, refused: super::Refused) {
+        let (mut held, mut reading, status) = open.give_up(&refused);
+        let error = held.slices.as_ref().filter(|slices| slices.may_end_cleanly()).map(|slices| {
+            let request_id = slices.request_id.to_str().unwrap_or_default();
+            problem::event(&refused, request_id, held.route.manner)
+        });
+        let tells = tells(&held, &reading);
+        let tasks = held.worker.tasks.clone();
+        let work = async move {
+            let settled = settle(&mut held, &mut reading, End::Stopped, status).await?;
+            let mut last = error.ok_or(refused)?;
+            if tells {
+                last.extend(settled.event(&held));
+            }
+            Ok(last.into())
+        };
+        self.state = State::Settling(Carried::new(&tasks, work), Box::default());
+    }
+}
+
+/// Whether events may be set behind those of a stream.
+pub fn grows<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> bool {
+    held.metered().is_some_and(Metered::appends) && reading.is_open_stream()
+}
+
+/// Whether the receipt is the last of them.
+pub fn tells<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> bool {
+    held.metered().is_some_and(|metered| metered.sse_receipt) && reading.is_open_stream()
+}
+
+/// What is missing behind the last piece of a stream before another event may follow.
+pub fn missing_end(piece: &[u8]) -> &'static [u8] {
+    let blank: [&[u8]; 4] = [b"\n\n", b"\r\r", b"\n\r", b"\n\r\n"];
+    match piece {
+        _ if blank.iter().any(|end| piece.ends_with(end)) => b"",
+        [.., b'\n'] => b"\n",
+        _ => b"\n\n",
     }
 }
 
@@ -411,19 +528,72 @@ impl<B: Books + 'static> Open<B> {
         let size = || self.waiting.iter().map(Bytes::len).sum::<usize>();
         self.reading.is_done() && (self.reading.is_final() || size() > MAX_WAITING)
     }
+
+    /// A piece is given to the client.
+    fn delivers(&mut self, piece: &[u8]) {
+        self.delivered = true;
+        self.gap = missing_end(piece);
+    }
+
+    /// Takes a piece of a stream that is held in slices.
+    fn push(&mut self, piece: Bytes) {
+        if let Some(slices) = &mut self.held.slices {
+            slices.push(piece);
+        }
+    }
+
+    /// What becomes of such a stream next.
+    fn next(&mut self) -> Next {
+        let Self { held, reading, prefix, waiting, .. } = self;
+        let Held { slices, quoted, .. } = &mut **held;
+        match slices {
+            None => Next::Read,
+            Some(slices) => slices.next(reading, &quoted.quantities, prefix, waiting),
+        }
+    }
+
+    /// Gives up a stream whose next slice was refused. The connection is closed before the books
+    /// are asked, so that the backend stops.
+    fn give_up(self, refused: &super::Refused) -> (Box<Held<B>>, Reading, u16) {
+        let Self { held, reading, flow, status, began, .. } = self;
+        drop(flow);
+        held.worker.meters.upstream(held.route.upstream, Phase::Body, began.elapsed());
+        held.caller.meters.refusal(refused.refusal.code);
+        (held, reading, status)
+    }
 }
 
 impl<B: Books + 'static> Drop for MeteredBody<B> {
     /// The client left: what remains belongs to a task (D33, f08).
     fn drop(&mut self) {
-        let State::Streaming(open) = std::mem::replace(&mut self.state, State::Done) else {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        if tokio::runtime::Handle::try_current().is_err() {
             return;
-        };
-        let tasks = open.held.worker.tasks.clone();
-        if tokio::runtime::Handle::try_current().is_ok() {
-            tasks.spawn(leave(open));
+        }
+        match state {
+            State::Streaming(open) => {
+                let tasks = open.held.worker.tasks.clone();
+                tasks.spawn(leave(open));
+            }
+            State::ToppingUp(topping_up, tasks) => {
+                tasks.spawn(async move {
+                    let (open, topped_up) = topping_up.await;
+                    match topped_up {
+                        Ok(()) => leave(open).await,
+                        Err(refused) => stop(*open, &refused).await,
+                    }
+                });
+            }
+            _ => {}
         }
     }
+}
+
+/// Settles a stream that ends before its next slice and that nobody reads.
+async fn stop<B: Books + 'static>(open: Open<B>, refused: &super::Refused) {
+    let (mut held, mut reading, status) = open.give_up(refused);
+    // What could not be recorded was logged where it failed.
+    let _ = settle(&mut held, &mut reading, End::Stopped, status).await;
 }
 
 /// The end of a response that broke off. Where the client broke off its request first, or keeps
@@ -436,14 +606,17 @@ fn truncated<B: Books + 'static>(held: &Held<B>, error: &Break, delivered: bool)
 
 async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     let is_complete = open.is_complete();
+    let metered = open.held.metered();
+    let finishes = metered.is_some_and(|metered| metered.on_disconnect == OnDisconnect::Finish);
+    let bound: Duration = open.held.worker.upstreams[open.held.route.upstream].response_timeout;
+    if finishes && !is_complete && open.held.slices.is_some() {
+        return finish(open, bound).await;
+    }
     let Open { mut held, mut reading, mut flow, delivered, status, .. } = *open;
-    let finishes =
-        held.metered().is_some_and(|metered| metered.on_disconnect == OnDisconnect::Finish);
     let mut end = End::Abandoned { delivered };
     if is_complete {
         end = End::Complete;
     } else if finishes {
-        let bound: Duration = held.worker.upstreams[held.route.upstream].response_timeout;
         let drained = timeout(bound, drain(&mut flow, &mut reading)).await;
         end = match drained {
             Ok(Ok(true)) => End::Complete,
@@ -453,6 +626,41 @@ async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
     }
     // The connection is closed before the books are asked, so that a backend whose work nobody
     // wants stops.
+    drop(flow);
+    // What could not be recorded was logged where it failed.
+    let _ = settle(&mut held, &mut reading, end, status).await;
+}
+
+/// Reads what is left of a stream that is held in slices, as long as they can be paid.
+async fn finish<B: Books + 'static>(mut open: Box<Open<B>>, bound: Duration) {
+    let (until, mut bytes) = (Instant::now() + bound, 0);
+    let end = loop {
+        match open.next() {
+            Next::Pass => open.prefix.clear(),
+            Next::TopUp => {
+                let Open { held, reading, .. } = &mut *open;
+                if let Err(refused) = slices::top_up(held, reading).await {
+                    return stop(*open, &refused).await;
+                }
+            }
+            Next::Read if open.is_complete() => break End::Complete,
+            Next::Read => match timeout_at(until.into(), open.flow.next()).await {
+                Ok(Some(Ok(piece))) if bytes <= MAX_DRAINED => {
+                    bytes += piece.len() as u64;
+                    open.push(piece);
+                }
+                Ok(None) => break End::Complete,
+                Ok(Some(Err(error @ Break::Broken(_)))) => {
+                    break truncated(&open.held, &error, open.delivered);
+                }
+                _ => break End::Abandoned { delivered: open.delivered },
+            },
+        }
+    };
+    let Open { mut held, mut reading, mut flow, status, .. } = *open;
+    if let Some(trailers) = flow.take_trailers() {
+        reading.trailers(&trailers);
+    }
     drop(flow);
     // What could not be recorded was logged where it failed.
     let _ = settle(&mut held, &mut reading, end, status).await;
