@@ -360,7 +360,8 @@ impl<B: Books + 'static> MeteredBody<B> {
                 State::Settled(rest) => return rest.poll(context),
                 State::Settling(settling, _) => {
                     let settled = std::task::ready!(Pin::new(settling).poll(context));
-                    let State::Settling(_, mut rest) = std::mem::replace(&mut self.state, State::Done)
+                    let State::Settling(_, mut rest) =
+                        std::mem::replace(&mut self.state, State::Done)
                     else {
                         continue;
                     };

@@ -267,11 +267,8 @@ fn known<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> Result<Known,
     let uncovered = settlement.excess.map_or(0, |excess| excess.credits);
     let cost = Credits::from_micro(price.cost.micro().saturating_sub(uncovered));
     let flags = if all_told { Flags::default() } else { Flags::USAGE_MISSING };
-    let memo = OutcomeMemo {
-        cost: cost.unwrap_or_default(),
-        measures: Some(quantities.to_vec()),
-        flags,
-    };
+    let memo =
+        OutcomeMemo { cost: cost.unwrap_or_default(), measures: Some(quantities.to_vec()), flags };
     Ok(Known { keep: settlement.keep, memo })
 }
 
@@ -302,3 +299,6 @@ async fn amend<B: Books + 'static>(
     held.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
     amended.map_err(|error| unavailable(&error))
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
-//! - `usage`: where backends tell what was used.
+//! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
 //!   metrics, and what no output may show.
@@ -51,6 +51,7 @@ mod seats;
 mod secrets;
 mod service;
 mod settle;
+mod slices;
 mod time;
 mod upstreams;
 mod usage;

@@ -201,8 +201,7 @@ fn routes_that_make_no_sense() {
     let one = "expected exactly one of json, count, header, query, path, form, form_bytes, form_files, body, times, const";
     let of = "expected exactly one of json, header, query, path, form, const";
     let field = "expected the name of a form's field";
-    let measured =
-        "expected `usage.sse_json` or `progress = \"events\"`, by which it is topped up";
+    let measured = "expected `usage.sse_json` or `progress = \"events\"`, by which it is topped up";
     let decimal = "expected an exact decimal with at most six decimals";
     // Each row is what comes after `path`, `upstream` and `feature`, on line 6.
     for (row, expected) in [

@@ -77,7 +77,9 @@ mod tests {
             let (whole, rest) = events([text.as_bytes()]);
             assert_eq!(whole, expected.iter().map(|event| event.as_bytes()).collect::<Vec<_>>());
             assert_eq!([whole.concat(), rest].concat(), text.as_bytes());
-            for (first, second) in (0..=text.len()).flat_map(|i| (i..=text.len()).map(move |j| (i, j))) {
+            for (first, second) in
+                (0..=text.len()).flat_map(|i| (i..=text.len()).map(move |j| (i, j)))
+            {
                 let (a, b) = text.as_bytes().split_at(first);
                 let (b, c) = b.split_at(second - first);
                 let (cut, rest) = events([a, b, c]);
