@@ -1,31 +1,35 @@
 //! Response bodies: chunks pass through untouched while their usage is looked for, and the end
 //! reaches the client only after the capture is recorded (D30).
 
+mod leave;
+mod rest;
+mod sliced;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::admit::Permit;
 use super::carry::Carried;
-use super::flow::{Break, Flow};
+use super::flow::Flow;
 use super::hold::Held;
-use super::problem;
 use super::route::Metered;
 use super::settle::{self, Actual};
-use super::slices::{self, Next};
+use super::slices::Next;
 use super::usage::{Names, Reading};
 use super::worker::Turn;
 use crate::books::Books;
-use crate::config::OnDisconnect;
 use crate::telemetry::Phase;
+use leave::{leave, truncated};
+use rest::Rest;
+pub use rest::{missing_end, passed};
 
 /// The most bytes that are read of a response that nobody waits for.
 const MAX_DRAINED: u64 = 64 << 20;
@@ -215,62 +219,6 @@ struct Open<B: Books + 'static> {
     /// What is missing behind it before an event may be set there.
     gap: &'static [u8],
     began: Instant,
-}
-
-/// What is sent when the charge is captured.
-#[derive(Default)]
-struct Rest {
-    pieces: VecDeque<Bytes>,
-    /// What the backend sends after that. It changes nothing any more.
-    flow: Option<Flow>,
-    /// What is set behind it, and what is missing before that.
-    last: Bytes,
-    gap: &'static [u8],
-    trailers: Option<HeaderMap>,
-    passing: Names,
-}
-
-impl Rest {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(piece) = self.pieces.pop_front() {
-            self.gap = missing_end(&piece);
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
-        }
-        if let Some(flow) = &mut self.flow {
-            match std::task::ready!(flow.poll_data(context)) {
-                Some(Ok(piece)) => {
-                    self.gap = missing_end(&piece);
-                    return Poll::Ready(Some(Ok(Frame::data(piece))));
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => self.trailers = passed(flow.take_trailers(), &self.passing),
-            }
-            self.flow = None;
-        }
-        if !self.last.is_empty() {
-            let last = std::mem::take(&mut self.last);
-            let last = if self.gap.is_empty() { last } else { [self.gap, &*last].concat().into() };
-            return Poll::Ready(Some(Ok(Frame::data(last))));
-        }
-        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_over(&self) -> bool {
-        let flows = self.flow.as_ref().is_some_and(|flow| !flow.is_end_stream());
-        self.pieces.is_empty() && !flows && self.last.is_empty() && self.trailers.is_none()
-    }
-}
-
-/// The trailers that were declared; nothing else trails (f68).
-pub fn passed(trailers: Option<HeaderMap>, names: &Names) -> Option<HeaderMap> {
-    let trailers = trailers.filter(|_| !names.is_empty())?;
-    let mut passed = HeaderMap::new();
-    for name in names {
-        for value in trailers.get_all(name) {
-            passed.append(name, value.clone());
-        }
-    }
-    (!passed.is_empty()).then_some(passed)
 }
 
 /// A body that settles its charge before it ends, and whoever drops it.
@@ -465,41 +413,6 @@ impl<B: Books + 'static> MeteredBody<B> {
         let rest = Rest { pieces: waiting, flow, last: Bytes::new(), gap, trailers, passing };
         self.state = State::Settling(Carried::new(&tasks, work), Box::new(rest));
     }
-
-    /// Begins to hold the next slice.
-    fn top_up(&mut self) {
-        let State::Streaming(mut open) = std::mem::replace(&mut self.state, State::Done) else {
-            return;
-        };
-        let tasks = open.held.worker.tasks.clone();
-        let work = async move {
-            let Open { held, reading, .. } = &mut *open;
-            let topped_up = slices::top_up(held, reading).await;
-            (open, topped_up)
-        };
-        self.state = State::ToppingUp(Box::pin(work), tasks);
-    }
-
-    /// Begins to settle a stream that ends here, because its next slice was refused. That is told
-    /// in a last event, where there may be one; else the stream breaks off.
-    fn stop(&mut self, open: Open<B>, refused: super::Refused) {
-        let (mut held, mut reading, status) = open.give_up(&refused);
-        let error = held.slices.as_ref().filter(|slices| slices.may_end_cleanly()).map(|slices| {
-            let request_id = slices.request_id.to_str().unwrap_or_default();
-            problem::event(&refused, request_id, held.route.manner)
-        });
-        let tells = tells(&held, &reading);
-        let tasks = held.worker.tasks.clone();
-        let work = async move {
-            let settled = settle(&mut held, &mut reading, End::Stopped, status).await?;
-            let mut last = error.ok_or(refused)?;
-            if tells {
-                last.extend(settled.event(&held));
-            }
-            Ok(last.into())
-        };
-        self.state = State::Settling(Carried::new(&tasks, work), Box::default());
-    }
 }
 
 /// Whether events may be set behind those of a stream.
@@ -510,16 +423,6 @@ pub fn grows<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> bool {
 /// Whether the receipt is the last of them.
 pub fn tells<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> bool {
     held.metered().is_some_and(|metered| metered.sse_receipt) && reading.is_open_stream()
-}
-
-/// What is missing behind the last piece of a stream before another event may follow.
-pub fn missing_end(piece: &[u8]) -> &'static [u8] {
-    let blank: [&[u8]; 4] = [b"\n\n", b"\r\r", b"\n\r", b"\n\r\n"];
-    match piece {
-        _ if blank.iter().any(|end| piece.ends_with(end)) => b"",
-        [.., b'\n'] => b"\n",
-        _ => b"\n\n",
-    }
 }
 
 impl<B: Books + 'static> Open<B> {
@@ -534,33 +437,6 @@ impl<B: Books + 'static> Open<B> {
     fn delivers(&mut self, piece: &[u8]) {
         self.delivered = true;
         self.gap = missing_end(piece);
-    }
-
-    /// Takes a piece of a stream that is held in slices.
-    fn push(&mut self, piece: Bytes) {
-        if let Some(slices) = &mut self.held.slices {
-            slices.push(piece);
-        }
-    }
-
-    /// What becomes of such a stream next.
-    fn next(&mut self) -> Next {
-        let Self { held, reading, prefix, waiting, .. } = self;
-        let Held { slices, quoted, .. } = &mut **held;
-        match slices {
-            None => Next::Read,
-            Some(slices) => slices.next(reading, &quoted.quantities, prefix, waiting),
-        }
-    }
-
-    /// Gives up a stream whose next slice was refused. The connection is closed before the books
-    /// are asked, so that the backend stops.
-    fn give_up(self, refused: &super::Refused) -> (Box<Held<B>>, Reading, u16) {
-        let Self { held, reading, flow, status, began, .. } = self;
-        drop(flow);
-        held.worker.meters.upstream(held.route.upstream, Phase::Body, began.elapsed());
-        held.caller.meters.refusal(refused.refusal.code);
-        (held, reading, status)
     }
 }
 
@@ -581,109 +457,11 @@ impl<B: Books + 'static> Drop for MeteredBody<B> {
                     let (open, topped_up) = topping_up.await;
                     match topped_up {
                         Ok(()) => leave(open).await,
-                        Err(refused) => stop(*open, &refused).await,
+                        Err(refused) => sliced::stop(*open, &refused).await,
                     }
                 });
             }
             _ => {}
         }
     }
-}
-
-/// Settles a stream that ends before its next slice and that nobody reads.
-async fn stop<B: Books + 'static>(open: Open<B>, refused: &super::Refused) {
-    let (mut held, mut reading, status) = open.give_up(refused);
-    // What could not be recorded was logged where it failed.
-    let _ = settle(&mut held, &mut reading, End::Stopped, status).await;
-}
-
-/// The end of a response that broke off. Where the client broke off its request first, or keeps
-/// the backend waiting for the rest of it, the backend could not finish: that is a client that
-/// left, or else whoever never ends an upload would have its answer for nothing.
-fn truncated<B: Books + 'static>(held: &Held<B>, error: &Break, delivered: bool) -> End {
-    let waits = matches!(error, Break::Stalled) && held.upload.is_open();
-    if waits || held.upload.broke_off() { End::Abandoned { delivered } } else { End::Truncated }
-}
-
-async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
-    let is_complete = open.is_complete();
-    let metered = open.held.metered();
-    let finishes = metered.is_some_and(|metered| metered.on_disconnect == OnDisconnect::Finish);
-    let bound: Duration = open.held.worker.upstreams[open.held.route.upstream].response_timeout;
-    if finishes && !is_complete && open.held.slices.is_some() {
-        return finish(open, bound).await;
-    }
-    let Open { mut held, mut reading, mut flow, delivered, status, .. } = *open;
-    let mut end = End::Abandoned { delivered };
-    if is_complete {
-        end = End::Complete;
-    } else if finishes {
-        let drained = timeout(bound, drain(&mut flow, &mut reading)).await;
-        end = match drained {
-            Ok(Ok(true)) => End::Complete,
-            Ok(Err(error @ Break::Broken(_))) => truncated(&held, &error, delivered),
-            _ => end,
-        };
-    }
-    // The connection is closed before the books are asked, so that a backend whose work nobody
-    // wants stops.
-    drop(flow);
-    // What could not be recorded was logged where it failed.
-    let _ = settle(&mut held, &mut reading, end, status).await;
-}
-
-/// Reads what is left of a stream that is held in slices, as long as they can be paid.
-async fn finish<B: Books + 'static>(mut open: Box<Open<B>>, bound: Duration) {
-    let (until, mut bytes) = (Instant::now() + bound, 0);
-    let end = loop {
-        match open.next() {
-            Next::Pass => open.prefix.clear(),
-            Next::TopUp => {
-                let Open { held, reading, .. } = &mut *open;
-                if let Err(refused) = slices::top_up(held, reading).await {
-                    return stop(*open, &refused).await;
-                }
-            }
-            Next::Read if open.is_complete() => break End::Complete,
-            Next::Read => match timeout_at(until.into(), open.flow.next()).await {
-                Ok(Some(Ok(piece))) if bytes <= MAX_DRAINED => {
-                    bytes += piece.len() as u64;
-                    open.push(piece);
-                }
-                Ok(None) => break End::Complete,
-                Ok(Some(Err(error @ Break::Broken(_)))) => {
-                    break truncated(&open.held, &error, open.delivered);
-                }
-                _ => break End::Abandoned { delivered: open.delivered },
-            },
-        }
-    };
-    let Open { mut held, mut reading, mut flow, status, .. } = *open;
-    if let Some(trailers) = flow.take_trailers() {
-        reading.trailers(&trailers);
-    }
-    drop(flow);
-    // What could not be recorded was logged where it failed.
-    let _ = settle(&mut held, &mut reading, end, status).await;
-}
-
-/// Reads what is left of a response, up to where it says that it is done; false where that is too
-/// much.
-async fn drain(flow: &mut Flow, reading: &mut Reading) -> Result<bool, Break> {
-    let mut bytes = 0;
-    while let Some(piece) = flow.next().await {
-        let piece = piece?;
-        bytes += piece.len() as u64;
-        reading.feed(&piece);
-        if reading.is_done() && reading.is_final() {
-            return Ok(true);
-        }
-        if bytes > MAX_DRAINED {
-            return Ok(false);
-        }
-    }
-    if let Some(trailers) = flow.take_trailers() {
-        reading.trailers(&trailers);
-    }
-    Ok(true)
 }
