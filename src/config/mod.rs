@@ -34,7 +34,7 @@ pub use network::Network;
 pub use reload::{Changes, changes, put_live};
 pub use route::{
     Attribute, Compat, Equals, Front, Hold, Idempotency, InjectWhen, Measured, Meter, Mode, Number,
-    OnDisconnect, Pick, Quantity, Route, Usage,
+    OnDisconnect, Pick, Progress, Quantity, Route, Usage,
 };
 pub use table::{Table, is_pointer, parameters, statuses};
 pub use text::Url;

@@ -16,8 +16,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("directory.url", Asks::Always),
     ("directory.org_files", Asks::NotEmpty),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
-    ("route.*.hold", Asks::Always),
-    ("route.*.sse_receipt", Asks::True),
     ("route.*.front", Asks::Always),
     ("auth.jwt", Asks::Always),
     ("envoy.listen", Asks::Always),
@@ -29,7 +27,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
 enum Asks {
     Always,
     NotEmpty,
-    True,
     Word(&'static str),
     Prefix(&'static str),
     /// Always, unless the program was built with this feature.
@@ -61,7 +58,6 @@ impl Asks {
             Self::Always => true,
             Self::Feature(_, built) => !built,
             Self::NotEmpty => !empty(),
-            Self::True => value.as_bool() == Some(true),
             Self::Word(word) => value.as_str() == Some(word),
             Self::Prefix(prefix) => value.as_str().is_some_and(|text| text.starts_with(prefix)),
         }
@@ -74,7 +70,6 @@ impl Asks {
                 format!("this program was built without `{name}`, expected the key to be absent")
             }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
-            Self::True => "not built yet, expected false".to_owned(),
             Self::Word(word) => format!("{word:?} is not built yet, expected another value"),
             Self::Prefix(prefix) => format!("{prefix} is not built yet, expected http://"),
         }

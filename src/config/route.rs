@@ -66,6 +66,8 @@ pub struct Route {
     pub max_body: u64,
     /// `slice`: the hold is topped up as a stream runs.
     pub hold: Option<Hold>,
+    /// What shows how far a stream has come, where it is held in slices.
+    pub progress: Option<Progress>,
     /// last, sum or max, where usage is told several times.
     pub pick: Option<Pick>,
     /// The last SSE event of a stream is the receipt.
@@ -89,6 +91,17 @@ pub struct Route {
 pub enum Hold {
     /// A slice at a time, topped up as the stream runs.
     Slice,
+}
+
+/// What shows how far a stream has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// The usage that was told so far.
+    #[default]
+    Usage,
+    /// That, and each event with data is at least one.
+    Events,
 }
 
 /// Which usage counts where a stream tells it several times (f15).
@@ -155,6 +168,8 @@ pub struct Meter {
     pub quantity: Option<Quantity>,
     /// Where the actual usage is told.
     pub usage: Option<Usage>,
+    /// What shows how far a stream has come, where it is held in slices.
+    pub progress: Option<Progress>,
 }
 
 impl Route {

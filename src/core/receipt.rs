@@ -1,6 +1,8 @@
 //! Receipts: what a caller is told of a charge, as an RFC 9651 dictionary, and the `RateLimit`
 //! fields (IETF draft-ietf-httpapi-ratelimit-headers-11) for seats without pool access.
 
+use serde::Serialize;
+
 use super::account::{LegKind, Taken, sum_of};
 use super::amount::{MICRO, Text};
 use super::charge::State;
@@ -35,6 +37,29 @@ pub struct Receipt<'a> {
     pub would_refuse: Option<&'a str>,
 }
 
+/// A receipt as JSON, with the names and words of the field.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Document<'a> {
+    charge: String,
+    state: &'static str,
+    cost: String,
+    seat: String,
+    pool: String,
+    overage: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overdraft: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seat_remaining: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool_remaining: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resets: Option<&'a str>,
+    rate_card: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_refuse: Option<&'a str>,
+}
+
 impl<'a> Receipt<'a> {
     /// The receipt of a charge with these legs; what is left is for the caller to add.
     pub fn new(
@@ -58,6 +83,30 @@ impl<'a> Receipt<'a> {
             resets: None,
             rate_card,
             would_refuse: None,
+        }
+    }
+
+    /// The same as JSON, on one line.
+    pub fn json(&self) -> Vec<u8> {
+        // A structure of texts always serialises.
+        serde_json::to_vec(&self.document()).unwrap_or_default()
+    }
+
+    fn document(&self) -> Document<'a> {
+        let text = |micro| Text::of_sum(micro).as_str().to_owned();
+        Document {
+            charge: self.charge.text(&mut [0; 36]).to_owned(),
+            state: self.state.word(),
+            cost: text(self.cost),
+            seat: text(self.seat),
+            pool: text(self.pool),
+            overage: text(self.overage),
+            overdraft: (self.overdraft > 0).then(|| text(self.overdraft)),
+            seat_remaining: self.seat_remaining.map(text),
+            pool_remaining: self.pool_remaining.map(text),
+            resets: self.resets,
+            rate_card: self.rate_card,
+            would_refuse: self.would_refuse,
         }
     }
 
@@ -162,6 +211,10 @@ mod tests {
             panic!("{observed}")
         };
         assert_eq!(item.bare_item.as_token().map(|token| token.as_str()), Some("seat_exhausted"));
+        // The document has the same names and words.
+        let json = String::from_utf8(receipt.json()).unwrap();
+        let again = text.replace("state=captured", "state=\"captured\"");
+        assert_eq!(json.replace("\":\"", "=\""), format!("{{\"{}}}", again.replace(", ", ",\"")));
     }
 
     #[test]

@@ -21,6 +21,8 @@ const ENTRY: usize = 128;
 pub struct Draft {
     head: Response<()>,
     body: Bytes,
+    /// The receipt is its last event.
+    pub tells: bool,
 }
 
 impl Draft {
@@ -29,12 +31,12 @@ impl Draft {
         let mut kept = Response::new(());
         *kept.status_mut() = head.status;
         *kept.headers_mut() = head.headers.clone();
-        Self { head: kept, body: body.clone() }
+        Self { head: kept, body: body.clone(), tells: false }
     }
 
-    /// The message with these fields behind its own; `None` where it is too large. Its `Date` is
+    /// The message with these fields behind its own, and this behind its body; `None` where it is too large. Its `Date` is
     /// left out: an answer has that of the moment at which it is sent.
-    pub fn message(&self, fields: &[(HeaderName, HeaderValue)]) -> Option<Bytes> {
+    pub fn message(&self, fields: &[(HeaderName, HeaderValue)], last: &[u8]) -> Option<Bytes> {
         let own = self.head.headers().iter().filter(|(name, _)| **name != DATE);
         let own = own.filter(|(name, _)| fields.iter().all(|(known, _)| known != *name));
         let fields = own.chain(fields.iter().map(|(name, value)| (name, value)));
@@ -50,6 +52,7 @@ impl Draft {
         }
         message.extend_from_slice(b"\r\n");
         message.extend_from_slice(&self.body);
+        message.extend_from_slice(last);
         (message.len() <= MAX_MESSAGE).then(|| message.into())
     }
 }
@@ -133,18 +136,18 @@ mod tests {
         let receipt = (HeaderName::from_static("tollgate-receipt"), HeaderValue::from_static("a"));
         for body in [&b""[..], b"\r\n\r\n", b"{\"ok\":true}\r\n\r\nx: y"] {
             let draft = Draft::new(&head(207, &fields), &Bytes::from_static(body));
-            let read = read(&draft.message(std::slice::from_ref(&receipt)).unwrap()).unwrap();
+            let read = read(&draft.message(std::slice::from_ref(&receipt), b"").unwrap()).unwrap();
             assert_eq!((read.status().as_u16(), &**read.body()), (207, body));
             let mut expected = head(207, &fields[..4]).headers;
             expected.insert(receipt.0.clone(), receipt.1.clone());
             assert_eq!(*read.headers(), expected);
         }
         let bare = Draft::new(&head(204, &[]), &Bytes::new());
-        assert_eq!(read(&bare.message(&[]).unwrap()).unwrap().status(), 204);
+        assert_eq!(read(&bare.message(&[], b"").unwrap()).unwrap().status(), 204);
         let large = Draft::new(&head(200, &[("x-large", &[b'a'; 32 << 10])]), &Bytes::new());
-        assert!(large.message(&[]).is_some());
+        assert!(large.message(&[], b"").is_some());
         let large = Draft { body: vec![b'a'; 64 << 10].into(), ..large };
-        assert_eq!(large.message(&[]), None);
+        assert_eq!(large.message(&[], b""), None);
     }
 
     #[test]

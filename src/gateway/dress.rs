@@ -157,8 +157,9 @@ pub fn dress(
         headers.insert(name.clone(), secret.clone());
     }
     if let Some(metered) = &route.metered {
-        if metered.pricing.usage.reads_body() {
-            // Usage is read from the body as it comes, so it should come as it is (f74).
+        if metered.pricing.usage.reads_body() || metered.appends() {
+            // Usage is read from the body as it comes, and events are set behind its own, so it
+            // should come as it is (f74).
             headers.remove(ACCEPT_ENCODING);
         }
         if metered.pricing.usage.reads_trailers() {

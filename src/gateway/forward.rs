@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{HeaderValue, TRAILER};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
 use http::{Request, Response, response};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
@@ -135,6 +135,8 @@ async fn deliver<B: Books + 'static>(
         Some(metered) => Reading::new(&metered.pricing.usage, &head.headers, declared.clone()),
         None => Reading::default(),
     };
+    begin(&mut held, &mut head, &reading);
+    let tells = meter_body::tells(&held, &reading);
     let passing = if held.takes_trailers { declared } else { Names::new() };
     for name in &passing {
         head.headers.append(TRAILER, HeaderValue::from(name.clone()));
@@ -142,6 +144,8 @@ async fn deliver<B: Books + 'static>(
     let began = Instant::now();
     let until = began + held.worker.upstreams[held.route.upstream].response_timeout;
     let gathered = match flow.size_hint().exact() {
+        // What comes at once may still be more than is held.
+        _ if held.slices.is_some() => Gathered::Open(Read::default()),
         Some(length) if length > SMALL => Gathered::Open(Read::default()),
         Some(_) => gather(&mut flow, &mut reading, usize::MAX, until).await,
         None => gather(&mut flow, &mut reading, PATIENCE, until).await,
@@ -149,7 +153,7 @@ async fn deliver<B: Books + 'static>(
     let took = began.elapsed();
     let waited = waited + took;
     let mut stalled = false;
-    let (end, bytes) = match gathered {
+    let (end, mut bytes) = match gathered {
         Gathered::Whole(bytes) => (End::Complete, bytes),
         Gathered::Broken(bytes, cause) => {
             stalled = matches!(cause, Break::Stalled);
@@ -172,8 +176,14 @@ async fn deliver<B: Books + 'static>(
         reading.trailers(trailers);
     }
     let trailers = meter_body::passed(trailers, &passing);
+    let tells = tells && end == End::Complete && !bytes.is_empty();
+    if tells {
+        bytes = [&*bytes, meter_body::missing_end(&bytes)].concat().into();
+    }
     if held.once.is_some() && end == End::Complete && trailers.is_none() {
-        held.draft = Some(Box::new(Draft::new(&head, &bytes)));
+        let mut draft = Draft::new(&head, &bytes);
+        draft.tells = tells;
+        held.draft = Some(Box::new(draft));
     }
     let settled = match cancelled_by_leaving(&held) {
         None => settle_by(&mut held, &mut reading, end, status).await,
@@ -196,12 +206,27 @@ async fn deliver<B: Books + 'static>(
         return Err(refused);
     }
     receipt(&mut head, &held, &settled);
+    if tells {
+        bytes = [bytes, settled.event(&held).into()].concat().into();
+    }
     let content = match end {
         End::Complete if trailers.is_some() => Content::Trailed(Some(bytes), trailers),
         End::Complete => Content::Whole(Some(bytes)),
         _ => Content::Broken(Some(bytes)),
     };
     Ok(Forwarded { response: Response::from_parts(head, content), waited })
+}
+
+/// Prepares for what may be set behind the events of a stream: its length is not known any more.
+/// What is no stream is settled as on any other route.
+fn begin<B: Books + 'static>(held: &mut Held<B>, head: &mut response::Parts, reading: &Reading) {
+    match &mut held.slices {
+        Some(slices) if reading.is_stream() => slices.begin(reading),
+        slices => *slices = None,
+    }
+    if meter_body::grows(held, reading) {
+        head.headers.remove(CONTENT_LENGTH);
+    }
 }
 
 /// What was read of a response before its head was sent.

@@ -13,6 +13,7 @@ use super::identify::Caller;
 use super::outgoing::Upload;
 use super::quote::Quoted;
 use super::route::{Metered, Route};
+use super::slices::Slices;
 use super::span::Context;
 use super::worker::Worker;
 use super::{Refused, once};
@@ -65,6 +66,8 @@ pub struct Held<B: Books + 'static> {
     pub draft: Option<Box<Draft>>,
     /// What would have been refused of it, or is not paid by anybody, in observe mode (D28).
     pub observed: Option<Box<Observed>>,
+    /// How it is topped up, where it is a slice of what a stream may come to.
+    pub slices: Option<Box<Slices>>,
     /// Its place among the requests in flight: work that goes on for a client that left still
     /// fills it.
     _permit: Arc<Permit>,
@@ -184,6 +187,7 @@ pub async fn hold<B: Books + 'static>(
         once,
         draft: None,
         observed: None,
+        slices: None,
         _permit: Arc::clone(permit),
     });
     match held.post(request_id.and_then(|id| id.to_str().ok())).await {
@@ -324,15 +328,27 @@ impl<B: Books + 'static> Held<B> {
     }
 
     /// A receipt with what its caller has left.
-    pub fn complete<'a>(&'a self, mut receipt: Receipt<'a>, standing: &Standing) -> HeaderValue {
+    pub fn complete<'a>(&'a self, receipt: Receipt<'a>, standing: &Standing) -> HeaderValue {
+        let mut text = Vec::with_capacity(288);
+        self.filled(receipt, standing).write(&mut text);
+        header(text)
+    }
+
+    fn filled<'a>(&'a self, mut receipt: Receipt<'a>, standing: &Standing) -> Receipt<'a> {
         receipt.seat_remaining = standing.seat.map(|(left, _)| left);
         receipt.resets = standing.seat.map(|_| self.moment.resets.as_str());
         receipt.pool_remaining = standing.pool;
         let observed = self.observed.as_ref().and_then(|observed| observed.code);
         receipt.would_refuse = receipt.would_refuse.or(observed.map(Code::as_str));
-        let mut text = Vec::with_capacity(288);
-        receipt.write(&mut text);
-        header(text)
+        receipt
+    }
+
+    /// The receipt as the last event of a stream.
+    pub fn receipt_event(&self, state: State, cost: u64, legs: &Legs) -> Vec<u8> {
+        let card = self.quoted.quote.rate_card.as_str();
+        let receipt = Receipt::new(self.charge, state, cost, legs, card);
+        let json = self.filled(receipt, &self.standing).json();
+        [b"event: tollgate.receipt\ndata: ", &*json, b"\n\n"].concat()
     }
 
     /// What the caller has left by the balances of now, once so much of each leg is captured and

@@ -1,27 +1,35 @@
 //! Response bodies: chunks pass through untouched while their usage is looked for, and the end
 //! reaches the client only after the capture is recorded (D30).
 
+mod leave;
+mod rest;
+mod sliced;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use super::admit::Permit;
 use super::carry::Carried;
-use super::flow::{Break, Flow};
+use super::flow::Flow;
 use super::hold::Held;
+use super::route::Metered;
 use super::settle::{self, Actual};
+use super::slices::Next;
 use super::usage::{Names, Reading};
 use super::worker::Turn;
 use crate::books::Books;
-use crate::config::OnDisconnect;
 use crate::telemetry::Phase;
+use leave::{leave, truncated};
+use rest::Rest;
+pub use rest::{missing_end, passed};
 
 /// The most bytes that are read of a response that nobody waits for.
 const MAX_DRAINED: u64 = 64 << 20;
@@ -133,6 +141,8 @@ pub enum End {
         /// Whether the client got some of it.
         delivered: bool,
     },
+    /// Nothing could pay its next slice (f82).
+    Stopped,
 }
 
 /// Settles a charge by how its response ended (D30, D32, D33).
@@ -151,13 +161,19 @@ pub async fn settle<B: Books + 'static>(
     let quoted = &held.quoted.quantities;
     let has_usage = metered.pricing.usage.has_usage();
     reading.end(end == End::Complete);
+    let so_far = || match reading.so_far(quoted) {
+        (quantities, true) => Actual::Reported(quantities),
+        (quantities, false) => Actual::Counted(quantities),
+    };
     let actual = match end {
         End::Complete => Some(reading.actual(quoted)),
+        End::Stopped => Some(so_far()),
         _ if !has_usage && end != (End::Abandoned { delivered: true }) => None,
         End::Truncated => reading.reported(quoted).map(Actual::Reported),
         End::Abandoned { delivered } => {
             let reported = reading.reported(quoted).map(Actual::Reported);
-            reported.or(delivered.then_some(Actual::Missing))
+            let sliced = || if held.slices.is_some() { so_far() } else { Actual::Missing };
+            reported.or_else(|| delivered.then(sliced))
         }
     };
     let told = (reading.is_conflicting(), reading.is_unreadable());
@@ -168,11 +184,18 @@ pub async fn settle<B: Books + 'static>(
     }
 }
 
-type Settling = Carried<Result<(), super::Refused>>;
+/// What was asked for when a body is to end: what is set behind it when the charge is settled.
+type Settling = Carried<Result<Bytes, super::Refused>>;
+
+/// The next slice of a stream's hold, and the stream that waits for it.
+type ToppingUp<B> =
+    Pin<Box<dyn Future<Output = (Box<Open<B>>, Result<(), super::Refused>)> + Send>>;
 
 enum State<B: Books + 'static> {
     /// Pieces pass through.
     Streaming(Box<Open<B>>),
+    /// An event waits until it is held for.
+    ToppingUp(ToppingUp<B>, TaskTracker),
     /// What tells a client that its answer is complete waits for the capture.
     Settling(Settling, Box<Rest>),
     /// The charge is captured, and the rest passes.
@@ -193,50 +216,9 @@ struct Open<B: Books + 'static> {
     trailers: Names,
     status: u16,
     delivered: bool,
+    /// What is missing behind it before an event may be set there.
+    gap: &'static [u8],
     began: Instant,
-}
-
-/// What is sent when the charge is captured.
-struct Rest {
-    pieces: VecDeque<Bytes>,
-    /// What the backend sends after that. It changes nothing any more.
-    flow: Option<Flow>,
-    trailers: Option<HeaderMap>,
-    passing: Names,
-}
-
-impl Rest {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(piece) = self.pieces.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
-        }
-        if let Some(flow) = &mut self.flow {
-            match std::task::ready!(flow.poll_data(context)) {
-                Some(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => self.trailers = passed(flow.take_trailers(), &self.passing),
-            }
-            self.flow = None;
-        }
-        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_over(&self) -> bool {
-        let flows = self.flow.as_ref().is_some_and(|flow| !flow.is_end_stream());
-        self.pieces.is_empty() && !flows && self.trailers.is_none()
-    }
-}
-
-/// The trailers that were declared; nothing else trails (f68).
-pub fn passed(trailers: Option<HeaderMap>, names: &Names) -> Option<HeaderMap> {
-    let trailers = trailers.filter(|_| !names.is_empty())?;
-    let mut passed = HeaderMap::new();
-    for name in names {
-        for value in trailers.get_all(name) {
-            passed.append(name, value.clone());
-        }
-    }
-    (!passed.is_empty()).then_some(passed)
 }
 
 /// A body that settles its charge before it ends, and whoever drops it.
@@ -280,7 +262,8 @@ impl<B: Books + 'static> MeteredBody<B> {
     ) -> Self {
         let Read { prefix, waiting } = read;
         let ahead: u64 = prefix.iter().chain(&waiting).map(|piece| piece.len() as u64).sum();
-        let remaining = flow.size_hint().exact().map(|rest| rest + ahead);
+        let length = flow.size_hint().exact().filter(|_| !grows(&held, &reading));
+        let remaining = length.map(|rest| rest + ahead);
         let began = Instant::now();
         let open = Open {
             held,
@@ -291,6 +274,7 @@ impl<B: Books + 'static> MeteredBody<B> {
             trailers,
             status,
             delivered: false,
+            gap: b"",
             began,
         };
         Self { state: State::Streaming(Box::new(open)), remaining }
@@ -324,31 +308,52 @@ impl<B: Books + 'static> MeteredBody<B> {
                 State::Settled(rest) => return rest.poll(context),
                 State::Settling(settling, _) => {
                     let settled = std::task::ready!(Pin::new(settling).poll(context));
-                    let State::Settling(_, rest) = std::mem::replace(&mut self.state, State::Done)
+                    let State::Settling(_, mut rest) =
+                        std::mem::replace(&mut self.state, State::Done)
                     else {
                         continue;
                     };
-                    if settled.is_err() {
-                        return Poll::Ready(Some(Err("the charge could not be recorded".into())));
+                    match settled {
+                        Ok(last) => rest.last = last,
+                        Err(refused) => {
+                            let why = refused.refusal.code.title();
+                            return Poll::Ready(Some(Err(why.into())));
+                        }
                     }
                     self.state = State::Settled(rest);
+                }
+                State::ToppingUp(topping_up, _) => {
+                    let (open, held) = std::task::ready!(topping_up.as_mut().poll(context));
+                    match held {
+                        Ok(()) => self.state = State::Streaming(open),
+                        Err(refused) => self.stop(*open, refused),
+                    }
                 }
                 State::Streaming(open) => {
                     if let Some(piece) = open.prefix.pop_front() {
                         let is_last = self.remaining == Some(piece.len() as u64);
                         if !is_last {
-                            open.delivered = true;
+                            open.delivers(&piece);
                             return Poll::Ready(Some(Ok(Frame::data(piece))));
                         }
                         open.waiting.push_back(piece);
                         self.settle(End::Complete, false);
                         continue;
                     }
+                    match open.next() {
+                        Next::Pass => continue,
+                        Next::TopUp => {
+                            self.top_up();
+                            continue;
+                        }
+                        Next::Read => {}
+                    }
                     if open.is_complete() {
                         self.settle(End::Complete, true);
                         continue;
                     }
                     match std::task::ready!(open.flow.poll_data(context)) {
+                        Some(Ok(piece)) if open.held.slices.is_some() => open.push(piece),
                         Some(Ok(mut piece)) => {
                             let waits = piece.split_off(open.reading.feed(&piece));
                             if !waits.is_empty() {
@@ -362,7 +367,7 @@ impl<B: Books + 'static> MeteredBody<B> {
                                 self.settle(End::Complete, false);
                                 continue;
                             }
-                            open.delivered = true;
+                            open.delivers(&piece);
                             return Poll::Ready(Some(Ok(Frame::data(piece))));
                         }
                         None => {
@@ -388,7 +393,8 @@ impl<B: Books + 'static> MeteredBody<B> {
         let State::Streaming(open) = std::mem::replace(&mut self.state, State::Done) else {
             return;
         };
-        let Open { mut held, mut reading, mut flow, waiting, trailers, status, began, .. } = *open;
+        let Open { mut held, mut reading, mut flow, mut waiting, trailers, .. } = *open;
+        let Open { status, began, gap, .. } = *open;
         let passing = trailers;
         held.worker.meters.upstream(held.route.upstream, Phase::Body, began.elapsed());
         let trailers = if goes_on { None } else { flow.take_trailers() };
@@ -398,10 +404,25 @@ impl<B: Books + 'static> MeteredBody<B> {
         let trailers = passed(trailers, &passing);
         let flow = goes_on.then_some(flow);
         let tasks = held.worker.tasks.clone();
-        let work = async move { settle(&mut held, &mut reading, end, status).await.map(drop) };
-        let rest = Rest { pieces: waiting, flow, trailers, passing };
+        waiting.extend(held.slices.as_mut().map(|slices| slices.rest()).into_iter().flatten());
+        let tells = end == End::Complete && tells(&held, &reading);
+        let work = async move {
+            let settled = settle(&mut held, &mut reading, end, status).await?;
+            Ok(if tells { settled.event(&held).into() } else { Bytes::new() })
+        };
+        let rest = Rest { pieces: waiting, flow, last: Bytes::new(), gap, trailers, passing };
         self.state = State::Settling(Carried::new(&tasks, work), Box::new(rest));
     }
+}
+
+/// Whether events may be set behind those of a stream.
+pub fn grows<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> bool {
+    held.metered().is_some_and(Metered::appends) && reading.is_open_stream()
+}
+
+/// Whether the receipt is the last of them.
+pub fn tells<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> bool {
+    held.metered().is_some_and(|metered| metered.sse_receipt) && reading.is_open_stream()
 }
 
 impl<B: Books + 'static> Open<B> {
@@ -411,70 +432,36 @@ impl<B: Books + 'static> Open<B> {
         let size = || self.waiting.iter().map(Bytes::len).sum::<usize>();
         self.reading.is_done() && (self.reading.is_final() || size() > MAX_WAITING)
     }
+
+    /// A piece is given to the client.
+    fn delivers(&mut self, piece: &[u8]) {
+        self.delivered = true;
+        self.gap = missing_end(piece);
+    }
 }
 
 impl<B: Books + 'static> Drop for MeteredBody<B> {
     /// The client left: what remains belongs to a task (D33, f08).
     fn drop(&mut self) {
-        let State::Streaming(open) = std::mem::replace(&mut self.state, State::Done) else {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        if tokio::runtime::Handle::try_current().is_err() {
             return;
-        };
-        let tasks = open.held.worker.tasks.clone();
-        if tokio::runtime::Handle::try_current().is_ok() {
-            tasks.spawn(leave(open));
+        }
+        match state {
+            State::Streaming(open) => {
+                let tasks = open.held.worker.tasks.clone();
+                tasks.spawn(leave(open));
+            }
+            State::ToppingUp(topping_up, tasks) => {
+                tasks.spawn(async move {
+                    let (open, topped_up) = topping_up.await;
+                    match topped_up {
+                        Ok(()) => leave(open).await,
+                        Err(refused) => sliced::stop(*open, &refused).await,
+                    }
+                });
+            }
+            _ => {}
         }
     }
-}
-
-/// The end of a response that broke off. Where the client broke off its request first, or keeps
-/// the backend waiting for the rest of it, the backend could not finish: that is a client that
-/// left, or else whoever never ends an upload would have its answer for nothing.
-fn truncated<B: Books + 'static>(held: &Held<B>, error: &Break, delivered: bool) -> End {
-    let waits = matches!(error, Break::Stalled) && held.upload.is_open();
-    if waits || held.upload.broke_off() { End::Abandoned { delivered } } else { End::Truncated }
-}
-
-async fn leave<B: Books + 'static>(open: Box<Open<B>>) {
-    let is_complete = open.is_complete();
-    let Open { mut held, mut reading, mut flow, delivered, status, .. } = *open;
-    let finishes =
-        held.metered().is_some_and(|metered| metered.on_disconnect == OnDisconnect::Finish);
-    let mut end = End::Abandoned { delivered };
-    if is_complete {
-        end = End::Complete;
-    } else if finishes {
-        let bound: Duration = held.worker.upstreams[held.route.upstream].response_timeout;
-        let drained = timeout(bound, drain(&mut flow, &mut reading)).await;
-        end = match drained {
-            Ok(Ok(true)) => End::Complete,
-            Ok(Err(error @ Break::Broken(_))) => truncated(&held, &error, delivered),
-            _ => end,
-        };
-    }
-    // The connection is closed before the books are asked, so that a backend whose work nobody
-    // wants stops.
-    drop(flow);
-    // What could not be recorded was logged where it failed.
-    let _ = settle(&mut held, &mut reading, end, status).await;
-}
-
-/// Reads what is left of a response, up to where it says that it is done; false where that is too
-/// much.
-async fn drain(flow: &mut Flow, reading: &mut Reading) -> Result<bool, Break> {
-    let mut bytes = 0;
-    while let Some(piece) = flow.next().await {
-        let piece = piece?;
-        bytes += piece.len() as u64;
-        reading.feed(&piece);
-        if reading.is_done() && reading.is_final() {
-            return Ok(true);
-        }
-        if bytes > MAX_DRAINED {
-            return Ok(false);
-        }
-    }
-    if let Some(trailers) = flow.take_trailers() {
-        reading.trailers(&trailers);
-    }
-    Ok(true)
 }

@@ -155,9 +155,12 @@ fn openai_type(code: Code, status: StatusCode) -> &'static str {
     }
 }
 
-/// The response to a refused request, in the manner of its route.
-pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response<()>, Bytes) {
-    let Refused { refusal, retry_after, allow, receipt, .. } = refused;
+/// The status of a refusal, its kind of body, and the body.
+fn describe(
+    refusal: &Refusal,
+    request_id: &str,
+    manner: Manner,
+) -> (StatusCode, &'static str, Vec<u8>) {
     let code = refusal.code;
     let mut status = status(code);
     if status == StatusCode::PAYMENT_REQUIRED {
@@ -185,6 +188,22 @@ pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response
         None => ("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default()),
         Some(Compat::Openai) => ("application/json", openai(&problem, code, status)),
     };
+    (status, kind, body)
+}
+
+/// What ends a stream that cannot go on: an event `error` with what a response would have for its
+/// body.
+pub fn event(refused: &Refused, request_id: &str, manner: Manner) -> Vec<u8> {
+    // JSON of ours is one line.
+    let (_, _, body) = describe(&refused.refusal, request_id, manner);
+    [b"event: error\ndata: ", &*body, b"\n\n"].concat()
+}
+
+/// The response to a refused request, in the manner of its route.
+pub fn respond(refused: &Refused, request_id: &str, manner: Manner) -> (Response<()>, Bytes) {
+    let Refused { refusal, retry_after, allow, receipt, .. } = refused;
+    let code = refusal.code;
+    let (status, kind, body) = describe(refusal, request_id, manner);
     let mut response = Response::new(());
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -15,7 +15,7 @@ use super::problem::Manner;
 use super::quote::{Meter, Pricing, unescape};
 use super::usage::Rules;
 use crate::books::InDoubt;
-use crate::config::{self, Idempotency, OnDisconnect, Table};
+use crate::config::{self, Hold, Idempotency, OnDisconnect, Progress, Table};
 use crate::core::ids::Id;
 use crate::core::refusal::{Code, Refusal};
 
@@ -57,12 +57,21 @@ pub struct Metered {
     pub idempotency: Idempotency,
     /// Nothing is refused for lack of credit (D28).
     pub observed: bool,
+    /// Streams are held a slice at a time (D29).
+    pub sliced: bool,
+    /// The last event of a stream is the receipt.
+    pub sse_receipt: bool,
 }
 
 impl Metered {
     /// Whether the request's body must be held, so long as it is, where that is known.
     pub fn holds_body(&self, length: Option<u64>) -> bool {
         self.inject.is_some() || self.pricing.holds_body(length)
+    }
+
+    /// Whether the gateway may set events among those of a stream.
+    pub fn appends(&self) -> bool {
+        self.sliced || self.sse_receipt
     }
 
     /// Whether a status is charged (D32).
@@ -190,6 +199,7 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         let quantity = pricing.quantity(route.quantity.as_ref())?;
         pricing.meters.push(Meter { name: None, quantity });
         usage.add(route.usage.as_ref())?;
+        counted(&mut usage, route.progress);
     } else if route.quantity.is_some() || route.usage.is_some() {
         return Err("`quantity` and `usage` belong into its meters".to_owned());
     }
@@ -197,6 +207,7 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         let quantity = pricing.quantity(meter.quantity.as_ref())?;
         pricing.meters.push(Meter { name: Some(meter.name.clone()), quantity });
         usage.add(meter.usage.as_ref())?;
+        counted(&mut usage, meter.progress);
     }
     pricing.usage = Arc::new(usage);
     for (name, attribute) in &route.attributes {
@@ -222,7 +233,15 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         in_doubt: route.in_doubt,
         idempotency: route.idempotency.unwrap_or_default(),
         observed: route.mode == Some(config::Mode::Observe),
+        sliced: route.hold == Some(Hold::Slice),
+        sse_receipt: route.sse_receipt,
     })
+}
+
+fn counted(usage: &mut Rules, progress: Option<Progress>) {
+    if progress == Some(Progress::Events) {
+        usage.count_events();
+    }
 }
 
 fn statuses(text: &str) -> Result<(u16, u16), String> {

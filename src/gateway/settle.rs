@@ -29,6 +29,8 @@ pub enum Actual {
     Missing,
     /// Quantities by meter, in millionths.
     Reported(SmallVec<[u64; 2]>),
+    /// The same as far as is known, flagged: the backend did not tell all of them.
+    Counted(SmallVec<[u64; 2]>),
 }
 
 /// How a charge ended.
@@ -40,6 +42,13 @@ pub struct Settled {
     pub cost: u64,
     /// Who paid.
     pub legs: Legs,
+}
+
+impl Settled {
+    /// The receipt as the last event of a stream.
+    pub fn event<B: Books + 'static>(&self, held: &Held<B>) -> Vec<u8> {
+        held.receipt_event(self.state, self.cost, &self.legs)
+    }
 }
 
 /// Captures a charge on what was really used.
@@ -56,8 +65,8 @@ pub async fn capture<B: Books + 'static>(
     memo.cost = price.cost;
     let mut observed = held.observed.clone();
     let Settlement { mut keep, mut excess } = match (actual, &mut observed) {
-        (Actual::Reported(_), None) => waterfall::settle(&held.legs, &price),
-        (Actual::Reported(_), Some(observed)) => {
+        (Actual::Reported(_) | Actual::Counted(_), None) => waterfall::settle(&held.legs, &price),
+        (Actual::Reported(_) | Actual::Counted(_), Some(observed)) => {
             observed.settle(&held.legs, held.quoted.quote.pool, &price)
         }
         _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
@@ -152,12 +161,16 @@ fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, Outcome
     let missing = OutcomeMemo { flags: Flags::USAGE_MISSING, ..OutcomeMemo::default() };
     match (actual, held.metered()) {
         (Actual::Quoted, _) => (quoted, OutcomeMemo::default()),
-        (Actual::Reported(quantities), Some(metered)) => {
+        (Actual::Reported(quantities) | Actual::Counted(quantities), Some(metered)) => {
             // Usage that is beyond what an amount can hold is as good as none (f56, f57).
             match held.quoted.again(metered, quantities) {
                 Ok(quote) => {
                     let measures = Some(quantities.to_vec());
-                    (quote.price, OutcomeMemo { measures, ..OutcomeMemo::default() })
+                    let flags = match actual {
+                        Actual::Counted(_) => Flags::USAGE_MISSING,
+                        _ => Flags::default(),
+                    };
+                    (quote.price, OutcomeMemo { measures, flags, ..OutcomeMemo::default() })
                 }
                 Err(_) => {
                     held.worker.meters.usage(held.route.index, false, true);
@@ -257,7 +270,12 @@ async fn foretell<B: Books + 'static>(held: &mut Held<B>, keep: &[u64], cost: u6
     if let Some((policy, limit)) = held.rate_limits() {
         fields.extend([(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)]);
     }
-    held.draft.as_ref().and_then(|draft| draft.message(&fields)).unwrap_or_default()
+    let Some(draft) = &held.draft else { return Bytes::new() };
+    let last = match draft.tells {
+        true => held.receipt_event(State::Captured, cost, &kept),
+        false => Vec::new(),
+    };
+    draft.message(&fields, &last).unwrap_or_default()
 }
 
 /// Asks the books to capture what is kept, and to take an excess in the same step; also gives what

@@ -1,5 +1,6 @@
 """OpenAI's client, used as its own documentation does, with nothing of the gateway's in it but the
-address, the key and one header. Prints what came of each call as JSON; the test judges it.
+address, the key and one header. Prints what came of each call that is named as JSON; the test
+judges it.
 """
 
 import json
@@ -7,7 +8,7 @@ import sys
 
 import openai
 
-base_url, key = sys.argv[1:]
+base_url, key, *names = sys.argv[1:]
 MESSAGES = [{"role": "user", "content": "one two three"}]
 
 
@@ -57,6 +58,25 @@ def left():
         return {"first": next(iter(stream)).object}
 
 
+def sliced(user):
+    """A stream that its gateway may end before its backend does."""
+    tokens = []
+    try:
+        with chat(of(user), max_tokens=20, stream=True) as stream:
+            for chunk in stream:
+                tokens += [choice.delta.content for choice in chunk.choices if choice.delta.content]
+    except openai.APIError as error:
+        return {
+            "raised": type(error).__name__,
+            "code": error.code,
+            "type": error.type,
+            "message": error.message,
+            "problem": error.body["problem"],
+            "tokens": len(tokens),
+        }
+    return {"raised": None, "tokens": len(tokens)}
+
+
 def images():
     answer = of("alice").images.generate(prompt="a", n=2, model="sample")
     return {"images": len(answer.data), "url": answer.data[0].url[:15]}
@@ -98,5 +118,7 @@ calls = {
     "failed": lambda: error(
         lambda: chat(of("alice", max_retries=1), extra_headers={"X-Sample-Fail": "503"})
     ),
+    "stopped": lambda: sliced("erin"),
+    "received": lambda: sliced("frank"),
 }
-print(json.dumps({name: call() for name, call in calls.items()}))
+print(json.dumps({name: calls[name]() for name in names}))

@@ -75,7 +75,7 @@ fn routes(sample: &Sample) -> String {
 }
 
 /// What came of each call.
-fn calls(world: &World) -> Value {
+fn calls(world: &World, names: &[&str]) -> Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/client/install");
     let installed = Command::new(script).output().unwrap();
     assert!(installed.status.success(), "OpenAI's client cannot be installed: {installed:?}");
@@ -85,6 +85,7 @@ fn calls(world: &World) -> Value {
         .env_clear()
         .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/client/calls.py")])
         .args([&format!("http://{}/v1", world.gateway()), STUDIO])
+        .args(names)
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
@@ -117,7 +118,21 @@ fn openai_s_client_works_unchanged_and_reads_refusals() {
             .user("carol", "1", Access::None)
             .user("dave", "100", Access::None);
         let world = World::with(setup, &org);
-        let came = calls(&world);
+        let names = [
+            "plain",
+            "streamed",
+            "silent",
+            "left",
+            "images",
+            "exhausted",
+            "exhausted_stream",
+            "exhausted_429",
+            "unquotable",
+            "unknown_user",
+            "unauthenticated",
+            "failed",
+        ];
+        let came = calls(&world, &names);
 
         let plain = &came["plain"];
         assert_eq!(plain["content"], "word ".repeat(6));
@@ -174,5 +189,43 @@ fn openai_s_client_works_unchanged_and_reads_refusals() {
         world.seat("carol", "0", "1", "0");
         // Who left pays for what the backend finished.
         world.seat("dave", "3.666667", "96.333333", "0");
+    });
+}
+
+#[test]
+fn f82_openai_s_client_reads_why_a_stream_ended_and_no_receipt() {
+    run(async {
+        let sample = Sample::start();
+        let limits = format!(
+            "[[upstream]]\nname = \"sample\"\nurls = [\"http://{}\"]\n\
+             [[route]]\nmethod = \"POST\"\npath = \"/v1/chat/completions\"\n\
+             upstream = \"sample\"\nfeature = \"chat\"\ncompat = \"openai\"\n\
+             hold = \"slice\"\nsse_receipt = true\n\
+             inject = {{ \"/stream_options/include_usage\" = true }}\n\
+             [[route.meter]]\nname = \"in\"\nquantity = {{ const = 9 }}\n\
+             usage = {{ sse_json = \"/usage/prompt_tokens\" }}\n\
+             [[route.meter]]\nname = \"out\"\nquantity = {{ const = 3 }}\n\
+             usage = {{ sse_json = \"/usage/completion_tokens\" }}\nprogress = \"events\"\n",
+            sample.address,
+        );
+        let setup = Setup { limits, ..Setup::default() };
+        let org = Org::new().user("erin", "8", Access::None).user("frank", "100", Access::None);
+        let world = World::with(setup, &org);
+        let came = calls(&world, &["stopped", "received"]);
+        let stopped = &came["stopped"];
+        assert_eq!(
+            [&stopped["raised"], &stopped["type"], &stopped["code"]],
+            ["APIError", "insufficient_quota", "seat_exhausted"],
+            "{stopped}"
+        );
+        assert_eq!(stopped["message"], stopped["problem"]["detail"], "{stopped}");
+        // Six events of two slices, and the first of them says whose turn it is.
+        assert_eq!(stopped["tokens"], 5, "{stopped}");
+        assert_eq!(came["received"], json!({ "raised": null, "tokens": 20 }));
+        world.settled().await;
+        // Nine in at a third as held, and six out at two thirds as delivered.
+        world.seat("erin", "7", "1", "0");
+        // Three in and twenty out as told.
+        world.seat("frank", "14.333334", "85.666666", "0");
     });
 }

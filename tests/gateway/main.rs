@@ -12,7 +12,7 @@
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
 //! - `observe`: what is let through that would be refused.
-//! - `usage`: where backends tell what was used.
+//! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `streams`: what is left, broken off or read slowly, by the thousand.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -54,6 +54,7 @@ mod seats;
 mod secrets;
 mod service;
 mod settle;
+mod slices;
 mod streams;
 mod time;
 mod upstreams;

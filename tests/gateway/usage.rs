@@ -10,12 +10,12 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-use super::upstreams::{begin, paid, post, read_until, route, upstream, world};
-use crate::support::{Wild, World, run};
+use super::upstreams::{begin, paid, post, read_until, route, upstream};
+use crate::support::{Access, Org, Setup, Wild, World, run};
 
 /// What a backend does for a request.
 #[derive(Clone)]
-enum Step {
+pub enum Step {
     /// The head's fields; the body is chunked.
     Head(&'static str),
     /// One chunk, sent at once.
@@ -32,23 +32,32 @@ enum Step {
     Break,
 }
 
-fn chunk(text: impl AsRef<[u8]>) -> Step {
+pub fn chunk(text: impl AsRef<[u8]>) -> Step {
     Step::Chunk(text.as_ref().to_vec())
 }
 
-fn event(n: &str) -> Step {
+pub fn event(n: &str) -> Step {
     chunk(format!("data: {{\"usage\":{{\"n\":{n}}}}}\n\n"))
 }
 
-const SSE: &str = "content-type: text/event-stream\r\n";
-const DONE: &str = "data: [DONE]\n\n";
+pub const SSE: &str = "content-type: text/event-stream\r\n";
+pub const DONE: &str = "data: [DONE]\n\n";
 
-fn head(fields: &'static str) -> Step {
+pub fn head(fields: &'static str) -> Step {
     Step::Head(fields)
 }
 
 /// A gateway before a backend that does this by the path's last segment, with these routes.
 fn metered(
+    plays: Vec<(&'static str, Vec<Step>)>,
+    routes: &[(&str, &str)],
+) -> (World, Wild, Sender<()>) {
+    metered_for(&Org::new().user("alice", "1000", Access::None), plays, routes)
+}
+
+/// The same for this org.
+pub fn metered_for(
+    org: &Org,
     plays: Vec<(&'static str, Vec<Step>)>,
     routes: &[(&str, &str)],
 ) -> (World, Wild, Sender<()>) {
@@ -85,20 +94,21 @@ fn metered(
     });
     let mut sections = vec![upstream("told", &[backend.address], "")];
     sections.extend(routes.iter().map(|(path, more)| route(path, "told", more)));
-    (world(&sections), backend, go)
+    let setup = Setup { limits: sections.concat(), ..Setup::default() };
+    (World::with(setup, org), backend, go)
 }
 
 const TOLD: &str = "quantity = { const = 7 }\nusage = { json = \"/usage/n\", \
                     sse_json = \"/usage/n\", ndjson_json = \"/usage/n\" }";
 
 /// The charge of the backend's last request, settled.
-async fn charge(world: &World, backend: &Wild) -> Value {
+pub async fn charge(world: &World, backend: &Wild) -> Value {
     world.settled().await;
     now(world, backend)
 }
 
 /// The same as it is now.
-fn now(world: &World, backend: &Wild) -> Value {
+pub fn now(world: &World, backend: &Wild) -> Value {
     let heads = backend.heads();
     let head = heads.last().unwrap();
     let id = head.lines().find_map(|line| line.strip_prefix("tollgate-charge: ")).unwrap();
@@ -106,16 +116,16 @@ fn now(world: &World, backend: &Wild) -> Value {
 }
 
 #[track_caller]
-fn is(charge: &Value, state: &str, cost: &str, flags: &Value) {
+pub fn is(charge: &Value, state: &str, cost: &str, flags: &Value) {
     assert_eq!((&charge["state"], &charge["cost"]), (&json!(state), &json!(cost)), "{charge}");
     assert_eq!(&charge["flags"], flags, "{charge}");
 }
 
-fn missing() -> Value {
+pub fn missing() -> Value {
     json!(["usage_missing"])
 }
 
-fn gzip(parts: &[&[u8]]) -> Vec<Vec<u8>> {
+pub fn gzip(parts: &[&[u8]]) -> Vec<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     let mut pieces = Vec::new();
     for part in parts {

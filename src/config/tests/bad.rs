@@ -201,6 +201,7 @@ fn routes_that_make_no_sense() {
     let one = "expected exactly one of json, count, header, query, path, form, form_bytes, form_files, body, times, const";
     let of = "expected exactly one of json, header, query, path, form, const";
     let field = "expected the name of a form's field";
+    let measured = "expected `usage.sse_json` or `progress = \"events\"`, by which it is topped up";
     let decimal = "expected an exact decimal with at most six decimals";
     // Each row is what comes after `path`, `upstream` and `feature`, on line 6.
     for (row, expected) in [
@@ -249,6 +250,13 @@ fn routes_that_make_no_sense() {
         ("usage = { trailer = \"Content-Length\" }", "6:21: route[0].usage.trailer: expected the name of a header that may trail".to_owned()),
         ("usage = { ndjson_json = \"a\" }", format!("6:25: route[0].usage.ndjson_json: {pointer}")),
         ("pick = \"sum\"", "6:8: route[0].pick: expected no such key where no usage is told in a stream".to_owned()),
+        ("hold = \"slice\"", format!("6:8: route[0].hold: {measured}")),
+        ("hold = \"slice\"\nusage = { json = \"/n\", ndjson_json = \"/n\" }", format!("6:8: route[0].hold: {measured}")),
+        ("progress = \"events\"", "6:12: route[0].progress: expected no such key without `hold = \"slice\"`".to_owned()),
+        ("meter = [{ name = \"a\", progress = \"events\" }]", "6:35: route[0].meter[0].progress: expected no such key without `hold = \"slice\"`".to_owned()),
+        ("hold = \"slice\"\nprogress = \"usage\"\nmeter = [{ name = \"a\", progress = \"events\" }]", "7:12: route[0].progress: expected no such key beside [[route.meter]], each meter has its own".to_owned()),
+        ("[[route]]\npath = \"/x\"\nupstream = \"m\"\nfree = true\nsse_receipt = true", "10:15: route[1].sse_receipt: expected no such key on a free route".to_owned()),
+        ("[[route]]\npath = \"/x\"\nupstream = \"m\"\nfree = true\nhold = \"slice\"", "10:8: route[1].hold: expected no such key on a free route".to_owned()),
         ("usage = { header = \"é\" }", "6:20: route[0].usage.header: expected a header's name".to_owned()),
         ("charge_on = []", "6:13: route[0].charge_on: expected a status; what never charges is `free = true`".to_owned()),
         ("charge_on = [\"2xx\", \"1xx\"]", "6:21: route[0].charge_on[1]: expected a class like \"2xx\" or a status like \"404\"".to_owned()),
@@ -340,12 +348,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
             "https://h:2",
             "upstream[0].urls[0]: https:// is not built yet, expected http://".to_owned(),
         ),
-        ("ROUTE__0__HOLD", "slice", format!("route[0].hold: {absent}")),
-        (
-            "ROUTE__0__SSE_RECEIPT",
-            "true",
-            "route[0].sse_receipt: not built yet, expected false".to_owned(),
-        ),
         ("ROUTE__0__FRONT", "hold", format!("route[0].front: {absent}")),
         ("AUTH__JWT", "{ issuer = \"i\", audience = \"a\" }", format!("auth.jwt: {absent}")),
         ("ENVOY__LISTEN", "127.0.0.1:9191", format!("envoy.listen: {absent}")),
@@ -356,7 +358,7 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         assert_eq!(format!("{}: {}", problem.key, problem.expected), expected);
     }
     let built = [
-        ("TOLLGATE__ROUTE__0__SSE_RECEIPT", "false"),
+        ("TOLLGATE__ROUTE__0__SSE_RECEIPT", "true"),
         ("TOLLGATE__ROUTE__0__MODE", "observe"),
         ("TOLLGATE__ROUTE__0__ON_DISCONNECT", "cancel"),
         ("TOLLGATE__ROUTE__0__INJECT", "{}"),

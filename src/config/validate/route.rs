@@ -2,7 +2,8 @@
 
 use super::super::document::Key;
 use super::super::{
-    Attribute, Config, Number, Quantity, Route, Table, Usage, is_pointer, parameters, statuses,
+    Attribute, Config, Hold, Number, Progress, Quantity, Route, Table, Usage, is_pointer,
+    parameters, statuses,
 };
 use super::{Check, is_header, is_taken};
 use crate::core::amount::parse_micro;
@@ -103,6 +104,8 @@ fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
         check.that(route.meter.is_empty(), &meter, free);
         check.that(route.idempotency.is_none(), &key.name("idempotency"), free);
         check.that(route.mode.is_none(), &key.name("mode"), free);
+        check.that(route.hold.is_none(), &key.name("hold"), free);
+        check.that(!route.sse_receipt, &key.name("sse_receipt"), free);
     } else {
         check.that(route.feature.is_some(), &feature, "expected a feature, or `free = true`");
     }
@@ -110,7 +113,9 @@ fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
         let own = "expected no such key beside [[route.meter]], each meter has its own";
         check.that(route.quantity.is_none(), &key.name("quantity"), own);
         check.that(route.usage.is_none(), &key.name("usage"), own);
+        check.that(route.progress.is_none(), &key.name("progress"), own);
     }
+    slices(check, key, route);
     amounts(check, key, route, route.quantity.as_ref(), route.usage.as_ref());
     let mut told = route.usage.iter().chain(route.meter.iter().filter_map(|m| m.usage.as_ref()));
     let streamed = route.pick.is_none() || told.any(Usage::is_streamed);
@@ -123,6 +128,26 @@ fn metering(check: &mut Check<'_>, key: &Key, route: &Route) {
     }
     let one_kind = !route.reads_form() || route.pointers().next().is_none();
     check.that(one_kind, key, "expected pointers or fields of a form, a body is not both");
+}
+
+/// What is held in slices shows in the events of a stream how far it has come.
+fn slices(check: &mut Check<'_>, key: &Key, route: &Route) {
+    let sliced = route.hold == Some(Hold::Slice);
+    let expected = "expected no such key without `hold = \"slice\"`";
+    let own = route.progress.is_none() || sliced;
+    check.that(own, &key.name("progress"), expected);
+    for (index, meter) in route.meter.iter().enumerate() {
+        let fine = meter.progress.is_none() || sliced;
+        check.that(fine, &key.name("meter").index(index).name("progress"), expected);
+    }
+    let shows = |usage: &Option<Usage>, progress: Option<Progress>| {
+        let told = usage.as_ref().is_some_and(|usage| usage.sse_json.is_some());
+        told || progress == Some(Progress::Events)
+    };
+    let own = shows(&route.usage, route.progress);
+    let measured = own || route.meter.iter().any(|one| shows(&one.usage, one.progress));
+    let expected = "expected `usage.sse_json` or `progress = \"events\"`, by which it is topped up";
+    check.that(!sliced || route.free || measured, &key.name("hold"), expected);
 }
 
 fn amounts(

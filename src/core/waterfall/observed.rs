@@ -82,12 +82,17 @@ impl Observed {
             }
             None => (Post::default(), excess),
         };
-        let before = micro(&self.uncovered);
+        (post, self.and(&Self { code: None, uncovered: both(&unpaid) }))
+    }
+
+    /// What there is to a charge of which the other one is a part more.
+    pub fn and(&self, other: &Self) -> Self {
+        let (one, more) = (micro(&self.uncovered), micro(&other.uncovered));
         let uncovered = both(&Excess {
-            credits: before.credits.saturating_add(unpaid.credits),
-            operations: before.operations.saturating_add(unpaid.operations),
+            credits: one.credits.saturating_add(more.credits),
+            operations: one.operations.saturating_add(more.operations),
         });
-        (post, Self { uncovered, ..*self })
+        Self { code: self.code.or(other.code), uncovered }
     }
 }
 

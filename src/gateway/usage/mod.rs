@@ -9,9 +9,10 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::settle::Actual;
-use crate::core::amount::parse_micro;
+use crate::core::amount::{MICRO, parse_micro};
 
 mod coding;
+mod ends;
 mod ndjson;
 mod plain;
 mod rules;
@@ -19,6 +20,7 @@ mod sse;
 mod tally;
 
 use coding::Coding;
+pub use ends::Ends;
 use ndjson::{Lines, Text};
 use plain::Whole;
 use rules::{Finder, Places};
@@ -70,9 +72,12 @@ impl Body {
             Self::Not => {}
             Self::Whole(whole) => whole.feed(piece),
             Self::Events(events) => {
-                return events.feed(piece, |event| match event {
-                    Event::Data(text) => told(text, &rules.events, tally),
-                    Event::TooLong => too_long(&rules.events, tally),
+                return events.feed(piece, |event| {
+                    tally.events = tally.events.saturating_add(1);
+                    match event {
+                        Event::Data(text) => told(text, &rules.events, tally),
+                        Event::TooLong => too_long(&rules.events, tally),
+                    }
                 });
             }
             Self::Lines(lines) => lines.feed(piece, |text| match text {
@@ -265,9 +270,13 @@ impl Reading {
                 Some(text) if text.trim_ascii().is_empty() => {}
                 Some(text) => last(text, complete, &rules.plain, tally),
             },
-            Body::Events(mut events) => events.end(|event| match event {
-                Event::Data(text) => last(text, complete, &rules.events, tally),
-                Event::TooLong => too_long(&rules.events, tally),
+            Body::Events(mut events) => events.end(|event| {
+                // What was cut is no event.
+                tally.events = tally.events.saturating_add(u32::from(complete));
+                match event {
+                    Event::Data(text) => last(text, complete, &rules.events, tally),
+                    Event::TooLong => too_long(&rules.events, tally),
+                }
             }),
             Body::Lines(mut lines) => lines.end(|text| match text {
                 Text::Line(text) => last(text, complete, &rules.lines, tally),
@@ -332,8 +341,48 @@ impl Reading {
         let rules = self.rules.as_ref().filter(|rules| rules.has_usage())?;
         let meters = rules.meters.iter().zip(self.told_so_far()).zip(quoted);
         meters
-            .map(|((places, told), quoted)| if places.is_told() { told } else { Some(*quoted) })
+            .map(|((places, told), quoted)| match places.is_told() {
+                true => told,
+                false => Some(self.counted(places).unwrap_or(*quoted)),
+            })
             .collect()
+    }
+
+    /// Whether the body is a stream of events.
+    pub fn is_stream(&self) -> bool {
+        self.kind == Kind::Events
+    }
+
+    /// Whether events may be set among its own: it comes as it is.
+    pub fn is_open_stream(&self) -> bool {
+        matches!(self.body, Body::Events(_)) && self.coding.is_none()
+    }
+
+    fn counted(&self, places: &Places) -> Option<u64> {
+        let counts = places.counted && self.kind == Kind::Events;
+        counts.then(|| u64::from(self.tally.events) * MICRO)
+    }
+
+    /// How far a stream has come by each meter: what was told, and at least the events of it where
+    /// they count.
+    pub fn progress(&self) -> SmallVec<[u64; 2]> {
+        let Some(rules) = &self.rules else { return SmallVec::new() };
+        let meters = rules.meters.iter().zip(self.told_so_far());
+        meters.map(|(places, told)| told.max(self.counted(places)).unwrap_or(0)).collect()
+    }
+
+    /// What a stream that ends here came to, of which so much was held and no more was delivered:
+    /// what was told, else its events where they count, else what was held; and whether all of it
+    /// was told.
+    pub fn so_far(&self, held: &[u64]) -> (SmallVec<[u64; 2]>, bool) {
+        let Some(rules) = &self.rules else { return (SmallVec::from_slice(held), false) };
+        let mut all_told = true;
+        let meters = rules.meters.iter().zip(self.told_so_far()).zip(held);
+        let quantities = meters.map(|((places, told), held)| {
+            all_told &= told.is_some() || !places.is_told();
+            told.unwrap_or_else(|| self.counted(places).map_or(*held, |events| events.min(*held)))
+        });
+        (quantities.collect(), all_told)
     }
 }
 

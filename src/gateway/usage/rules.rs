@@ -32,6 +32,8 @@ pub(super) struct Places {
     pub lines: Option<usize>,
     pub header: Option<HeaderName>,
     pub trailer: Option<HeaderName>,
+    /// Each event of a stream counts as one at least.
+    pub counted: bool,
 }
 
 impl Places {
@@ -77,9 +79,16 @@ impl Rules {
         Ok(())
     }
 
-    /// True when some meter's usage is told.
+    /// Each event of a stream counts as one of the last meter at least.
+    pub fn count_events(&mut self) {
+        if let Some(places) = self.meters.last_mut() {
+            places.counted = true;
+        }
+    }
+
+    /// True when some meter's usage is told, or counted.
     pub fn has_usage(&self) -> bool {
-        self.meters.iter().any(Places::is_told)
+        self.meters.iter().any(|places| places.counted || places.is_told())
     }
 
     /// True when it is told in a body.

@@ -19,6 +19,8 @@ pub(super) struct Tally {
     pub unreadable: bool,
     /// Values differ of which one counts (f15).
     pub conflicting: bool,
+    /// How many events with data a stream had.
+    pub events: u32,
 }
 
 impl Tally {

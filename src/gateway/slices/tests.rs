@@ -1,0 +1,171 @@
+//! What may pass of a stream is decided event by event, and not by how it is cut.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use proptest::prelude::*;
+use smallvec::smallvec;
+
+use super::super::usage::{Names, Rules};
+use super::*;
+use crate::config::{Pick, Usage};
+
+/// A meter that is told at `/n`, and one that counts events.
+fn rules() -> Arc<Rules> {
+    let mut rules = Rules::new(Pick::Last);
+    let told = Usage { sse_json: Some("/n".to_owned()), ..Usage::default() };
+    rules.add(Some(&told)).unwrap();
+    rules.add(None).unwrap();
+    rules.count_events();
+    Arc::new(rules)
+}
+
+fn head(coding: &str) -> HeaderMap {
+    let mut head = HeaderMap::new();
+    head.insert("content-type", "text/event-stream".parse().unwrap());
+    if !coding.is_empty() {
+        head.insert("content-encoding", coding.parse().unwrap());
+    }
+    head
+}
+
+/// How a stream went.
+#[derive(Debug, PartialEq)]
+struct Went {
+    passed: Vec<u8>,
+    waits: Vec<u8>,
+    /// What was held when it ended, or when nothing could pay the next slice.
+    held: Quantities,
+    stopped: bool,
+    clean: bool,
+}
+
+/// Plays a stream in these pieces, with slices of two and three, so many of which can be paid.
+fn play<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, payable: usize) -> Went {
+    let sizes: Quantities = smallvec![2 * MICRO, 3 * MICRO];
+    let mut held = sizes.clone();
+    let mut reading = Reading::new(&rules(), &head(""), Names::new());
+    let (mut gate, mut passing, mut waiting) = <(Gate, VecDeque<_>, VecDeque<_>)>::default();
+    let (mut paid, mut stopped) = (0, false);
+    'pieces: for piece in pieces {
+        gate.come.push_back(Bytes::copy_from_slice(piece));
+        loop {
+            match gate.next(&mut reading, &held, &mut passing, &mut waiting) {
+                Next::Pass => {}
+                Next::Read => break,
+                Next::TopUp if paid == payable => {
+                    stopped = true;
+                    break 'pieces;
+                }
+                Next::TopUp => {
+                    held = super::next(&held, &reading.progress(), &sizes);
+                    paid += 1;
+                }
+            }
+        }
+    }
+    let rest = if stopped { VecDeque::new() } else { std::mem::take(&mut gate.kept) };
+    let bytes = |pieces: VecDeque<Bytes>| pieces.into_iter().flatten().collect::<Vec<u8>>();
+    let (passed, waits) = (bytes(passing), bytes(waiting.into_iter().chain(rest).collect()));
+    Went { passed, waits, held, stopped, clean: !gate.torn }
+}
+
+const EVENTS: [&str; 7] = [
+    "data: {\"n\":1}\n\n",
+    ": nothing\r\n\r\n",
+    "event: x\rdata: {}\r\r",
+    "data: {\"n\":3}\r\n\r\n",
+    "data: {\"n\":3}\ndata: \n\n",
+    "data: {}\n\n",
+    "data: {\"n\":9}\n\n",
+];
+
+#[test]
+fn d29_f82_an_event_passes_when_it_is_paid_for_and_the_stream_ends_before_one_that_is_not() {
+    let text = EVENTS.concat() + "data: [DONE]\n\n: bye";
+    let length = |events: usize| EVENTS[..events].iter().map(|event| event.len()).sum::<usize>();
+    for (payable, passed, held, stopped) in [
+        // The fourth tells three of two.
+        (0, length(3), [2, 3], true),
+        // The fifth is the fourth with data.
+        (1, length(4), [4, 3], true),
+        (2, length(6), [4, 6], true),
+        (3, length(7), [10, 6], false),
+        (9, length(7), [10, 6], false),
+    ] {
+        let went = play([text.as_bytes()], payable);
+        assert_eq!(went.passed, &text.as_bytes()[..passed], "{payable}");
+        assert_eq!(went.held[..], held.map(|n| n * MICRO), "{payable}");
+        assert_eq!((went.stopped, went.clean), (stopped, true), "{payable}");
+        assert_eq!(went.waits.is_empty(), stopped, "{payable}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn f82_how_a_stream_is_cut_changes_nothing_of_what_passes(
+        chosen in prop::collection::vec(0..EVENTS.len(), 0..12),
+        end in prop::sample::select(vec!["", "data: [DONE]\n\n", "data: {\"n\":2}", "data: [DONE]\n: x"]),
+        cuts in prop::collection::vec(0..200_usize, 0..12),
+        payable in 0..5_usize,
+    ) {
+        let text: String = chosen.iter().map(|at| EVENTS[*at]).chain([end]).collect();
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at.min(text.len())).collect();
+        cuts.extend([0, text.len()]);
+        cuts.sort_unstable();
+        let pieces = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]);
+        let (cut, whole) = (play(pieces, payable), play([text.as_bytes()], payable));
+        // A LF behind a CR that ended a piece goes with the next event.
+        let late = cut.stopped && whole.passed.strip_prefix(&cut.passed[..]) == Some(b"\n");
+        let cut = if late { Went { passed: whole.passed.clone(), ..cut } } else { cut };
+        prop_assert_eq!(&cut, &whole);
+        let all = [&*whole.passed, &*whole.waits].concat();
+        prop_assert!(text.as_bytes().starts_with(&all) && (whole.stopped || all.len() == text.len()));
+    }
+}
+
+#[test]
+fn f82_an_event_of_any_length_is_kept_back_up_to_a_bound() {
+    let long = format!("data: {}\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n", "x".repeat(MAX_KEPT * 3));
+    let pieces = || long.as_bytes().chunks(MAX_KEPT / 2 + 1);
+    let went = play(pieces(), 0);
+    assert!(went.stopped && went.clean && went.passed.ends_with(b"data: 2\n\n"));
+    // It is passed on while it comes, so an end within it is none.
+    let torn = format!("{}data: {}\n\n", "data: 1\n\n".repeat(3), "x".repeat(MAX_KEPT * 3));
+    let went = play(torn.as_bytes().chunks(MAX_KEPT / 2 + 1), 0);
+    assert!(went.stopped && !went.clean);
+}
+
+#[test]
+fn f74_an_encoded_stream_passes_piece_by_piece() {
+    let mut reading = Reading::new(&rules(), &head("gzip"), Names::new());
+    let slices = &mut Slices {
+        sizes: smallvec![MICRO, MICRO],
+        request_id: HeaderValue::from_static("a"),
+        gate: Gate::default(),
+    };
+    slices.begin(&reading);
+    assert!(!slices.may_end_cleanly());
+    slices.push(Bytes::from_static(b"\x1f\x8b\x08"));
+    let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();
+    assert_eq!(slices.next(&mut reading, &[0, 0], &mut passing, &mut waiting), Next::Pass);
+    assert_eq!(passing, [Bytes::from_static(b"\x1f\x8b\x08")]);
+}
+
+#[test]
+fn d29_a_slice_is_as_many_as_are_needed_and_its_price_is_the_exact_difference() {
+    let next = |held, progress, size| super::next(&[held], &[progress], &[size])[0];
+    assert_eq!(next(5, 5, 5), 5);
+    assert_eq!(next(5, 6, 5), 10);
+    assert_eq!(next(5, 11, 5), 15);
+    assert_eq!(next(u64::MAX, u64::MAX, 1), u64::MAX);
+    assert_eq!(next(1, u64::MAX, u64::MAX), u64::MAX);
+    let price = |cost, operations| Price {
+        cost: Credits::from_micro(cost).unwrap(),
+        operations: Operations::from_micro(operations).unwrap(),
+    };
+    assert_eq!(difference(&price(7, 4), &price(5, 4)), Some(price(2, 0)));
+    assert_eq!(difference(&price(7, 4), &price(5, 1)), Some(price(2, 3)));
+    // What costs nothing yet is held with the next slice.
+    assert_eq!(difference(&price(5, 4), &price(5, 1)), None);
+}
