@@ -129,6 +129,7 @@ impl App {
                 engine: Arc::clone(&engine),
                 live: directory.live(),
                 limits: Arc::clone(&currents[0].load().limits),
+                jobs: Arc::clone(&currents[0].load().jobs),
                 archive: archive.clone(),
                 clock: options.clock.clone(),
                 label: config.ops.org_label.clone(),

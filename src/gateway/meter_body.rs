@@ -50,6 +50,19 @@ pub enum Content<B: Books + 'static> {
     Metered(Box<MeteredBody<B>>),
     /// The backend broke off after this.
     Broken(Option<Bytes>),
+    /// It has begun, and is neither metered nor to be settled.
+    Begun(Box<(VecDeque<Bytes>, Flow)>),
+}
+
+impl<B: Books + 'static> Content<B> {
+    /// A body of which this was read and nothing waits.
+    pub fn begun(read: Read, flow: Flow) -> Self {
+        Self::Begun(Box::new((read.prefix, flow)))
+    }
+}
+
+fn length_of(pieces: &VecDeque<Bytes>) -> u64 {
+    pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
 impl<B: Books + 'static> Reply<B> {
@@ -79,6 +92,13 @@ impl<B: Books + 'static> Body for Reply<B> {
                 data.map(|data| data.map_err(BodyError::from))
             }
             Content::Metered(body) => return body.poll_frame(context),
+            Content::Begun(begun) => match begun.0.pop_front() {
+                Some(piece) => Some(Ok(piece)),
+                None => {
+                    let data = std::task::ready!(begun.1.poll_data(context));
+                    data.map(|data| data.map_err(BodyError::from))
+                }
+            },
             Content::Broken(rest) => match rest.take() {
                 Some(bytes) if !bytes.is_empty() => {
                     *rest = Some(Bytes::new());
@@ -102,6 +122,7 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Trailed(bytes, trailers) => bytes.is_none() && trailers.is_none(),
             Content::Passed(flow) => flow.is_end_stream(),
             Content::Metered(body) => matches!(body.state, State::Done),
+            Content::Begun(begun) => begun.0.is_empty() && begun.1.is_end_stream(),
             Content::Broken(_) => false,
         }
     }
@@ -115,6 +136,10 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Metered(body) => {
                 body.remaining.map_or_else(SizeHint::new, SizeHint::with_exact)
             }
+            Content::Begun(begun) => match begun.1.size_hint().exact() {
+                Some(rest) => SizeHint::with_exact(rest + length_of(&begun.0)),
+                None => SizeHint::new(),
+            },
             // Nothing trails behind a length that was told.
             Content::Trailed(..) | Content::Broken(_) => SizeHint::new(),
         }
@@ -256,6 +281,11 @@ pub struct Read {
 }
 
 impl Read {
+    /// How much there is of it.
+    pub fn len(&self) -> u64 {
+        length_of(&self.prefix) + length_of(&self.waiting)
+    }
+
     /// Adds a piece of which so much may pass.
     pub fn push(&mut self, mut piece: Bytes, passes: usize) {
         let waits = piece.split_off(passes.min(piece.len()));
@@ -278,8 +308,8 @@ impl<B: Books + 'static> MeteredBody<B> {
         trailers: Names,
         status: u16,
     ) -> Self {
+        let ahead = read.len();
         let Read { prefix, waiting } = read;
-        let ahead: u64 = prefix.iter().chain(&waiting).map(|piece| piece.len() as u64).sum();
         let remaining = flow.size_hint().exact().map(|rest| rest + ahead);
         let began = Instant::now();
         let open = Open {

@@ -11,6 +11,7 @@
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
+//! - `jobs`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -40,6 +41,8 @@ mod holds;
 mod hygiene;
 mod idempotency;
 mod identity;
+mod job_campaign;
+mod jobs;
 mod operations;
 mod pool;
 mod price;

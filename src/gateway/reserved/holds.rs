@@ -63,7 +63,7 @@ pub async fn hold<B: Books>(
     };
     // A memo is texts and numbers, and a vector takes as many as there are.
     let memo = postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default();
-    let note = note::encode(&HoldNote { rates: Some(rates) });
+    let note = note::encode(&HoldNote { rates: Some(rates), job: None });
     let mut known = None;
     for _ in 0..MAX_PLANS {
         let post = match plan(&quote, &position, known.as_ref()) {
