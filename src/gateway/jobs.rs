@@ -279,6 +279,19 @@ mod tests {
     }
 
     #[test]
+    fn d34_no_more_jobs_are_open_than_may_be() {
+        let jobs = Jobs::default();
+        for at in 0..MAX_OPEN as u128 {
+            assert!(jobs.admit().is_ok());
+            jobs.put(charge(at), "acme", &note("media", at));
+        }
+        let refused = jobs.admit().unwrap_err();
+        assert_eq!((refused.refusal.code, refused.retry_after), (Code::TooManyInFlight, Some(5)));
+        jobs.remove(charge(7));
+        assert!(jobs.admit().is_ok());
+    }
+
+    #[test]
     fn d34_a_job_that_is_over_leaves_nothing_whoever_still_asks_for_it() {
         let jobs = Arc::new(Jobs::default());
         let later = Instant::now() + Duration::from_secs(5);

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::admit::Permit;
 use super::carry::Carried;
-use super::flow::{Break, Flow};
+use super::flow::{Begun, Break, Flow, length_of};
 use super::hold::Held;
 use super::settle::{self, Actual};
 use super::usage::{Names, Reading};
@@ -51,18 +51,14 @@ pub enum Content<B: Books + 'static> {
     /// The backend broke off after this.
     Broken(Option<Bytes>),
     /// It has begun, and is neither metered nor to be settled.
-    Begun(Box<(VecDeque<Bytes>, Flow)>),
+    Begun(Box<Begun>),
 }
 
 impl<B: Books + 'static> Content<B> {
     /// A body of which this was read and nothing waits.
     pub fn begun(read: Read, flow: Flow) -> Self {
-        Self::Begun(Box::new((read.prefix, flow)))
+        Self::Begun(Box::new(Begun::new(read.prefix, flow)))
     }
-}
-
-fn length_of(pieces: &VecDeque<Bytes>) -> u64 {
-    pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
 impl<B: Books + 'static> Reply<B> {
@@ -92,13 +88,10 @@ impl<B: Books + 'static> Body for Reply<B> {
                 data.map(|data| data.map_err(BodyError::from))
             }
             Content::Metered(body) => return body.poll_frame(context),
-            Content::Begun(begun) => match begun.0.pop_front() {
-                Some(piece) => Some(Ok(piece)),
-                None => {
-                    let data = std::task::ready!(begun.1.poll_data(context));
-                    data.map(|data| data.map_err(BodyError::from))
-                }
-            },
+            Content::Begun(begun) => {
+                let data = std::task::ready!(begun.poll_data(context));
+                data.map(|data| data.map_err(BodyError::from))
+            }
             Content::Broken(rest) => match rest.take() {
                 Some(bytes) if !bytes.is_empty() => {
                     *rest = Some(Bytes::new());
@@ -122,7 +115,7 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Trailed(bytes, trailers) => bytes.is_none() && trailers.is_none(),
             Content::Passed(flow) => flow.is_end_stream(),
             Content::Metered(body) => matches!(body.state, State::Done),
-            Content::Begun(begun) => begun.0.is_empty() && begun.1.is_end_stream(),
+            Content::Begun(begun) => begun.is_end_stream(),
             Content::Broken(_) => false,
         }
     }
@@ -136,10 +129,7 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Metered(body) => {
                 body.remaining.map_or_else(SizeHint::new, SizeHint::with_exact)
             }
-            Content::Begun(begun) => match begun.1.size_hint().exact() {
-                Some(rest) => SizeHint::with_exact(rest + length_of(&begun.0)),
-                None => SizeHint::new(),
-            },
+            Content::Begun(begun) => begun.size_hint(),
             // Nothing trails behind a length that was told.
             Content::Trailed(..) | Content::Broken(_) => SizeHint::new(),
         }

@@ -21,7 +21,7 @@ use crate::support::{Access, Answer, Call, Client, Org, World, run, until};
 const JOBS: usize = 300;
 const CLIENTS: usize = 32;
 /// After how many jobs the gateway is killed, and the backend.
-const KILLS: [usize; 2] = [70, 110];
+const KILLS: [usize; 2] = [70, 200];
 const MOST_KILLS: usize = 25;
 const USERS: [&str; 2] = ["alice", "bob"];
 /// How far the planned end of a job and the backend's death must be apart to tell which came first.
@@ -64,7 +64,7 @@ impl Plan {
         };
         Self {
             end,
-            ms: below(1_500),
+            ms: below(800),
             sick: below(3) as usize,
             reports: below(4) as usize,
             used: below(9) as usize,
@@ -248,6 +248,6 @@ fn d34_f02_f23_jobs_with_restarts_of_both_sides_leave_no_hold_and_exact_books() 
         world.verify();
         let seconds = begun.elapsed().as_secs();
         eprintln!("{count} jobs, {} deaths of the backend, {counts:?}, {seconds} s", deaths.len());
-        assert!(counts["captured"] > count / 4 && counts["voided"] > count / 20, "{counts:?}");
+        assert!(counts["captured"] > count / 3 && counts["voided"] > count / 20, "{counts:?}");
     });
 }

@@ -505,19 +505,25 @@ fn d34_a_backend_that_hangs_keeps_no_other_job_waiting_and_no_drain() {
     run(async {
         let sample = Sample::start();
         let mut world = Jobs { poll: "100ms", ..Jobs::default() }.world(&sample);
-        // The scripted backend tells nothing of these, and is asked again and again.
-        for at in 0..40 {
-            let body = Script::body(format!("{{\"id\":\"job-{at}\"}}"));
-            let call = Call::post("/v1/scripted", "{}").user("alice").script(&body);
-            world.send(&call).await.is(200).tells(&[("state", "held")]);
+        let small = Call::post("/v1/videos", "{\"seconds\":1}").user("alice");
+        for _ in 0..40 {
+            submit(&world, &small.clone().header("x-sample-job", "end=never")).await;
         }
-        let (_, charge) = submit(&world, &submission("ms=300")).await;
-        comes_to(&world, &charge, "captured").await;
-        until("they are asked for", || (world.backend.count() > 80).then_some(())).await;
+        sample.pause();
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        // The other backend tells nothing of this one, and is asked again and again.
+        let call = Call::post("/v1/scripted", "{}").user("alice");
+        let call = call.script(&Script::body("{\"id\":\"other\"}"));
+        world.send(&call).await.is(200).tells(&[("state", "held")]);
+        until("it is asked for", || (world.backend.count() > 3).then_some(())).await;
+        assert_eq!(world.backend.last().target, "/v1/videos/other");
+        let asked = std::time::Instant::now();
         world.terminate();
         assert!(world.stopped().await.success());
+        // Requests in flight would have ten seconds, and questions have as many.
+        assert!(asked.elapsed().as_secs() < 5, "{:?}", asked.elapsed());
         world.start();
-        assert_eq!(world.metric("tollgate_jobs_open", &[]), 40.0);
-        assert_eq!(world.balance("alice")["seat"]["held"], "40");
+        assert_eq!(world.metric("tollgate_jobs_open", &[]), 41.0);
+        assert_eq!(world.balance("alice")["seat"]["held"], "41");
     });
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::Value;
@@ -37,6 +37,13 @@ impl Sample {
         let mut process = self.process.take().expect("the sample backend does not run");
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Stops it for good where it stands: it takes connections and answers nothing.
+    pub fn pause(&self) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        let sent = Command::new("sh").args(["-c", "kill -STOP \"$0\"", &pid]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// Starts it, at the address that it had.

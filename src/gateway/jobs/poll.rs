@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
-use http::{Method, Request, Response, StatusCode, response};
+use http::{Method, Request, Response, response};
 use http_body::Body;
 use tokio::time::timeout;
 
@@ -27,6 +27,9 @@ use crate::books::{Books, OpenCharge};
 
 /// How long a question of the gateway's own may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many one task asks for, so that it does not outlive its configuration for long.
+const IN_A_ROW: usize = 16;
 
 /// A client's poll of jobs that are open.
 pub struct Polled(Charges);
@@ -102,7 +105,7 @@ impl Polled {
 
 /// Whether an answer is a status document that can be read.
 fn tells(head: &response::Parts) -> bool {
-    head.status == StatusCode::OK && !head.headers.contains_key(CONTENT_ENCODING)
+    head.status.as_u16() == 200 && !head.headers.contains_key(CONTENT_ENCODING)
 }
 
 /// Asks for the jobs whose time has come, in tasks of this worker: so many at once of each
@@ -116,14 +119,16 @@ pub fn ask_those_due<B: Books + 'static>(worker: &Arc<Worker<B>>) {
         while let Some(first) = worker.jobs.take_due(&upstream, now) {
             let (worker, tasks) = (Arc::clone(worker), &worker.tasks);
             tasks.spawn(async move {
+                let upstream = first.upstream.clone();
                 let mut next = Some(first);
-                while let Some(asking) = next {
+                for _ in 0..IN_A_ROW {
+                    let Some(asking) = next else { return };
                     ask(&worker, &asking).await;
-                    let over = worker.drain.is_cancelled();
-                    let upstream = asking.upstream.clone();
                     drop(asking);
-                    next =
-                        if over { None } else { worker.jobs.take_due(&upstream, Instant::now()) };
+                    if worker.drain.is_cancelled() {
+                        return;
+                    }
+                    next = worker.jobs.take_due(&upstream, Instant::now());
                 }
             });
         }
