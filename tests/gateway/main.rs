@@ -11,7 +11,7 @@
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
-//! - `jobs`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
+//! - `jobs`, `job_answers`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -41,6 +41,7 @@ mod holds;
 mod hygiene;
 mod idempotency;
 mod identity;
+mod job_answers;
 mod job_campaign;
 mod jobs;
 mod operations;
