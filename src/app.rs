@@ -98,7 +98,6 @@ impl App {
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
-        let for_admin = archive.clone();
         let charges: Arc<dyn Charges> =
             Arc::new(ChargeBook::new(Arc::clone(&engine), archive.clone()));
         let telemetry = Arc::new(Telemetry::new(config.ops.org_label.clone()));
@@ -129,6 +128,7 @@ impl App {
                 engine: Arc::clone(&engine),
                 live: directory.live(),
                 limits: Arc::clone(&currents[0].load().limits),
+                jobs: Arc::clone(&currents[0].load().jobs),
                 archive: archive.clone(),
                 clock: options.clock.clone(),
                 label: config.ops.org_label.clone(),
@@ -148,7 +148,7 @@ impl App {
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
-            charges: ChargeBook::new(Arc::clone(&engine), for_admin),
+            charges: ChargeBook::new(Arc::clone(&engine), archive.clone()),
             clock: options.clock.clone(),
             token,
             adjusting: tokio::sync::Mutex::default(),
@@ -160,9 +160,9 @@ impl App {
         let keeping = Keeping::new(&engine, &archive, &options.clock, &config.books);
         let watched = (Arc::clone(&currents[0]), Arc::clone(&engine));
         let upkeep = upkeep(watched, telemetry.in_doubt(), options.clock);
-        let config::Gateway { header_timeout, write_timeout, .. } = config.gateway;
-        let deadlines = Deadlines { header: header_timeout, write: write_timeout };
-        let control = control(runtime, served, deadlines, upkeep, (changes, &end))?;
+        let config::Gateway { header_timeout: header, write_timeout: write, .. } = config.gateway;
+        let control =
+            control(runtime, served, Deadlines { header, write }, upkeep, (changes, &end))?;
         let mut background = vec![
             follow(archive, &end)?,
             keeping::start(keeping, SelfCheck::new(mismatched), &end)?,

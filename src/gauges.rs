@@ -19,6 +19,7 @@ use crate::core::amount::MICRO;
 use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
 use crate::gateway::health::Addresses;
+use crate::gateway::jobs::Jobs;
 use crate::ledger::archive::Archive;
 use crate::telemetry::{Sample, Telemetry};
 
@@ -31,6 +32,8 @@ pub struct Watched {
     pub live: Arc<Live>,
     /// Requests in flight.
     pub limits: Arc<Limits>,
+    /// Jobs that are not over.
+    pub jobs: Arc<Jobs>,
     /// How far behind the archive is.
     pub archive: Archive,
     /// What time it is.
@@ -129,6 +132,7 @@ const GAUGES: &[Gauge] = &[
         |w| one(w.engine.recovery().torn_bytes as f64),
     ),
     ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
+    ("tollgate_jobs_open", "Jobs whose outcome is not known yet", |w| one(w.jobs.len() as f64)),
     ("tollgate_connections", "Clients connected", |w| one(w.limits.connections() as f64)),
     ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
         one(w.archive.lag(w.engine.records_written()) as f64)

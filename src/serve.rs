@@ -184,7 +184,10 @@ async fn work<B: Books + 'static>(socket: Socket, current: Arc<Current<B>>, stop
                     rest = (rest * 2).min(LONGEST_REST);
                 }
             },
-            _ = sweep.tick() => pulse.sweep(),
+            _ = sweep.tick() => {
+                pulse.sweep();
+                gateway::jobs::ask_those_due(&current.load());
+            }
             () = stop.accepting.cancelled() => break,
         }
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::Context;
 use http::header::{HeaderName, HeaderValue};
@@ -19,6 +20,7 @@ use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
 use crate::gateway::answers::Answers;
 use crate::gateway::current::Current;
+use crate::gateway::jobs::{Jobs, Reporter};
 use crate::gateway::pace::Pulse;
 use crate::gateway::route::Routes;
 use crate::gateway::span::Tracer;
@@ -49,6 +51,11 @@ pub(super) fn first(
     let labels = Arc::new(labels(config));
     let limits = Arc::new(Limits::new(&config.limits));
     let answers = Arc::new(Answers::default());
+    let jobs = Arc::new(Jobs::default());
+    for open in parts.engine.list_open() {
+        jobs.adopt(&open, Instant::now());
+    }
+    let reporters = reporters(config)?;
     let credentials = credentials(config)?;
     let known = parts.backends.next(&config.upstream);
     let worker = |_| {
@@ -60,6 +67,8 @@ pub(super) fn first(
             books: parts.engine.session(),
             charges: Arc::clone(parts.charges),
             answers: Arc::clone(&answers),
+            jobs: Arc::clone(&jobs),
+            reporters: Arc::clone(&reporters),
             limits: Arc::clone(&limits),
             clock: parts.clock.clone(),
             meters: telemetry.worker(&labels),
@@ -90,6 +99,7 @@ pub(super) fn reload(
 ) -> anyhow::Result<Changes> {
     let changes = config::changes(running, new);
     let labels = Arc::new(labels(new));
+    let reporters = reporters(new)?;
     let credentials = credentials(new)?;
     let known = backends.next(&new.upstream);
     let mut limits = None;
@@ -105,6 +115,8 @@ pub(super) fn reload(
             books: old.books.clone(),
             charges: Arc::clone(&old.charges),
             answers: Arc::clone(&old.answers),
+            jobs: Arc::clone(&old.jobs),
+            reporters: Arc::clone(&reporters),
             limits: Arc::clone(limits),
             clock: old.clock.clone(),
             meters: telemetry.worker(&labels),
@@ -190,6 +202,18 @@ fn credentials(config: &Config) -> anyhow::Result<Vec<Credential>> {
             .with_context(|| format!("upstream {}", upstream.name))
     };
     config.upstream.iter().map(read).collect()
+}
+
+/// Who may report how jobs stand, with secrets that are read anew.
+fn reporters(config: &Config) -> anyhow::Result<Arc<[Reporter]>> {
+    let routes = config.route.iter().filter_map(|route| Some((route, route.job.as_ref()?)));
+    let reports = routes.filter_map(|(route, job)| Some((route, job.report.as_ref()?)));
+    let read = |(route, report): (&config::Route, &config::Report)| {
+        let secret = config::secret::report(report, |name| std::env::var_os(name));
+        let secret = secret.with_context(|| format!("reports of route {}", route.path))?;
+        Ok(Reporter::new(route.upstream.as_str(), &secret))
+    };
+    reports.map(read).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::clock::{CHECK_INTERVAL, Clock};
 use crate::core::charge::State;
 use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
+use crate::gateway::{self, Worker};
 
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
@@ -24,7 +25,7 @@ pub(super) async fn upkeep(
                 if !clock.is_manual() {
                     clock.watch();
                 }
-                expire(&engine, &in_doubt, &clock);
+                expire(&engine, &in_doubt, &clock, &current.load());
             }
             // All workers share them.
             _ = tidy.tick() => current.load().limits.tidy(),
@@ -32,10 +33,14 @@ pub(super) async fn upkeep(
     }
 }
 
-fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock) {
+fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock, worker: &Worker<Session>) {
     match engine.expire(clock.now()) {
         Ok(ended) => {
             for (open, state) in &ended {
+                worker.jobs.remove(open.charge);
+                if *state == State::Captured {
+                    gateway::count_captured(worker, open);
+                }
                 in_doubt[usize::from(*state != State::Captured)].fetch_add(1, Relaxed);
                 tracing::info!(charge = %open.charge, %state, "a hold ended that nobody resolved");
             }

@@ -12,6 +12,7 @@ use crate::core::ids::Id;
 mod document;
 mod environment;
 mod error;
+mod job;
 mod load;
 mod network;
 mod not_built;
@@ -29,6 +30,7 @@ mod tests;
 
 pub use environment::environment;
 pub use error::{ConfigError, Place, Problem};
+pub use job::{Job, Report};
 pub use load::{DEFAULT_FILE, Loaded, from_bytes, load};
 pub use network::Network;
 pub use reload::{Changes, changes, put_live};

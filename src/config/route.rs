@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::job::Job;
 use super::text;
 use crate::core::charge::InDoubt;
 use crate::core::ids::Id;
@@ -83,6 +84,8 @@ pub struct Route {
     pub front: Option<Front>,
     /// What becomes of an `Idempotency-Key`.
     pub idempotency: Option<Idempotency>,
+    /// What it answers is a job, and is charged by how that ends.
+    pub job: Option<Job>,
 }
 
 /// How a hold is made.

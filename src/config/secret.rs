@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Credential;
+use super::{Credential, Report};
 
 /// The longest secret; a larger file is not one.
 const MAX_LENGTH: u64 = 64 * 1024;
@@ -67,11 +67,7 @@ pub fn credential(
     credential: &Credential,
     look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
 ) -> Result<(HeaderName, HeaderValue), SecretError> {
-    let secret = match (&credential.env, &credential.file) {
-        (Some(name), None) => from_variable(name, look_up)?,
-        (None, Some(path)) => from_file(path)?,
-        _ => return Err(SecretError::Credential),
-    };
+    let secret = from_either(&credential.env, &credential.file, look_up)?;
     let name = credential.header.parse().map_err(|_| SecretError::Credential)?;
     let text = match &credential.scheme {
         Some(scheme) => SecretString::from(format!("{scheme} {}", secret.expose_secret())),
@@ -81,6 +77,29 @@ pub fn credential(
         HeaderValue::from_str(text.expose_secret()).map_err(|_| SecretError::Credential)?;
     value.set_sensitive(true);
     Ok((name, value))
+}
+
+/// What a backend shows that reports how a job stands.
+///
+/// # Errors
+/// See [`SecretError`].
+pub fn report(
+    report: &Report,
+    look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<SecretString, SecretError> {
+    from_either(&report.env, &report.file, look_up)
+}
+
+fn from_either(
+    env: &Option<String>,
+    file: &Option<PathBuf>,
+    look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<SecretString, SecretError> {
+    match (env, file) {
+        (Some(name), None) => from_variable(name, look_up),
+        (None, Some(path)) => from_file(path),
+        _ => Err(SecretError::Credential),
+    }
 }
 
 /// Whatever may become a header's value must not end it (f62).

@@ -7,6 +7,7 @@ use super::*;
 mod bad;
 mod documented;
 mod environment;
+mod job;
 mod print;
 
 /// The contract's sample, to the letter.

@@ -9,6 +9,7 @@ use super::document::{Document, Key};
 use super::error::Problem;
 use super::{Config, Credential, Gateway, MAX_URLS, Upstream};
 
+mod job;
 mod route;
 
 /// A thread a core is what is meant; thousands are a mistake.

@@ -16,6 +16,9 @@ pub struct HoldNote {
     /// What there is to it in observe mode (D28): whoever settles it goes on in that mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ObservedNote>,
+    /// Whose outcome settles it, where it is a job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobNote>,
 }
 
 /// What is noted of a charge of observe mode.
@@ -27,6 +30,26 @@ pub struct ObservedNote {
     /// What nobody pays.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub uncovered: Both,
+}
+
+/// Where the outcome of a job is told (D34), as its route said when it was submitted: what becomes
+/// of the route changes nothing of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobNote {
+    /// The name of the upstream that makes it.
+    pub upstream: String,
+    /// The path of its status document there.
+    pub path: String,
+    /// Where in that document its status is: a JSON pointer.
+    pub status: String,
+    /// Which statuses are a success.
+    pub succeeded: Vec<String>,
+    /// Which are another end.
+    pub failed: Vec<String>,
+    /// Where the usage of each meter is told, if it is: JSON pointers.
+    pub usage: Vec<Option<String>>,
+    /// After how many milliseconds the gateway asks first.
+    pub poll: u64,
 }
 
 /// What is noted when a charge is resolved.

@@ -26,7 +26,7 @@ pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const TOLLGATE_ORG: HeaderName = HeaderName::from_static("tollgate-org");
+pub(super) const TOLLGATE_ORG: HeaderName = HeaderName::from_static("tollgate-org");
 const TOLLGATE_CHARGE: HeaderName = HeaderName::from_static("tollgate-charge");
 
 /// Removes what belongs to the connection it came over, and what only the gateway says
@@ -157,7 +157,8 @@ pub fn dress(
         headers.insert(name.clone(), secret.clone());
     }
     if let Some(metered) = &route.metered {
-        if metered.pricing.usage.reads_body() || metered.appends() {
+        let reads = metered.pricing.usage.reads_body() || metered.job.is_some();
+        if reads || metered.appends() {
             // Usage is read from the body as it comes, and events are set behind its own, so it
             // should come as it is (f74).
             headers.remove(ACCEPT_ENCODING);

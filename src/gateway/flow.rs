@@ -1,5 +1,6 @@
 //! A response's body, and the connection it comes from.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -166,4 +167,41 @@ impl Flow {
     pub async fn next(&mut self) -> Option<Result<Bytes, Break>> {
         std::future::poll_fn(|context| self.poll_data(context)).await
     }
+}
+
+/// A body of which something was read before it was passed on.
+pub struct Begun {
+    prefix: VecDeque<Bytes>,
+    flow: Flow,
+}
+
+impl Begun {
+    /// After what was read of it.
+    pub fn new(prefix: VecDeque<Bytes>, flow: Flow) -> Self {
+        Self { prefix, flow }
+    }
+
+    /// How long it says it is.
+    pub fn size_hint(&self) -> SizeHint {
+        let rest = self.flow.size_hint().exact();
+        rest.map_or_else(SizeHint::new, |rest| SizeHint::with_exact(rest + length_of(&self.prefix)))
+    }
+
+    /// Whether it is known to be over.
+    pub fn is_end_stream(&self) -> bool {
+        self.prefix.is_empty() && self.flow.is_end_stream()
+    }
+
+    /// The next piece; `None` at a clean end.
+    pub fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Break>>> {
+        match self.prefix.pop_front() {
+            Some(piece) => Poll::Ready(Some(Ok(piece))),
+            None => self.flow.poll_data(context),
+        }
+    }
+}
+
+/// How many bytes there are.
+pub fn length_of(pieces: &VecDeque<Bytes>) -> u64 {
+    pieces.iter().map(|piece| piece.len() as u64).sum()
 }

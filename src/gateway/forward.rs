@@ -18,6 +18,7 @@ use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT, undress};
 use super::flow::{Break, Flow};
 use super::hold::{Held, Stage};
 use super::identify::Caller;
+use super::jobs;
 use super::meter_body::{self, Content, End, MeteredBody, Read, settle as settle_by};
 use super::outgoing::{Outgoing, Upload};
 use super::route::Route;
@@ -33,7 +34,7 @@ use crate::telemetry::{Outcome, Phase};
 
 /// The largest response that is read whole before its head is sent, so that its receipt can say
 /// `captured`.
-const SMALL: u64 = 64 << 10;
+pub(super) const SMALL: u64 = 64 << 10;
 /// How often the connection's task is let run to bring the next piece of a response that does
 /// not say how long it is.
 const PATIENCE: usize = 3;
@@ -49,15 +50,17 @@ pub struct Forwarded<B: Books + 'static> {
 /// Forwards a request of a free route.
 ///
 /// # Errors
-/// 502 and 504 when the backend does not answer.
+/// 502 and 504 when the backend does not answer; `books_unavailable` when it tells the end of a job
+/// and that cannot be recorded.
 pub async fn free<B: Books + 'static>(
-    worker: &Worker<B>,
+    worker: &Arc<Worker<B>>,
     caller: &Caller,
     upstream: &Arc<Upstream>,
     route: &Route,
-    request: Request<Outgoing>,
+    mut request: Request<Outgoing>,
     upload: &Upload,
 ) -> Result<Forwarded<B>, Refused> {
+    let polled = jobs::polled(worker, caller, upstream, &mut request);
     let sent = Instant::now();
     let answer = upstream.send(request, upload).await;
     let waited = sent.elapsed();
@@ -67,8 +70,13 @@ pub async fn free<B: Books + 'static>(
     let (mut head, body) = response.into_parts();
     undress(&mut head);
     caller.meters.request(Some(route.index), Outcome::Free, Some(head.status.as_u16()));
-    let content = Content::Passed(Flow::new(body, lease));
-    Ok(Forwarded { response: Response::from_parts(head, content), waited })
+    let flow = Flow::new(body, lease);
+    if let Some(polled) = polled {
+        let response = Box::pin(polled.pass(worker, upstream, head, flow)).await?;
+        return Ok(Forwarded { response, waited });
+    }
+    let response = Response::from_parts(head, Content::Passed(flow));
+    Ok(Forwarded { response, waited })
 }
 
 /// Forwards a request that is paid for, and settles its charge by what comes back.
@@ -119,6 +127,10 @@ async fn exchange<B: Books + 'static>(
         receipt(&mut head, &held, &settled);
         let response = Response::from_parts(head, Content::Passed(flow));
         return Ok(Forwarded { response, waited });
+    }
+    if held.metered().is_some_and(|metered| metered.job.is_some()) {
+        // On the heap: its future would lie in every request's.
+        return Box::pin(jobs::submitted(held, head, flow, waited)).await;
     }
     deliver(held, head, flow, declared.unwrap_or_default(), waited).await
 }
@@ -198,12 +210,7 @@ async fn deliver<B: Books + 'static>(
         }
     }?;
     if end == End::Truncated && settled.state == State::Voided {
-        let (failure, how) =
-            if stalled { (Failure::Timeout, "stalled") } else { (Failure::Broken, "broke off") };
-        let mut refused = failed(failure, true);
-        refused.refusal.detail =
-            format!("the backend {how} in its response; nothing was charged").into();
-        return Err(refused);
+        return Err(broke_off(stalled));
     }
     receipt(&mut head, &held, &settled);
     if tells {
@@ -230,7 +237,7 @@ fn begin<B: Books + 'static>(held: &mut Held<B>, head: &mut response::Parts, rea
 }
 
 /// What was read of a response before its head was sent.
-enum Gathered {
+pub(super) enum Gathered {
     /// All of it.
     Whole(Bytes),
     /// All there will be.
@@ -242,7 +249,7 @@ enum Gathered {
 /// Reads a body up to the small bound, for as long as there is something to read: `patience`
 /// counts how often the connection's task may be waited for. A backend that hangs is waited for
 /// `until` then, so that no hold stays open for it when its client has left (D33).
-async fn gather(
+pub(super) async fn gather(
     flow: &mut Flow,
     reading: &mut Reading,
     patience: usize,
@@ -345,6 +352,16 @@ fn no_answer(failure: Failure, upload: &Upload, counted: bool) -> Refused {
     failed(failure, counted)
 }
 
+/// The refusal where an answer is not whole and its charge is voided.
+pub(super) fn broke_off(stalled: bool) -> Refused {
+    let (failure, how) =
+        if stalled { (Failure::Timeout, "stalled") } else { (Failure::Broken, "broke off") };
+    let mut refused = failed(failure, true);
+    refused.refusal.detail =
+        format!("the backend {how} in its response; nothing was charged").into();
+    refused
+}
+
 fn failed(failure: Failure, counted: bool) -> Refused {
     let refusal = match failure {
         Failure::Unreachable => Refusal::new(
@@ -359,7 +376,11 @@ fn failed(failure: Failure, counted: bool) -> Refused {
     Refused { counted, ..refusal.into() }
 }
 
-fn receipt<B: Books + 'static>(head: &mut response::Parts, held: &Held<B>, settled: &Settled) {
+pub(super) fn receipt<B: Books + 'static>(
+    head: &mut response::Parts,
+    held: &Held<B>,
+    settled: &Settled,
+) {
     let receipt = held.receipt(settled.state, settled.cost, &settled.legs);
     head.headers.insert(TOLLGATE_RECEIPT, receipt);
     rate_limits(head, held);

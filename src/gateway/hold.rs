@@ -85,7 +85,7 @@ pub enum Stage {
     Refused,
     /// The backend may have worked.
     Forwarded,
-    /// The books were asked to resolve it.
+    /// The books were asked to resolve it, or to keep it for who sees its job's end.
     Resolved,
 }
 

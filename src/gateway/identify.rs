@@ -248,7 +248,10 @@ fn user_of(org: &Org, key: &Key, id: &str) -> Result<Arc<User>, Refused> {
 }
 
 /// The only value of a header that decides who asks (f59).
-fn single<'h>(
+///
+/// # Errors
+/// `bad_request`.
+pub fn single<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
 ) -> Result<Option<&'h HeaderValue>, Refused> {
@@ -262,7 +265,10 @@ fn single<'h>(
 }
 
 /// The credential of `Bearer <credential>`; the scheme's case does not matter (RFC 9110, 11.1).
-fn bearer(value: &HeaderValue) -> Result<&[u8], Refused> {
+///
+/// # Errors
+/// `unauthenticated`.
+pub fn bearer(value: &HeaderValue) -> Result<&[u8], Refused> {
     match value.as_bytes().split_at_checked(7) {
         Some((scheme, secret)) if scheme.eq_ignore_ascii_case(b"bearer ") => {
             Ok(secret.trim_ascii())

@@ -16,7 +16,7 @@ use crate::core::amount::Credits;
 use crate::core::charge::{
     ChargeDocument, ChargeRecord, Flags, HoldMemo, LegLine, OutcomeMemo, State, leg_documents,
 };
-use crate::core::note::{self, HoldNote, OutcomeNote};
+use crate::core::note::{self, HoldNote, JobNote, OutcomeNote};
 use crate::core::price::Price;
 use crate::core::record::instant;
 use crate::core::refusal::{Code, Refusal};
@@ -35,6 +35,8 @@ pub enum Ending {
     Used(Vec<u64>),
     /// So many credits are charged.
     Cost(Credits),
+    /// What was used should have been told and was not: what was held is charged, flagged (D30).
+    Missing,
 }
 
 /// The account of a leg, what runs out there, what the leg stands for, and how much it is.
@@ -65,20 +67,30 @@ impl<'a> Later<'a> {
         &self.memo
     }
 
+    /// Where the outcome is told, where the charge is a job's.
+    pub fn job(&self) -> Option<&JobNote> {
+        self.note.job.as_ref()
+    }
+
     /// The price of an ending, and what the ledger should remember of it.
     fn price(&self, ending: &Ending) -> Result<(Price, OutcomeMemo), Refusal> {
         let held = self.memo.price;
         let beyond = || Refusal::new(Code::Unquotable, "the cost is beyond what can be charged");
+        let mut flags = Flags::default();
         let (price, measures) = match ending {
             Ending::Void => return Ok((Price::default(), OutcomeMemo::default())),
             Ending::Whole => (held, None),
+            Ending::Missing => {
+                flags = Flags::USAGE_MISSING;
+                (held, None)
+            }
             Ending::Cost(cost) => (held.of_cost(*cost).ok_or_else(beyond)?, None),
             Ending::Used(quantities) => {
                 let price = self.note.rates.as_ref().and_then(|rates| rates.price(quantities));
                 (price.ok_or_else(beyond)?, Some(quantities.clone()))
             }
         };
-        Ok((price, OutcomeMemo { cost: price.cost, measures, flags: Flags::default() }))
+        Ok((price, OutcomeMemo { cost: price.cost, measures, flags }))
     }
 
     /// Resolves the charge; `None` where somebody else did, or nobody holds it any more.
@@ -92,13 +104,13 @@ impl<'a> Later<'a> {
         mut note: OutcomeNote,
         now: Timestamp,
     ) -> Result<Option<ChargeDocument>, Refused> {
-        let (price, memo) = self.price(ending)?;
+        let (price, mut memo) = self.price(ending)?;
         let held: Legs = self.taken();
         let before = self.note.observed.as_ref().map(Observed::from);
         let mut observed = before.filter(|_| *ending != Ending::Void);
         let Settlement { keep, mut excess } = match (ending, &mut observed) {
             (Ending::Void, _) => Settlement { keep: SmallVec::new(), excess: None },
-            (Ending::Whole, _) => {
+            (Ending::Whole | Ending::Missing, _) => {
                 Settlement { keep: held.iter().map(|leg| leg.amount).collect(), excess: None }
             }
             (_, None) => waterfall::settle(&held, &price),
@@ -139,6 +151,12 @@ impl<'a> Later<'a> {
                     (known, plans) = (Some(view), plans + 1);
                 }
                 Ok(_) => return Ok(None),
+                // The excess does not fit into its accounts: the hold is captured all the same.
+                Err(BooksError::Range) if excess.is_some() => {
+                    tracing::error!(charge = %self.open.charge, "an excess is beyond what accounts hold");
+                    (excess, observed) = (None, before);
+                    memo.cost = self.memo.price.cost;
+                }
                 Err(error) => return Err(unavailable(&error)),
             }
         };
@@ -153,10 +171,12 @@ impl<'a> Later<'a> {
 
     /// The charge as long as it is open.
     pub fn open_document(&self) -> ChargeDocument {
+        self.document(None, OutcomeNote::default(), &self.open_legs())
+    }
+
+    fn open_legs(&self) -> Vec<Line> {
         let legs = self.open.legs.iter();
-        let legs: Vec<_> =
-            legs.map(|leg| (leg.account.clone(), leg.account_kind, leg.kind, leg.amount)).collect();
-        self.document(None, OutcomeNote::default(), &legs)
+        legs.map(|leg| (leg.account.clone(), leg.account_kind, leg.kind, leg.amount)).collect()
     }
 
     fn taken(&self) -> Legs {
@@ -251,7 +271,8 @@ impl<'a> Later<'a> {
         record.document(leg_documents(&lines, record.covered()))
     }
 
-    /// Counts it with the org, under a route that meters the same feature.
+    /// Counts it with the org: under the route that it was made on, or else what was captured under
+    /// one that meters the same feature. The end of a job is nobody's request.
     fn count<B: Books>(
         &self,
         worker: &Worker<B>,
@@ -263,16 +284,33 @@ impl<'a> Later<'a> {
         let meters = worker.meters.org(&org.id);
         let captured = state == State::Captured;
         let outcome = if captured { settle::outcome(observed.as_ref()) } else { Outcome::Voided };
-        meters.request(None, outcome, Some(200));
+        let route = worker.routes.named(self.memo.route, self.memo.feature);
+        let status = if self.note.job.is_none() { Some(200) } else { None };
+        meters.request(route, outcome, status);
         if captured {
             if let Some(observed) = observed {
                 meters.uncovered(observed.uncovered.operations.micro());
             }
-            let sum = |kind| legs.iter().filter(|leg| leg.2 == kind).map(|leg| leg.3).sum();
-            let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
-            let route = worker.routes.of_feature(self.memo.feature);
-            meters.captured(route, seat, pool, sum(LegKind::Overage));
+            self.count_legs(worker, org, legs);
         }
+    }
+
+    fn count_legs<B: Books>(&self, worker: &Worker<B>, org: &Org, legs: &[Line]) {
+        let sum = |kind| legs.iter().filter(|leg| leg.2 == kind).map(|leg| leg.3).sum();
+        let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
+        let routes = &worker.routes;
+        let route = routes.named(self.memo.route, self.memo.feature);
+        let route = route.or_else(|| routes.of_feature(self.memo.feature));
+        worker.meters.org(&org.id).captured(route, seat, pool, sum(LegKind::Overage));
+    }
+}
+
+/// Counts what a charge took that ended by itself, captured whole.
+pub fn count_captured<B: Books>(worker: &Worker<B>, open: &OpenCharge) {
+    let Ok(later) = Later::read(open) else { return };
+    let snapshot = worker.live.load();
+    if let Some(org) = snapshot.orgs.get(later.memo.org) {
+        later.count_legs(worker, org, &later.open_legs());
     }
 }
 

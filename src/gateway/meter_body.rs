@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admit::Permit;
 use super::carry::Carried;
-use super::flow::Flow;
+use super::flow::{Begun, Flow, length_of};
 use super::hold::Held;
 use super::route::Metered;
 use super::settle::{self, Actual};
@@ -58,6 +58,15 @@ pub enum Content<B: Books + 'static> {
     Metered(Box<MeteredBody<B>>),
     /// The backend broke off after this.
     Broken(Option<Bytes>),
+    /// It has begun, and is neither metered nor to be settled.
+    Begun(Box<Begun>),
+}
+
+impl<B: Books + 'static> Content<B> {
+    /// A body of which this was read and nothing waits.
+    pub fn begun(read: Read, flow: Flow) -> Self {
+        Self::Begun(Box::new(Begun::new(read.prefix, flow)))
+    }
 }
 
 impl<B: Books + 'static> Reply<B> {
@@ -87,6 +96,10 @@ impl<B: Books + 'static> Body for Reply<B> {
                 data.map(|data| data.map_err(BodyError::from))
             }
             Content::Metered(body) => return body.poll_frame(context),
+            Content::Begun(begun) => {
+                let data = std::task::ready!(begun.poll_data(context));
+                data.map(|data| data.map_err(BodyError::from))
+            }
             Content::Broken(rest) => match rest.take() {
                 Some(bytes) if !bytes.is_empty() => {
                     *rest = Some(Bytes::new());
@@ -110,6 +123,7 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Trailed(bytes, trailers) => bytes.is_none() && trailers.is_none(),
             Content::Passed(flow) => flow.is_end_stream(),
             Content::Metered(body) => matches!(body.state, State::Done),
+            Content::Begun(begun) => begun.is_end_stream(),
             Content::Broken(_) => false,
         }
     }
@@ -123,6 +137,7 @@ impl<B: Books + 'static> Body for Reply<B> {
             Content::Metered(body) => {
                 body.remaining.map_or_else(SizeHint::new, SizeHint::with_exact)
             }
+            Content::Begun(begun) => begun.size_hint(),
             // Nothing trails behind a length that was told.
             Content::Trailed(..) | Content::Broken(_) => SizeHint::new(),
         }
@@ -238,6 +253,11 @@ pub struct Read {
 }
 
 impl Read {
+    /// How much there is of it.
+    pub fn len(&self) -> u64 {
+        length_of(&self.prefix) + length_of(&self.waiting)
+    }
+
     /// Adds a piece of which so much may pass.
     pub fn push(&mut self, mut piece: Bytes, passes: usize) {
         let waits = piece.split_off(passes.min(piece.len()));
@@ -260,8 +280,8 @@ impl<B: Books + 'static> MeteredBody<B> {
         trailers: Names,
         status: u16,
     ) -> Self {
+        let ahead = read.len();
         let Read { prefix, waiting } = read;
-        let ahead: u64 = prefix.iter().chain(&waiting).map(|piece| piece.len() as u64).sum();
         let length = flow.size_hint().exact().filter(|_| !grows(&held, &reading));
         let remaining = length.map(|rest| rest + ahead);
         let began = Instant::now();

@@ -20,6 +20,7 @@ pub mod health;
 mod hold;
 mod identify;
 pub mod inject;
+pub mod jobs;
 mod later;
 mod meter_body;
 mod once;
@@ -69,6 +70,7 @@ use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use head::Facts;
 use hold::{Holding, Wanted};
+pub use later::count_captured;
 use meter_body::{Content, Reply};
 use outgoing::{Outgoing, Upload};
 use pace::Late;
@@ -124,6 +126,9 @@ async fn serve<B: Books + 'static>(
     };
     let upload = Upload::of(&body);
     let (mut caller, mut now) = (caller, now);
+    if metered.job.is_some() {
+        worker.jobs.admit()?;
+    }
     let key = once::key(metered.idempotency, &parts.headers)?;
     let passing = (&upload, &worker.tasks);
     let room = &worker.limits.room;

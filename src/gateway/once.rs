@@ -168,7 +168,8 @@ pub async fn again<B: Books + 'static>(
     held: Box<Held<B>>,
     known: KnownCharge,
 ) -> Result<Forwarded<B>, Refused> {
-    if !known.captured {
+    // The answer to a submission is there long before its charge is captured.
+    if !known.captured && !held.worker.jobs.is_open(known.charge) {
         let detail = "a request with this Idempotency-Key is being served; its answer is yours \
                       when it is there";
         return Err(Refusal::new(Code::IdempotencyInFlight, detail).into());

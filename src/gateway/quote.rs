@@ -20,7 +20,7 @@ use super::pick::Picker;
 use super::route::Metered;
 use super::usage::Rules;
 use crate::core::ids::Id;
-use crate::core::price::{Measure, Quote, RateCard};
+use crate::core::price::{Measure, Quote, RateCard, Rates};
 use crate::core::refusal::{Code, Refusal};
 use attribute::Attribute;
 use content::Content;
@@ -87,6 +87,16 @@ impl Quoted {
     /// `unquotable` when the price is beyond what an amount can hold.
     pub fn again(&self, metered: &Metered, quantities: &[u64]) -> Result<Quote, Refusal> {
         metered.pricing.price(&self.card, metered.feature.as_str(), quantities, &self.values)
+    }
+
+    /// The rates of its price, to be kept with its charge.
+    ///
+    /// # Errors
+    /// None for what was priced.
+    pub fn rates(&self, metered: &Metered) -> Result<Rates, Refusal> {
+        let (feature, pricing) = (metered.feature.as_str(), &metered.pricing);
+        let measures = pricing.measures(&self.quantities);
+        self.card.rates(feature, &pricing.named(&self.values), &measures)
     }
 }
 
@@ -170,16 +180,23 @@ impl Pricing {
         quantities: &[u64],
         values: &[Option<Arc<str>>],
     ) -> Result<Quote, Refusal> {
-        let measures: SmallVec<[Measure<'_>; 2]> = (self.meters.iter().zip(quantities))
+        card.quote(feature, &self.named(values), &self.measures(quantities))
+    }
+
+    fn measures(&self, quantities: &[u64]) -> SmallVec<[Measure<'_>; 2]> {
+        (self.meters.iter().zip(quantities))
             .map(|(meter, &quantity)| Measure {
                 meter: meter.name.as_ref().map(Id::as_str),
                 quantity,
             })
-            .collect();
-        let attributes: SmallVec<[(&str, &str); 4]> = (self.attributes.iter().zip(values))
+            .collect()
+    }
+
+    fn named<'a>(&'a self, values: &'a [Option<Arc<str>>]) -> SmallVec<[(&'a str, &'a str); 4]> {
+        let attributes = self.attributes.iter().zip(values);
+        attributes
             .filter_map(|(attribute, value)| Some((attribute.name.as_str(), value.as_deref()?)))
-            .collect();
-        card.quote(feature, &attributes, &measures)
+            .collect()
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the gateway itself answers, under `/.tollgate/`: a user's own balance, quotes, holds,
-//! charges, and the pages of problems.
+//! charges, reports of jobs, and the pages of problems.
 
 mod asked;
 mod holds;
@@ -23,6 +23,7 @@ use super::carry::Carried;
 use super::forward::Forwarded;
 use super::hold::unavailable;
 use super::identify::{self, Caller, Shown};
+use super::jobs;
 use super::meter_body::Content;
 use super::worker::{Connection, Worker};
 use super::{Refused, Trace, once, problem};
@@ -55,6 +56,10 @@ pub async fn answer<B: Books + 'static>(
         only(parts, Method::GET)?;
         worker.meters.nobody().request(None, Outcome::Free, Some(200));
         return Ok((reply("text/markdown; charset=utf-8", page.into()), None));
+    }
+    if let Some(id) = path.strip_prefix("v1/jobs/") {
+        only(parts, Method::POST)?;
+        return Ok((Box::pin(report(worker, parts, body, id)).await?, None));
     }
     let shown = identify::authenticate(worker, connection, &parts.headers, now)?;
     trace.meters = Some(Arc::clone(shown.meters()));
@@ -149,6 +154,24 @@ async fn ask<B: Books + 'static>(
         forwarded.response.headers_mut().insert(LOCATION, at);
     }
     Ok((forwarded, Some(permit)))
+}
+
+/// Takes a backend's report of how a job stands.
+async fn report<B: Books + 'static>(
+    worker: &Arc<Worker<B>>,
+    parts: &Parts,
+    body: ClientBody,
+    id: &str,
+) -> Result<Forwarded<B>, Refused> {
+    let upstreams = jobs::reporter(worker, &parts.headers)?;
+    let body = body::whole(&parts.headers, body, jobs::MAX_BODY, &worker.limits.room).await?;
+    let charge: ChargeId = id.parse().map_err(|_| no_charge())?;
+    let own = Arc::clone(worker);
+    // What is begun is counted, whoever leaves.
+    let work = async move { jobs::report(&own, &upstreams, charge, &body).await };
+    let reported = Carried::new(&worker.tasks, work).await?;
+    worker.meters.nobody().request(None, Outcome::Free, Some(200));
+    json(&reported)
 }
 
 /// The balance of the user who asks.

@@ -11,6 +11,7 @@ use http::header::HeaderValue;
 
 use super::Refused;
 use super::inject::Inject;
+use super::jobs;
 use super::problem::Manner;
 use super::quote::{Meter, Pricing, unescape};
 use super::usage::Rules;
@@ -61,6 +62,8 @@ pub struct Metered {
     pub sliced: bool,
     /// The last event of a stream is the receipt.
     pub sse_receipt: bool,
+    /// How the outcome of its jobs is found out (D34).
+    pub job: Option<Box<jobs::Rules>>,
 }
 
 impl Metered {
@@ -96,6 +99,8 @@ pub struct Routes {
     names: Vec<Box<str>>,
     /// By their places: what they meter.
     features: Vec<Option<Box<str>>>,
+    /// By their places: to which upstream they submit jobs.
+    submit: Vec<Option<usize>>,
     /// True where some route has refusals of its own kind.
     manners: bool,
 }
@@ -143,10 +148,15 @@ impl Routes {
         let names = compiled.iter().map(|(_, _, route)| route.name.clone()).collect();
         let feature = |route: &config::Route| Some(route.feature.as_ref()?.as_str().into());
         let features = routes.iter().map(feature).collect();
+        let submit = |(_, _, route): &(_, _, Arc<Route>)| {
+            let submits = route.metered.as_ref().is_some_and(|metered| metered.job.is_some());
+            submits.then_some(route.upstream)
+        };
+        let submit = compiled.iter().map(submit).collect();
         let manners = compiled.iter().any(|(_, _, route)| route.manner != Manner::default());
         let (table, errors) = Table::new(&compiled);
         match errors.into_iter().next() {
-            None => Ok(Self { table, names, features, manners }),
+            None => Ok(Self { table, names, features, submit, manners }),
             Some((index, error)) => {
                 Err(RouteError { path: routes[index].path.clone(), problem: error.to_string() })
             }
@@ -161,6 +171,18 @@ impl Routes {
     /// A route's name, by its place in the configuration.
     pub fn name(&self, index: usize) -> Option<&str> {
         self.names.get(index).map(|name| &**name)
+    }
+
+    /// The place of the route with this name that meters a feature.
+    pub fn named(&self, name: &str, feature: &str) -> Option<usize> {
+        let mut routes = self.names.iter().zip(&self.features);
+        routes.position(|(own, of)| **own == *name && of.as_deref() == Some(feature))
+    }
+
+    /// The upstreams to which routes of this name submit jobs.
+    pub fn submit<'r>(&'r self, name: &'r str) -> impl Iterator<Item = usize> + use<'r> {
+        let routes = self.names.iter().zip(&self.submit);
+        routes.filter(move |(own, _)| ***own == *name).filter_map(|(_, upstream)| *upstream)
     }
 
     /// The place of a route that meters a feature: what is captured elsewhere is counted there too.
@@ -235,6 +257,7 @@ fn metered(route: &config::Route) -> Result<Metered, String> {
         observed: route.mode == Some(config::Mode::Observe),
         sliced: route.hold == Some(Hold::Slice),
         sse_receipt: route.sse_receipt,
+        job: jobs::Rules::of(route)?.map(Box::new),
     })
 }
 

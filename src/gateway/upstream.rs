@@ -22,6 +22,7 @@ use super::flow::Lease;
 use super::health::{Addresses, Standing};
 use super::outgoing::{Outgoing, Upload};
 use crate::config;
+use crate::core::ids::Id;
 
 /// How many addresses a request is tried at that finds no connection.
 const MAX_TRIES: usize = 3;
@@ -49,6 +50,8 @@ pub struct UpstreamError {
 pub struct Upstream {
     /// Its place in the configuration, for metrics.
     pub index: usize,
+    /// Its name.
+    pub name: Id,
     /// How long a response's head may take, from the end of the request.
     pub response_timeout: Duration,
     /// How long the next piece of a response's body may take.
@@ -88,6 +91,7 @@ impl Upstream {
         }
         Arc::new(Self {
             index,
+            name: self.name.clone(),
             credential: self.credential.clone(),
             endpoints: Arc::clone(&self.endpoints),
             health: Arc::clone(&self.health),
@@ -126,6 +130,7 @@ impl Upstream {
         }
         Ok(Self {
             index,
+            name: config.name.clone(),
             response_timeout: config.response_timeout,
             idle_timeout: config.idle_timeout,
             body_timeout: config.body_timeout,

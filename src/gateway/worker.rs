@@ -15,6 +15,7 @@ use super::admit::Limits;
 use super::answers::Answers;
 use super::head::Facts;
 use super::identify::Known;
+use super::jobs::{Jobs, Reporter};
 use super::pace::{Pace, Pulse};
 use super::route::Routes;
 use super::span::Tracer;
@@ -44,6 +45,10 @@ pub struct Worker<B> {
     pub charges: Arc<dyn Charges>,
     /// Recent answers to requests with a key, over all workers.
     pub answers: Arc<Answers>,
+    /// Jobs that are not over, over all workers.
+    pub jobs: Arc<Jobs>,
+    /// Who may report how jobs stand.
+    pub reporters: Arc<[Reporter]>,
     /// Rates and requests in flight, over all workers.
     pub limits: Arc<Limits>,
     /// What time it is.

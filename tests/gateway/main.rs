@@ -11,6 +11,7 @@
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
+//! - `jobs`, `job_answers`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
 //! - `observe`: what is let through that would be refused.
 //! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
 //! - `service`: metrics, health, the drain, the demo.
@@ -42,6 +43,9 @@ mod holds;
 mod hygiene;
 mod idempotency;
 mod identity;
+mod job_answers;
+mod job_campaign;
+mod jobs;
 mod observe;
 mod operations;
 mod pool;

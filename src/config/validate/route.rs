@@ -23,6 +23,7 @@ pub(super) fn routes(check: &mut Check<'_>, key: &Key, config: &Config) {
             self::attribute(check, &key.name("attributes").name(name.as_str()), attribute, route);
         }
         injecting(check, &key, route);
+        super::job::job(check, &key, route);
         let charged = key.name("charge_on");
         let any = !route.charge_on.is_empty();
         check.that(any, &charged, "expected a status; what never charges is `free = true`");

@@ -92,7 +92,7 @@ pub async fn hold<B: Books>(
             },
         };
         let observed = is_observed.then(|| (&observed.unwrap_or_default()).into());
-        let note = note::encode(&HoldNote { rates: Some(rates.clone()), observed });
+        let note = note::encode(&HoldNote { rates: Some(rates.clone()), observed, job: None });
         let ask = Ask {
             charge,
             accounts: &position.accounts,

@@ -402,6 +402,8 @@ impl<B: Books + 'static> Bench<B> {
             books: books(engine.session()),
             charges: Arc::new(ChargeBook::new(Arc::clone(&engine), archive)),
             answers: Arc::default(),
+            jobs: Arc::default(),
+            reporters: Arc::new([]),
             limits: Arc::new(Limits::new(&config.limits)),
             clock,
             meters: telemetry.worker(&Arc::new(labels)),

@@ -1,0 +1,318 @@
+//! Jobs (D34): a submission is answered before anything is made, so its charge is held until the
+//! job's status document says how it ended. Whoever sees that first settles the charge: a poll
+//! that passes through, the gateway's own, or the backend's report. All that is needed stands in
+//! the hold's note; the index of open jobs is made from that again at each start.
+
+mod poll;
+mod report;
+mod rules;
+mod settle;
+mod status;
+mod submit;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use super::Refused;
+use super::quote::unescape;
+use crate::books::OpenCharge;
+use crate::core::charge::HoldMemo;
+use crate::core::ids::ChargeId;
+use crate::core::note::{self, HoldNote, JobNote};
+use crate::core::refusal::{Code, Refusal};
+
+pub use poll::{Polled, ask_those_due, polled};
+pub use report::{MAX_BODY, Reported, Reporter, report, reporter};
+pub use rules::Rules;
+pub use submit::submitted;
+
+/// How many jobs may be open: some 2 KiB each, with their holds.
+const MAX_OPEN: usize = 50_000;
+/// How many jobs of one backend are asked for at once.
+const AT_ONCE: usize = 32;
+/// The longest wait between two questions, unless the first is longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Charges, of which a job mostly has one.
+pub type Charges = SmallVec<[ChargeId; 1]>;
+
+/// The open jobs, over all workers. Its lock is a leaf.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    /// How many there are, so that whoever has none takes no lock.
+    count: AtomicUsize,
+    index: Mutex<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    open: HashMap<ChargeId, Job>,
+    /// By the name of the upstream.
+    backends: HashMap<Box<str>, Backend>,
+}
+
+#[derive(Debug)]
+struct Job {
+    upstream: Box<str>,
+    /// As it is read, with nothing escaped.
+    path: Box<str>,
+    org: Box<str>,
+    /// When it is asked for next; `None` while it is.
+    due: Option<Instant>,
+    wait: Duration,
+}
+
+/// What there is of one upstream; gone with its last job.
+#[derive(Debug, Default)]
+struct Backend {
+    /// By the path of the status document. A backend may give one job to several submissions.
+    paths: HashMap<Box<str>, Charges>,
+    due: BTreeSet<(Instant, ChargeId)>,
+    asked: usize,
+}
+
+impl Jobs {
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Refuses one more job than may be open.
+    ///
+    /// # Errors
+    /// `too_many_in_flight`.
+    pub fn admit(&self) -> Result<(), Refused> {
+        if self.len() < MAX_OPEN {
+            return Ok(());
+        }
+        let detail = "as many jobs are open as may be; try again when some have ended";
+        let mut refused = Refused::from(Refusal::new(Code::TooManyInFlight, detail));
+        refused.retry_after = Some(5);
+        Err(refused)
+    }
+
+    /// Takes up what an earlier process left open, to be asked for at once.
+    pub fn adopt(&self, open: &OpenCharge, now: Instant) {
+        let note: HoldNote = note::decode(&open.note);
+        let memo = postcard::from_bytes::<HoldMemo<'_>>(&open.memo);
+        if let (Some(job), Ok(memo)) = (note.job, memo) {
+            self.insert(open.charge, memo.org, &job, now);
+        }
+    }
+
+    /// Adds a job that was just submitted.
+    fn put(&self, charge: ChargeId, org: &str, job: &JobNote) {
+        self.insert(charge, org, job, Instant::now() + Duration::from_millis(job.poll));
+    }
+
+    fn insert(&self, charge: ChargeId, org: &str, job: &JobNote, due: Instant) {
+        let Ok(path) = unescape(&job.path, false) else { return };
+        let mut index = self.index.lock();
+        let backend = index.backends.entry(job.upstream.as_str().into()).or_default();
+        backend.paths.entry((*path).into()).or_default().push(charge);
+        backend.due.insert((due, charge));
+        let wait = Duration::from_millis(job.poll);
+        let job = Job {
+            upstream: job.upstream.as_str().into(),
+            path: (*path).into(),
+            org: org.into(),
+            due: Some(due),
+            wait,
+        };
+        index.open.insert(charge, job);
+        self.count.store(index.open.len(), Relaxed);
+    }
+
+    /// Forgets a job whose charge is not open any more.
+    pub fn remove(&self, charge: ChargeId) {
+        if self.is_empty() {
+            return;
+        }
+        let mut index = self.index.lock();
+        let index = &mut *index;
+        let Some(job) = index.open.remove(&charge) else { return };
+        self.count.store(index.open.len(), Relaxed);
+        let Some(backend) = index.backends.get_mut(&job.upstream) else { return };
+        if let Some(due) = job.due {
+            backend.due.remove(&(due, charge));
+        }
+        if let Some(charges) = backend.paths.get_mut(&job.path) {
+            charges.retain(|known| *known != charge);
+            if charges.is_empty() {
+                backend.paths.remove(&job.path);
+            }
+        }
+        index.forget(&job.upstream);
+    }
+
+    /// Whether a charge is an open job's.
+    pub fn is_open(&self, charge: ChargeId) -> bool {
+        !self.is_empty() && self.index.lock().open.contains_key(&charge)
+    }
+
+    /// The charges of an org whose job has its status document there.
+    fn at(&self, upstream: &str, path: &str, org: &str) -> Charges {
+        let index = self.index.lock();
+        let charges = index.backends.get(upstream).and_then(|backend| backend.paths.get(path));
+        let own = |charge: &&ChargeId| index.open.get(*charge).is_some_and(|job| *job.org == *org);
+        charges.into_iter().flatten().filter(own).copied().collect()
+    }
+
+    /// The upstreams with a job whose time has come.
+    fn backends_due(&self, now: Instant) -> Vec<Box<str>> {
+        let index = self.index.lock();
+        let is_due = |backend: &&Backend| {
+            backend.asked < AT_ONCE && backend.due.first().is_some_and(|(due, _)| *due <= now)
+        };
+        let due = index.backends.iter().filter(|(_, backend)| is_due(backend));
+        due.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The job of an upstream whose time came first, if so few are asked for that it may be.
+    fn take_due(self: &Arc<Self>, upstream: &str, now: Instant) -> Option<Asking> {
+        let mut index = self.index.lock();
+        let index = &mut *index;
+        let backend = index.backends.get_mut(upstream)?;
+        if backend.asked >= AT_ONCE || backend.due.first().is_none_or(|(due, _)| *due > now) {
+            return None;
+        }
+        let (_, charge) = backend.due.pop_first()?;
+        backend.asked += 1;
+        if let Some(job) = index.open.get_mut(&charge) {
+            job.due = None;
+        }
+        Some(Asking { jobs: Arc::clone(self), upstream: upstream.into(), charge })
+    }
+}
+
+impl Index {
+    /// Forgets an upstream without a job.
+    fn forget(&mut self, upstream: &str) {
+        let is_idle = |backend: &Backend| backend.paths.is_empty() && backend.asked == 0;
+        if self.backends.get(upstream).is_some_and(is_idle) {
+            self.backends.remove(upstream);
+        }
+    }
+}
+
+/// A job that is being asked for. Its drop puts it back for the next time, twice as far away.
+struct Asking {
+    jobs: Arc<Jobs>,
+    upstream: Box<str>,
+    charge: ChargeId,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let mut index = self.jobs.index.lock();
+        let index = &mut *index;
+        let Some(backend) = index.backends.get_mut(&self.upstream) else { return };
+        backend.asked -= 1;
+        match index.open.get_mut(&self.charge) {
+            Some(job) if job.due.is_none() => {
+                let due = Instant::now() + job.wait;
+                job.wait = (job.wait * 2).min(LONGEST_WAIT.max(job.wait));
+                job.due = Some(due);
+                backend.due.insert((due, self.charge));
+            }
+            _ => index.forget(&self.upstream),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charge(at: u128) -> ChargeId {
+        ChargeId::v7(1, at)
+    }
+
+    fn note(upstream: &str, job: u128) -> JobNote {
+        let path = format!("/jobs/a%20{job}");
+        JobNote { upstream: upstream.to_owned(), path, poll: 1_000, ..JobNote::default() }
+    }
+
+    #[test]
+    fn d34_a_job_is_asked_for_after_a_while_and_then_twice_as_long_apart() {
+        let jobs = Arc::new(Jobs::default());
+        let began = Instant::now();
+        jobs.put(charge(1), "acme", &note("media", 1));
+        let mut before = began;
+        for wait in [1, 1, 2, 4, 8, 16, 32, 60, 60] {
+            let early = before + Duration::from_millis(wait * 1_000 - 1);
+            assert!(jobs.take_due("media", early).is_none(), "{wait}");
+            assert!(jobs.backends_due(early).is_empty());
+            let due = Instant::now() + Duration::from_secs(wait);
+            assert_eq!(jobs.backends_due(due), [Box::from("media")]);
+            let asking = jobs.take_due("media", due).unwrap();
+            assert!(jobs.take_due("media", due + LONGEST_WAIT * 2).is_none(), "it is asked for");
+            before = Instant::now();
+            drop(asking);
+        }
+    }
+
+    #[test]
+    fn d34_so_many_jobs_of_an_upstream_are_asked_for_at_once() {
+        let jobs = Arc::new(Jobs::default());
+        let later = Instant::now() + Duration::from_secs(5);
+        for at in 0..AT_ONCE as u128 + 1 {
+            jobs.put(charge(at), "acme", &note("hangs", at));
+        }
+        jobs.put(charge(99), "acme", &note("works", 99));
+        let asked: Vec<Asking> = std::iter::from_fn(|| jobs.take_due("hangs", later)).collect();
+        assert_eq!(asked.len(), AT_ONCE);
+        assert_eq!(jobs.backends_due(later), [Box::from("works")]);
+        assert!(jobs.take_due("works", later).is_some());
+        drop(asked);
+        assert!(jobs.take_due("hangs", later).is_some());
+    }
+
+    #[test]
+    fn d34_no_more_jobs_are_open_than_may_be() {
+        let jobs = Jobs::default();
+        for at in 0..MAX_OPEN as u128 {
+            assert!(jobs.admit().is_ok());
+            jobs.put(charge(at), "acme", &note("media", at));
+        }
+        let refused = jobs.admit().unwrap_err();
+        assert_eq!((refused.refusal.code, refused.retry_after), (Code::TooManyInFlight, Some(5)));
+        jobs.remove(charge(7));
+        assert!(jobs.admit().is_ok());
+    }
+
+    #[test]
+    fn d34_a_job_that_is_over_leaves_nothing_whoever_still_asks_for_it() {
+        let jobs = Arc::new(Jobs::default());
+        let later = Instant::now() + Duration::from_secs(5);
+        for at in 0..4 {
+            jobs.put(charge(at), if at == 3 { "else" } else { "acme" }, &note("media", at / 2));
+        }
+        assert_eq!(jobs.at("media", "/jobs/a 0", "acme")[..], [charge(0), charge(1)]);
+        assert_eq!(jobs.at("media", "/jobs/a 1", "acme")[..], [charge(2)]);
+        assert_eq!(jobs.at("media", "/jobs/a 1", "else")[..], [charge(3)]);
+        for (upstream, path) in [("other", "/jobs/a 0"), ("media", "/jobs/a%200"), ("media", "/")] {
+            assert!(jobs.at(upstream, path, "acme").is_empty());
+        }
+        let asking = jobs.take_due("media", later).unwrap();
+        for at in 0..4 {
+            assert!(jobs.is_open(charge(at)));
+            jobs.remove(charge(at));
+            jobs.remove(charge(at));
+        }
+        assert!(jobs.is_empty() && !jobs.is_open(charge(0)));
+        assert_eq!(jobs.index.lock().backends.len(), 1, "somebody still asks");
+        drop(asking);
+        assert!(jobs.index.lock().backends.is_empty());
+    }
+}
