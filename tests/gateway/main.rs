@@ -14,6 +14,7 @@
 //! - `jobs`, `job_answers`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
 //! - `observe`: what is let through that would be refused.
 //! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
+//! - `routes`: the examples of docs/routes.md.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `streams`: what is left, broken off or read slowly, by the thousand.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -54,6 +55,7 @@ mod quoting;
 mod races;
 mod reload;
 mod retries;
+mod routes;
 mod seats;
 mod secrets;
 mod service;
