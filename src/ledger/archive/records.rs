@@ -12,11 +12,14 @@ use crate::core::ids::ChargeId;
 use crate::core::note;
 use crate::core::record::{Amend, Finish, Hold, Lasting, Leg, Record, Resolve, add_legs, instant};
 
-/// The records of a charge from their bytes: its hold, and its end with what was noted then.
+/// The end of a charge, with what was noted then.
+pub(super) type End<'a> = (Resolve<'a>, &'a [u8]);
+
+/// The records of a charge from their bytes: its hold, and its end.
 pub(super) fn decoded<'a>(
     hold: &'a [u8],
     resolution: Option<&'a [u8]>,
-) -> Result<(Lasting<'a>, Option<(Resolve<'a>, &'a [u8])>), ArchiveError> {
+) -> Result<(Lasting<'a>, Option<End<'a>>), ArchiveError> {
     let hold = lasting(hold).ok_or_else(|| unreadable("an archived hold"))?;
     match resolution.map(Record::decode) {
         None => Ok((hold, None)),
@@ -88,7 +91,7 @@ pub(super) fn kept(hold: &Hold<'_>, resolution: Option<&Resolve<'_>>) -> Vec<Leg
 /// The document of a charge from its records.
 pub(super) fn document(
     lasting: &Lasting<'_>,
-    resolution: Option<(Resolve<'_>, &[u8])>,
+    resolution: Option<End<'_>>,
     names: &HashMap<AccountKey, String>,
 ) -> Result<ChargeDocument, String> {
     let hold = &lasting.hold;
