@@ -12,8 +12,8 @@ use crate::core::ids::ChargeId;
 use crate::core::note;
 use crate::core::record::{Amend, Finish, Hold, Lasting, Leg, Record, Resolve, add_legs, instant};
 
-/// The record of a charge's end, and what was noted then.
-type End<'a> = (Resolve<'a>, &'a [u8]);
+/// The end of a charge, with what was noted then.
+pub(super) type End<'a> = (Resolve<'a>, &'a [u8]);
 
 /// The records of a charge from their bytes: its hold, and its end.
 pub(super) fn decoded<'a>(
@@ -91,7 +91,7 @@ pub(super) fn kept(hold: &Hold<'_>, resolution: Option<&Resolve<'_>>) -> Vec<Leg
 /// The document of a charge from its records.
 pub(super) fn document(
     lasting: &Lasting<'_>,
-    resolution: Option<(Resolve<'_>, &[u8])>,
+    resolution: Option<End<'_>>,
     names: &HashMap<AccountKey, String>,
 ) -> Result<ChargeDocument, String> {
     let hold = &lasting.hold;
