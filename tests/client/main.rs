@@ -12,45 +12,13 @@
 #[expect(dead_code, unused_imports, reason = "the gateway's tests need more of it")]
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::support::org::STUDIO;
-use crate::support::world::tollgate;
+use crate::support::sample::Sample;
 use crate::support::{Access, Org, Setup, World, run};
-
-/// `tollgate sample-backend`, which ends with the test.
-struct Sample {
-    process: Child,
-    address: String,
-}
-
-impl Sample {
-    fn start() -> Self {
-        let mut command = tollgate();
-        command.args(["sample-backend", "--listen", "127.0.0.1:0"]);
-        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().rsplit("http://").next().unwrap().to_owned();
-        Self { process, address }
-    }
-
-    fn stats(&self) -> Value {
-        let url = format!("http://{}/sample/stats", self.address);
-        let text = ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap();
-        serde_json::from_str(&text).unwrap()
-    }
-}
-
-impl Drop for Sample {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 fn routes(sample: &Sample) -> String {
     let chat = |path: &str, more: &str| {
