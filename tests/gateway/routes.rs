@@ -1,9 +1,9 @@
 //! The examples of docs/routes.md, run as they stand there: files, commands, and what they print.
 
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::support::world::tollgate;
+use crate::support::sample::Sample;
 use crate::support::{Access, Org, Setup, World, run};
 
 const PAGE: &str = include_str!("../../docs/routes.md");
@@ -84,16 +84,6 @@ fn commands(block: &Block<'_>) -> Vec<(String, Vec<String>)> {
     commands
 }
 
-/// `tollgate sample-backend`, which ends with the test.
-struct Sample(Child);
-
-impl Drop for Sample {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Runs all commands of a section in one shell, and compares what each of them prints.
 fn play(section: &str, gateway: &str) {
     const MARK: &str = "--- the next command ---";
@@ -140,26 +130,19 @@ fn play(section: &str, gateway: &str) {
 #[test]
 fn the_examples_of_routes_are_true() {
     run(async {
-        let mut command = tollgate();
-        command.args(["sample-backend", "--listen", "127.0.0.1:0"]);
-        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut sample = Sample(process);
-        let mut line = String::new();
-        let out = sample.0.stdout.take().unwrap();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
-        let address = line.trim().rsplit("http://").next().unwrap();
-
+        let sample = Sample::start();
         // The page's file as it is, but for where things are.
-        let org = Org::new().user("zoe", "1", Access::None);
+        let org = Org::new().no_term().user("zoe", "1", Access::None);
         let world = World::with(Setup { clock: None, ..Setup::default() }, &org);
-        let routes = file("tollgate.toml").replace("127.0.0.1:9100", address);
+        let routes = file("tollgate.toml").replace("127.0.0.1:9100", &sample.address.to_string());
         let routes = routes.split_once("[[upstream]]").unwrap().1.to_owned();
         let begin = "[[upstream]]";
         world.edit(|file| {
             let head = file.split_once(begin).unwrap().0.to_owned();
             format!("{head}{begin}{routes}")
         });
-        world.reloaded(true).await;
+        world.signal("HUP");
+        world.logged(&["read again"]).await;
         let applied = world.try_apply(&file("acme.toml"));
         assert!(applied.status.success(), "{applied:?}");
         let mut sections: Vec<&str> = blocks().iter().map(|block| block.section).collect();
