@@ -26,7 +26,7 @@ use attribute::Attribute;
 use content::Content;
 use place::Place;
 pub use quantity::{Quantity, quantity_of};
-pub use query::{key_looks_like, unescape};
+pub use query::{key_looks_like, parameter, unescape};
 
 /// Where everything that decides a price is read.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{Method, Version};
 
-use super::wire::Facts;
+use super::head::Facts;
 use super::{Refused, route};
 use crate::core::refusal::{Code, Refusal};
 

@@ -13,13 +13,13 @@ use tokio_util::task::TaskTracker;
 
 use super::admit::Limits;
 use super::answers::Answers;
+use super::head::Facts;
 use super::identify::Known;
 use super::jobs::{Jobs, Reporter};
 use super::pace::{Pace, Pulse};
 use super::route::Routes;
 use super::span::Tracer;
 use super::upstream::Upstream;
-use super::wire::Facts;
 use crate::books::{Books, BooksError};
 use crate::clock::Clock;
 use crate::config::Network;

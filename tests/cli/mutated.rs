@@ -45,6 +45,11 @@ const INJECTED: [&str; 2] = [
     include_str!("../../fuzz/seeds/inject/missing"),
 ];
 
+const HEADS: [&str; 2] =
+    [include_str!("../../fuzz/seeds/head/post"), include_str!("../../fuzz/seeds/head/chunked")];
+const QUERIES: [&str; 2] =
+    [include_str!("../../fuzz/seeds/query/plain"), include_str!("../../fuzz/seeds/query/twice")];
+
 /// What tends to matter where it is put.
 const WORDS: &[&str] = &[
     "",
@@ -263,6 +268,18 @@ proptest! {
         bytes in mutated(texts(&INJECTED)),
     ) {
         promises::inject(&bytes);
+    }
+
+    #[test]
+    fn f63_a_mutated_head_ends_and_is_framed_as_hyper_reads_it(bytes in mutated(texts(&HEADS))) {
+        promises::head(&bytes);
+    }
+
+    #[test]
+    fn f70_a_mutated_query_is_refused_or_read_as_the_standard_says(
+        bytes in mutated(texts(&QUERIES)),
+    ) {
+        promises::query(&bytes);
     }
 
     #[test]

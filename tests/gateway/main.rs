@@ -14,6 +14,7 @@
 //! - `jobs`, `job_answers`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
 //! - `usage`: where backends tell what was used.
 //! - `service`: metrics, health, the drain, the demo.
+//! - `streams`: what is left, broken off or read slowly, by the thousand.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
 //!   metrics, and what no output may show.
 
@@ -55,6 +56,7 @@ mod seats;
 mod secrets;
 mod service;
 mod settle;
+mod streams;
 mod time;
 mod upstreams;
 mod usage;

@@ -184,7 +184,8 @@ impl Client {
         Some(Self { sender, driver })
     }
 
-    async fn begin(&mut self, call: &Call) -> Result<Response<Incoming>, hyper::Error> {
+    /// Sends a request, and returns when the head of its answer is there.
+    pub async fn begin(&mut self, call: &Call) -> Result<Response<Incoming>, hyper::Error> {
         let mut request = Request::builder().method(call.method).uri(&call.path);
         for (name, value) in &call.headers {
             request = request.header(name, value);

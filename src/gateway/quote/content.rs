@@ -64,6 +64,7 @@ pub fn form<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Form<'a>, Refusal
     Form::read(kind, body).map_err(|why| ambiguous(&why))
 }
 
+/// Whether some reader takes one name for the other.
 pub fn is_like(one: &HeaderName, other: &HeaderName) -> bool {
     looks_like(one.as_str().as_bytes(), other.as_str().as_bytes())
 }
