@@ -16,7 +16,9 @@ const TOKEN_FILE: &str = "canary-operator-token-in-a-file-05";
 const URL: &str = "canary-password-in-a-url-0000006";
 const SHOWN: &str = "canary-key-that-nobody-has-0000007";
 
-const CANARIES: [&str; 9] = [
+const REPORTS: &str = "canary-secret-of-reports-in-a-file8";
+
+const CANARIES: [&str; 10] = [
     FROM_FILE,
     FROM_ENV,
     FROM_SECRET_FILE,
@@ -24,6 +26,7 @@ const CANARIES: [&str; 9] = [
     TOKEN_FILE,
     URL,
     SHOWN,
+    REPORTS,
     TOKEN,
     MEDIA_TOKEN,
 ];
@@ -74,7 +77,15 @@ fn f81_a_canary_in_every_place_of_a_secret_is_in_no_output() {
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("credential"), format!("{BACKEND_FILE}\n")).unwrap();
         std::fs::write(path("key"), format!("{FROM_SECRET_FILE}\n")).unwrap();
+        std::fs::write(path("reports"), format!("{REPORTS}\n")).unwrap();
+        let jobs = format!(
+            "[[route]]\npath = \"/v1/videos\"\nupstream = \"media\"\nfeature = \"image\"\n[route.job]\n\
+             id = \"/id\"\nstatus_path = \"/v1/videos/{{job}}\"\nstatus = \"/status\"\n\
+             succeeded = [\"completed\"]\nfailed = [\"failed\"]\nreport = {{ file = {:?} }}\n",
+            path("reports").display().to_string()
+        );
         let setup = Setup {
+            limits: jobs,
             environment: vec![
                 ("RUST_LOG".to_owned(), "trace".to_owned()),
                 ("CANARY_KEY".to_owned(), FROM_ENV.to_owned()),
@@ -129,11 +140,15 @@ fn f81_a_canary_in_every_place_of_a_secret_is_in_no_output() {
             Call::post("/v1/images", "{}").key(FROM_FILE).key(SHOWN),
             Call::post("/v1/images", "{}").header("tollgate-key", SHOWN),
             Call::post("/v1/images", "{}").header("authorization", SHOWN),
+            Call::post("/.tollgate/v1/jobs/x", "{}").key(SHOWN),
             Call::post("/v1/images", "{}")
                 .key(FROM_FILE)
                 .header("tollgate-user", "alice")
                 .script(&Script { hang_up: true, ..Script::default() }),
         ];
+        // One that may report is told that there is nothing to report of.
+        let report = Call::post("/.tollgate/v1/jobs/x", "{}").key(REPORTS);
+        world.send(&report).await.refused(404, "unknown_route");
         for call in wrong {
             let answer = world.send(&call).await;
             assert!(answer.status >= 400, "{answer:?}");
