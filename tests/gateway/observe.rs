@@ -3,9 +3,12 @@
 
 use serde_json::{Value, json};
 
+use super::upstreams::{begin, read_until};
+use super::usage::{DONE, SSE, Step, charge, chunk, event, head, metered_for};
 use crate::support::org::{ROBOT, STUDIO};
+use crate::support::sample::Sample;
 use crate::support::world::micro;
-use crate::support::{Access, Answer, Call, Org, Script, World, burst, run, until};
+use crate::support::{Access, Answer, Call, Org, Script, Setup, World, burst, run, until};
 
 fn images(user: &str, n: u32) -> Call {
     Call::post("/v1/images", format!("{{\"n\":{n}}}")).user(user)
@@ -367,5 +370,90 @@ fn d28_d36_a_charge_that_a_crash_captures_says_what_nobody_paid() {
         found.sort();
         assert_eq!(found, [would("-", "0", "0"), would("seat_exhausted", "1", "0.5")]);
         world.verify();
+    });
+}
+
+/// A stream that tells usage up to 12 and is held five at a time, against a seat of seven: what
+/// came of it when its client got to this event, and the gateway was killed or went on.
+async fn sliced(events: u32, kill: bool) -> (Value, World) {
+    let each = (1..=12).flat_map(|n| [Step::Wait, event(&n.to_string())]);
+    let end = [Step::Wait, chunk(DONE), Step::End("")];
+    let steps: Vec<Step> = [head(SSE)].into_iter().chain(each).chain(end).collect();
+    let five = "hold = \"slice\"\nquantity = { const = 5 }\nusage = { sse_json = \"/usage/n\" }";
+    let org = observing(Org::new().user("alice", "7", Access::None));
+    let (mut world, backend, go) = metered_for(&org, vec![("chat", steps)], &[("/chat", five)]);
+    let mut stream = begin(&world, "POST /chat", "content-length: 0\r\n").await;
+    for n in 1..=events {
+        go.send(()).unwrap();
+        read_until(&mut stream, &format!("\"n\":{n}}}")).await;
+    }
+    if kill {
+        world.kill();
+        world.start();
+    } else {
+        go.send(()).unwrap();
+        read_until(&mut stream, "0\r\n\r\n").await;
+    }
+    (charge(&world, &backend).await, world)
+}
+
+#[test]
+fn d28_f82_a_stream_in_slices_goes_on_and_what_nobody_pays_of_it_is_told() {
+    run(async {
+        let (charge, world) = sliced(12, false).await;
+        assert_eq!((&charge["state"], &charge["cost"]), (&json!("captured"), &json!("12")));
+        let expected = (Some("seat_exhausted".to_owned()), ["5".to_owned(), "2.5".to_owned()]);
+        assert_eq!(adds_up(&charge), expected);
+        world.seat("alice", "7", "0", "0");
+        assert_eq!(world.balance("alice")["overdraft"], "0");
+        assert_eq!(world.metric("tollgate_uncovered_operations_total", &[]), 2.5);
+        assert_eq!(world.metric("tollgate_refusals_total", &[]), 0.0);
+    });
+}
+
+#[test]
+fn d28_f03_what_nobody_pays_of_a_stream_in_slices_is_known_when_the_gateway_is_killed() {
+    run(async {
+        // The third slice, which nobody pays, was held when ten were known to be used.
+        let (charge, world) = sliced(11, true).await;
+        assert_eq!((&charge["state"], &charge["cost"]), (&json!("captured"), &json!("10")));
+        let expected = (Some("seat_exhausted".to_owned()), ["3".to_owned(), "1.5".to_owned()]);
+        assert_eq!(adds_up(&charge), expected);
+        world.seat("alice", "7", "0", "0");
+    });
+}
+
+#[test]
+fn d28_d34_a_job_is_settled_in_the_mode_that_it_was_held_in() {
+    run(async {
+        let sample = Sample::start();
+        let routes = format!(
+            "[[upstream]]\nname = \"sample\"\nurls = [\"http://{}\"]\n\
+             [[route]]\nmethod = \"POST\"\npath = \"/v1/videos\"\nupstream = \"sample\"\n\
+             feature = \"image\"\nquantity = {{ json = \"/seconds\" }}\n\
+             usage = {{ json = \"/usage/seconds\" }}\n\
+             job = {{ id = \"/id\", status_path = \"/v1/videos/{{job}}\", status = \"/status\", \
+             succeeded = [\"succeeded\"], failed = [\"failed\"], poll = \"1h\" }}\n\
+             [[route]]\npath = \"/v1/videos/{{id}}\"\nupstream = \"sample\"\nfree = true\n",
+            sample.address
+        );
+        let org = Org::new().user("alice", "3", Access::None);
+        let setup = Setup { limits: routes, ..Setup::default() };
+        let world = World::with(setup, &observing(org.clone()));
+        // Nine seconds are used, which is more than was asked for and more than there is.
+        let submit = Call::post("/v1/videos", "{\"seconds\":5}").user("alice");
+        let submit = submit.header("x-sample-usage", "9").header("x-sample-job", "polls=1");
+        let answer = world.send(&submit).await;
+        answer.is(200).tells(&[("state", "held"), ("would-refuse", "seat_exhausted")]);
+        // The mode of then, not of now.
+        world.apply(&org.settings("mode = \"enforce\""));
+        let poll = format!("/v1/videos/{}", answer.json()["id"].as_str().unwrap());
+        world.send(&Call::get(&poll).user("alice")).await.is(200);
+        world.settled().await;
+        let charge = world.charge(&answer.told("charge"));
+        assert_eq!((&charge["state"], &charge["cost"]), (&json!("captured"), &json!("9")));
+        let expected = (Some("seat_exhausted".to_owned()), ["6".to_owned(), "3".to_owned()]);
+        assert_eq!(adds_up(&charge), expected);
+        assert_eq!(world.balance("alice")["overdraft"], "0");
     });
 }
