@@ -165,13 +165,32 @@ fn f03_f82_what_the_last_slice_knew_is_charged_when_the_gateway_is_killed() {
         let org =
             Org::new().pool("100").user("alice", "7", Access::Pool).user("bob", "7", Access::Pool);
         let doubt = format!("{FIVE}\nin_doubt = \"capture\"");
+        let both = (1..=5).flat_map(|n| {
+            let text = format!("data: {{\"usage\":{{\"in\":3,\"n\":{n}}}}}\n\n");
+            [Step::Wait, chunk(text)]
+        });
+        let both: Vec<Step> = [head(SSE)].into_iter().chain(both).chain([Step::Closed]).collect();
+        let meters = "quantity = { const = 1 }\n\
+                      [[route]]\npath = \"/meters\"\nupstream = \"told\"\nfeature = \"chat\"\n\
+                      hold = \"slice\"\n\
+                      [[route.meter]]\nname = \"in\"\nquantity = { const = 6 }\n\
+                      usage = { sse_json = \"/usage/in\" }\n\
+                      [[route.meter]]\nname = \"out\"\nquantity = { const = 3 }\n\
+                      usage = { sse_json = \"/usage/n\" }";
         let plays = vec![
             ("first", counting(1, 12)),
             ("doubt", counting(1, 12)),
             ("second", counting(1, 12)),
             ("third", counting(1, 12)),
+            ("meters", both),
         ];
-        let routes = [("/first", FIVE), ("/doubt", &*doubt), ("/second", FIVE), ("/third", FIVE)];
+        let routes = [
+            ("/first", FIVE),
+            ("/doubt", &*doubt),
+            ("/second", FIVE),
+            ("/third", FIVE),
+            ("/other", meters),
+        ];
         for (path, events, state, cost, legs) in [
             // Nothing is known before the second slice but what the route says.
             ("/first", 4, "voided", "0", json!([])),
@@ -179,13 +198,15 @@ fn f03_f82_what_the_last_slice_knew_is_charged_when_the_gateway_is_killed() {
             ("/second", 9, "captured", "5", json!([["licence", "5"]])),
             // Five of the seat, two of the seat and three of the pool.
             ("/third", 12, "captured", "10", json!([["licence", "7"], ["pool", "1.5"]])),
+            // Three in at a third, told, and three out at two thirds, delivered.
+            ("/meters", 5, "captured", "3", json!([["licence", "3"]])),
         ] {
             let (mut world, backend, go) = metered_for(&org, plays.clone(), &routes);
             let mut stream = open(&world, path).await;
             let mut got = String::new();
             for n in 1..=events {
                 go.send(()).unwrap();
-                read_on(&mut stream, &mut got, &told(n)).await;
+                read_on(&mut stream, &mut got, &format!("\"n\":{n}}}")).await;
             }
             world.kill();
             for _ in 0..2 {

@@ -9,21 +9,29 @@ pub struct Ends {
     blank: bool,
     /// The last piece ended with CR; a LF that follows is part of it.
     after_cr: bool,
+    /// And with that CR an event ended.
+    ended: bool,
 }
 
 impl Default for Ends {
     fn default() -> Self {
-        Self { blank: true, after_cr: false }
+        Self { blank: true, after_cr: false, ended: false }
     }
 }
 
 impl Ends {
     /// Reads on, and returns how many of these bytes belong to the event that ends in them; `None`
-    /// where none does, and all of them are read.
+    /// where none does, and all of them are read. A LF that completes the end of one is told alone.
     pub fn next(&mut self, piece: &[u8]) -> Option<usize> {
         let mut at = 0;
-        if !piece.is_empty() && std::mem::take(&mut self.after_cr) && piece[0] == b'\n' {
-            at = 1;
+        if !piece.is_empty() {
+            let ended = std::mem::take(&mut self.ended);
+            if std::mem::take(&mut self.after_cr) && piece[0] == b'\n' {
+                at = 1;
+                if ended {
+                    return Some(at);
+                }
+            }
         }
         while let Some(end) = memchr2(b'\n', b'\r', &piece[at..]) {
             let is_blank = self.blank && end == 0;
@@ -37,6 +45,7 @@ impl Ends {
                 }
             }
             if is_blank {
+                self.ended = self.after_cr;
                 return Some(at);
             }
         }
@@ -51,11 +60,17 @@ mod tests {
 
     /// The events of a stream that comes in these pieces, and what is left of it.
     fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, Vec<u8>) {
-        let (mut ends, mut events, mut event) = (Ends::default(), Vec::new(), Vec::new());
+        let (mut ends, mut events, mut event) =
+            (Ends::default(), Vec::<Vec<u8>>::new(), Vec::new());
         for mut piece in pieces {
             while let Some(end) = ends.next(piece) {
                 event.extend_from_slice(&piece[..end]);
-                events.push(std::mem::take(&mut event));
+                match events.last_mut() {
+                    Some(last) if event == b"\n" && last.ends_with(b"\r") => {
+                        last.append(&mut event)
+                    }
+                    _ => events.push(std::mem::take(&mut event)),
+                }
                 piece = &piece[end..];
             }
             event.extend_from_slice(piece);
@@ -82,10 +97,8 @@ mod tests {
             {
                 let (a, b) = text.as_bytes().split_at(first);
                 let (b, c) = b.split_at(second - first);
-                let (cut, rest) = events([a, b, c]);
-                // A LF behind a CR that ended a piece is the next event's, and changes nothing.
-                assert_eq!(cut.len(), whole.len(), "{text:?} {first} {second}");
-                assert_eq!([cut.concat(), rest].concat(), text.as_bytes());
+                let (cut, _) = events([a, b, c]);
+                assert_eq!(cut, whole, "{text:?} {first} {second}");
             }
         }
     }
