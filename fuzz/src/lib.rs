@@ -19,7 +19,7 @@ use tollgate::gateway::head::{Facts, Head};
 use tollgate::gateway::inject::Inject;
 use tollgate::gateway::pick::Picker;
 use tollgate::gateway::quote::parameter;
-use tollgate::gateway::usage::{Names, Reading, Rules};
+use tollgate::gateway::usage::{Ends, Names, Reading, Rules};
 
 /// A configuration file: accepted, or refused with a place and what was expected; and what is
 /// accepted can be printed.
@@ -113,6 +113,26 @@ pub fn journal(data: &[u8]) {
 /// on its way, and where it says that it is done it waits.
 pub fn sse(data: &[u8]) {
     streamed(data, "text/event-stream", None);
+    let [_, cut, body @ ..] = data else { return };
+    assert_eq!(ends(body, usize::from(*cut) + 1), ends(body, body.len().max(1)));
+}
+
+/// Where the events of a stream end that comes in pieces of this size.
+fn ends(body: &[u8], size: usize) -> Vec<usize> {
+    let (mut reader, mut found, mut at) = (Ends::default(), Vec::new(), 0);
+    for mut piece in body.chunks(size) {
+        while let Some(end) = reader.next(piece) {
+            at += end;
+            piece = &piece[end..];
+            // The LF of an end that was told at its CR.
+            if end == 1 && body[..at].ends_with(b"\r\n") && found.last() == Some(&(at - 1)) {
+                found.pop();
+            }
+            found.push(at);
+        }
+        at += piece.len();
+    }
+    found
 }
 
 /// Lines of JSON, in pieces and whole.
