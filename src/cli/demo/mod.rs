@@ -146,7 +146,9 @@ Users of acme (key {acme}; overage is refused):
 Users of globex (key {globex}; a pool of 3 Operations, overage is billed):
   erin    10 credits, pool access
 
-An image costs 1 credit, a second of video 100 credits (or 2 Operations). Try:
+An image costs 1 credit, a second of video 100 credits (or 2 Operations), a token of chat a
+thousandth of a credit. A video is a job: what it costs is held until a poll, or the gateway's own
+question, sees its end. Try:
 
 1. The seat pays:
   curl -i http://{gateway}/v1/images/generate -H 'Authorization: Bearer {acme}' \\
@@ -167,7 +169,16 @@ An image costs 1 credit, a second of video 100 credits (or 2 Operations). Try:
   curl -i http://{gateway}/v1/videos -H 'Authorization: Bearer {globex}' \\
     -H 'Tollgate-User: erin' -H 'Content-Type: application/json' \\
     -d '{{\"seconds\": 2, \"resolution\": \"1080p\"}}'
-6. What is left:
+6. A job that fails costs nothing; its id is in the first answer:
+  curl http://{gateway}/v1/videos -H 'Authorization: Bearer {acme}' \\
+    -H 'Tollgate-User: dave' -H 'Content-Type: application/json' \\
+    -H 'X-Sample-Job: end=failed' -d '{{\"seconds\": 1}}'
+  curl http://{gateway}/v1/videos/ID -H 'Authorization: Bearer {acme}' -H 'Tollgate-User: dave'
+7. A chat that streams; its last event is the receipt:
+  curl -N http://{gateway}/v1/chat/completions -H 'Authorization: Bearer {acme}' \\
+    -H 'Tollgate-User: dave' -H 'Content-Type: application/json' -H 'X-Sample-Pace: 200' \\
+    -d '{{\"messages\": [], \"max_tokens\": 10, \"stream\": true}}'
+8. What is left:
   curl http://{gateway}/.tollgate/v1/me/credits -H 'Authorization: Bearer {acme}' \\
     -H 'Tollgate-User: alice'
   TOLLGATE_ADMIN_TOKEN=$(cat {token}) tollgate balance alice --org acme --admin http://{admin}

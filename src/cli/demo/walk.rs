@@ -1,7 +1,9 @@
 //! The walk of `demo --once`: each step is a real request, and has to come out as the rules say.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::KEYS;
@@ -15,8 +17,8 @@ struct Step {
     user: &'static str,
     path: &'static str,
     body: &'static str,
-    /// A failure that the backend is asked for.
-    fail: Option<&'static str>,
+    /// What the backend is asked for: a header and its value.
+    asks: Option<(&'static str, &'static str)>,
     status: u16,
     /// Parts of the receipt; or, where there is none, of the problem document.
     expect: &'static [&'static str],
@@ -24,6 +26,7 @@ struct Step {
 
 const IMAGE: &str = "/v1/images/generate";
 const VIDEO: &str = "/v1/videos";
+const CHAT: &str = "/v1/chat/completions";
 const ONE_SECOND: &str = r#"{"seconds": 1, "resolution": "1080p"}"#;
 const TWO_SECONDS: &str = r#"{"seconds": 2, "resolution": "1080p"}"#;
 
@@ -33,7 +36,7 @@ const PLAIN: Step = Step {
     user: "alice",
     path: VIDEO,
     body: ONE_SECOND,
-    fail: None,
+    asks: None,
     status: 200,
     expect: &[],
 };
@@ -53,9 +56,15 @@ const STEPS: &[Step] = &[
         ..PLAIN
     },
     Step {
-        title: "the seat pays two seconds of video",
+        title: "a video is a job: two seconds are held, and charged when it has succeeded (D34)",
         body: TWO_SECONDS,
-        expect: &["cost=\"200\"", "seat=\"200\"", "pool=\"0\"", "seat-remaining=\"49\""],
+        expect: &[
+            "state=held",
+            "seat=\"200\"",
+            "pool=\"0\"",
+            "seat-remaining=\"49\"",
+            "its job succeeded: captured, 200 credits",
+        ],
         ..PLAIN
     },
     Step {
@@ -105,9 +114,25 @@ const STEPS: &[Step] = &[
         user: "dave",
         path: IMAGE,
         body: r#"{"n": 4}"#,
-        fail: Some("500"),
+        asks: Some(("X-Sample-Fail", "500")),
         status: 500,
         expect: &["state=voided", "cost=\"0\"", "seat=\"0\"", "seat-remaining=\"100\""],
+        ..PLAIN
+    },
+    Step {
+        title: "his video's job fails later: what was held returns (D32, D34)",
+        user: "dave",
+        asks: Some(("X-Sample-Job", "polls=1,end=failed")),
+        expect: &["state=held", "seat=\"100\"", "its job failed: voided, 0 credits"],
+        ..PLAIN
+    },
+    Step {
+        title: "he asks for a chat of 400 tokens and streams 20: the last event is the receipt",
+        user: "dave",
+        path: CHAT,
+        body: r#"{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400, "stream": true}"#,
+        asks: Some(("X-Sample-Tokens", "20")),
+        expect: &["event: tollgate.receipt", "\"state\":\"captured\",\"cost\":\"0.02\""],
         ..PLAIN
     },
     Step {
@@ -167,17 +192,60 @@ fn request(gateway: SocketAddr, step: &Step) -> anyhow::Result<(u16, String)> {
         .header("Authorization", format!("Bearer {key}"))
         .header("Tollgate-User", step.user)
         .header("Content-Type", "application/json");
-    if let Some(fail) = step.fail {
-        request = request.header("X-Sample-Fail", fail);
+    if let Some((name, value)) = step.asks {
+        request = request.header(name, value);
     }
     let mut response = request.send(step.body)?;
     let status = response.status().as_u16();
-    let receipt = response.headers().get("tollgate-receipt");
-    let told = match receipt.map(|value| value.to_str().map(str::to_owned)) {
-        Some(receipt) => format!("Tollgate-Receipt: {}", receipt?),
-        None => response.body_mut().read_to_string()?,
-    };
+    let receipt = response.headers().get("tollgate-receipt").map(|value| value.to_str());
+    let receipt = receipt.transpose()?.map(str::to_owned);
+    let body = response.body_mut().read_to_string()?;
+    let Some(receipt) = receipt else { return Ok((status, body)) };
+    let mut told = format!("Tollgate-Receipt: {receipt}");
+    if step.path == CHAT {
+        let last = body.rsplit("\n\n").find(|event| !event.is_empty()).unwrap_or_default();
+        told += &format!("\n      and at its end {}", last.replace('\n', ", "));
+    } else if step.path == VIDEO {
+        let job: serde_json::Value = serde_json::from_str(&body)?;
+        let job = job["id"].as_str().context("the backend names no job")?;
+        let ended = wait_for(gateway, (step, key), job)?;
+        let charge = receipt.split('"').nth(1).unwrap_or_default();
+        let charge = get(gateway, (step, key), &format!("/.tollgate/v1/charges/{charge}"))?;
+        told += &format!(
+            "\n      its job {ended}: {}, {} credits",
+            charge["state"].as_str().unwrap_or_default(),
+            charge["cost"].as_str().unwrap_or_default()
+        );
+    }
     Ok((status, told))
+}
+
+/// Polls a job until it is over.
+#[expect(clippy::disallowed_methods, reason = "a command has nothing else to do")]
+fn wait_for(gateway: SocketAddr, who: (&Step, &str), job: &str) -> anyhow::Result<String> {
+    for _ in 0..100 {
+        let document = get(gateway, who, &format!("{VIDEO}/{job}"))?;
+        match document["status"].as_str() {
+            Some("queued" | "in_progress") => std::thread::sleep(Duration::from_millis(50)),
+            status => return Ok(status.unwrap_or("says nothing").to_owned()),
+        }
+    }
+    anyhow::bail!("job {job} does not end")
+}
+
+fn get(
+    gateway: SocketAddr,
+    (step, key): (&Step, &str),
+    path: &str,
+) -> anyhow::Result<serde_json::Value> {
+    let mut answer = ureq::get(format!("http://{gateway}{path}"))
+        .config()
+        .proxy(None)
+        .build()
+        .header("Authorization", format!("Bearer {key}"))
+        .header("Tollgate-User", step.user)
+        .call()?;
+    Ok(serde_json::from_str(&answer.body_mut().read_to_string()?)?)
 }
 
 fn pool(admin: SocketAddr, token: &SecretString, org: &str) -> anyhow::Result<String> {
