@@ -34,8 +34,8 @@ impl Draft {
         Self { head: kept, body: body.clone(), tells: false }
     }
 
-    /// The message with these fields behind its own, and this behind its body; `None` where it is too large. Its `Date` is
-    /// left out: an answer has that of the moment at which it is sent.
+    /// The message with these fields behind its own, and this behind its body; `None` where it is
+    /// too large. Its `Date` is left out: an answer has that of the moment at which it is sent.
     pub fn message(&self, fields: &[(HeaderName, HeaderValue)], last: &[u8]) -> Option<Bytes> {
         let own = self.head.headers().iter().filter(|(name, _)| **name != DATE);
         let own = own.filter(|(name, _)| fields.iter().all(|(known, _)| known != *name));

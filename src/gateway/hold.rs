@@ -278,7 +278,7 @@ impl<B: Books + 'static> Held<B> {
         let (position, observed) = (self.position(), self.is_observed());
         let planned = (known, plans);
         let (post, observed) = waterfall::decide(&self.quoted.quote, &position, planned, observed)?;
-        let note = observed.as_ref().map_or(Vec::new(), hold_note);
+        let note = observed.as_ref().map_or(Vec::new(), observed_note);
         let lasting = Lasting { expires: None, once: self.once, note: &note };
         let ask = Ask {
             charge: self.charge,
@@ -386,7 +386,7 @@ impl<B: Books + 'static> Held<B> {
 }
 
 /// What the books keep with a hold of observe mode, for whoever settles it.
-pub fn hold_note(observed: &Observed) -> Vec<u8> {
+pub fn observed_note(observed: &Observed) -> Vec<u8> {
     note::encode(&HoldNote { observed: Some(observed.into()), ..HoldNote::default() })
 }
 

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::Refused;
 use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
-use super::hold::{Held, Stage, hold_note, unavailable};
+use super::hold::{Held, Stage, observed_note, unavailable};
 use super::worker::Worker;
 use crate::books::{Amended, Amendment, Books, BooksError, Resolution, Resolved};
 use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
@@ -245,7 +245,7 @@ fn amend<B: Books + 'static>(
 ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<B> {
     let position = held.position();
     // Who resolves it without its owner finds what nobody pays of it as it is now.
-    let note = observed.map(hold_note);
+    let note = observed.map(observed_note);
     let amendment = Amendment {
         extra: Some((&position.accounts, post)),
         known: None,

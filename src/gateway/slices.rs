@@ -9,7 +9,7 @@ use http::header::HeaderValue;
 use smallvec::SmallVec;
 
 use super::Refused;
-use super::hold::{Held, hold_note, unavailable};
+use super::hold::{Held, observed_note, unavailable};
 use super::usage::{Ends, Reading};
 use crate::books::{Amended, Amendment, Books, Known};
 use crate::core::account::{Post, View};
@@ -215,7 +215,8 @@ pub async fn top_up<B: Books + 'static>(
             (Some(before), Some(beyond)) => Some(before.and(&beyond)),
             (before, beyond) => before.as_deref().copied().or(beyond),
         };
-        let note = observed.map(|observed| hold_note(&Observed { uncovered: left, ..observed }));
+        let note =
+            observed.map(|observed| observed_note(&Observed { uncovered: left, ..observed }));
         match amend(held, &post, &known, note.as_deref()).await? {
             Amended::Done(taken, after) => {
                 waterfall::grow(&mut held.legs, &taken);

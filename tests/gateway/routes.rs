@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::support::sample::Sample;
-use crate::support::{Access, Org, Setup, World, run};
+use crate::support::{Access, Org, World, run};
 
 const PAGE: &str = include_str!("../../docs/routes.md");
 
@@ -133,7 +133,7 @@ fn the_examples_of_routes_are_true() {
         let sample = Sample::start();
         // The page's file as it is, but for where things are.
         let org = Org::new().no_term().user("zoe", "1", Access::None);
-        let world = World::with(Setup { clock: None, ..Setup::default() }, &org);
+        let world = World::new(&org);
         let routes = file("tollgate.toml").replace("127.0.0.1:9100", &sample.address.to_string());
         let routes = routes.split_once("[[upstream]]").unwrap().1.to_owned();
         let begin = "[[upstream]]";
