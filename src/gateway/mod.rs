@@ -149,7 +149,10 @@ async fn serve<B: Books + 'static>(
         length: body.length(),
     };
     let card = caller.org.card_for(caller.payer(), now)?;
-    let quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
+    let mut quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
+    if metered.sliced {
+        quoted.hold_something(metered)?;
+    }
     let once = once::once(metered, &caller, key, &parts, body.bytes())?;
     if let Some(inject) = &metered.inject {
         body.inject(inject, &mut parts.headers)?;

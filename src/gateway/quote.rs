@@ -19,6 +19,7 @@ use super::Refused;
 use super::pick::Picker;
 use super::route::Metered;
 use super::usage::Rules;
+use crate::core::amount::MICRO;
 use crate::core::ids::Id;
 use crate::core::price::{Measure, Quote, RateCard, Rates};
 use crate::core::refusal::{Code, Refusal};
@@ -97,6 +98,20 @@ impl Quoted {
         let (feature, pricing) = (metered.feature.as_str(), &metered.pricing);
         let measures = pricing.measures(&self.quantities);
         self.card.rates(feature, &pricing.named(&self.values), &measures)
+    }
+}
+
+impl Quoted {
+    /// Asks for one of each meter at least: a stream begins with a slice, and nothing is none.
+    ///
+    /// # Errors
+    /// `unquotable` when the price is beyond what an amount can hold.
+    pub fn hold_something(&mut self, metered: &Metered) -> Result<(), Refusal> {
+        if self.quantities.iter().any(|quantity| *quantity < MICRO) {
+            self.quantities.iter_mut().for_each(|quantity| *quantity = (*quantity).max(MICRO));
+            self.quote = self.again(metered, &self.quantities)?;
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::usage::{SSE, Step, event, head, metered_for};
 use crate::support::{Access, Answer, Call, Org, Script, Setup, World, run};
 
 const ROUTES: &str = r#"
@@ -373,5 +374,24 @@ fn f70_no_caller_turns_off_what_is_set() {
         world.send(&form).await.refused(400, "unquotable");
         assert_eq!(world.backend.count(), 0);
         world.seat("alice", "0", "100000", "0");
+    });
+}
+
+#[test]
+fn d29_a_stream_in_slices_never_begins_for_nothing() {
+    run(async {
+        let slice = "hold = \"slice\"\nprogress = \"events\"\nquantity = { json = \"/max\" }";
+        let plays = vec![("chat", vec![head(SSE), event("1"), event("2"), Step::End("")])];
+        let org = Org::new().user("alice", "3", Access::None).user("zed", "", Access::None);
+        let (world, backend, _go) = metered_for(&org, plays, &[("/chat", slice)]);
+        let chat =
+            |user: &str, max: &str| Call::post("/chat", format!("{{\"max\":{max}}}")).user(user);
+        for max in ["0", "0.5"] {
+            world.send(&chat("zed", max)).await.refused(402, "seat_exhausted");
+        }
+        assert!(backend.heads().is_empty());
+        world.send(&chat("alice", "0")).await.is(200).tells(&[("state", "held"), ("cost", "1")]);
+        world.settled().await;
+        world.seat("alice", "2", "1", "0");
     });
 }
