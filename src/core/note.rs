@@ -40,6 +40,9 @@ pub struct JobNote {
     pub upstream: String,
     /// The path of its status document there.
     pub path: String,
+    /// How many bytes of that name the job, with what stands before; none where it is all of them.
+    #[serde(default)]
+    pub root: usize,
     /// Where in that document its status is: a JSON pointer.
     pub status: String,
     /// Which statuses are a success.

@@ -50,8 +50,8 @@ pub struct Forwarded<B: Books + 'static> {
 /// Forwards a request of a free route.
 ///
 /// # Errors
-/// 502 and 504 when the backend does not answer; `books_unavailable` when it tells the end of a job
-/// and that cannot be recorded.
+/// 502 and 504 when the backend does not answer, also not how the job stands that the request does
+/// something to; `books_unavailable` when the end of a job cannot be recorded.
 pub async fn free<B: Books + 'static>(
     worker: &Arc<Worker<B>>,
     caller: &Caller,
@@ -61,6 +61,12 @@ pub async fn free<B: Books + 'static>(
     upload: &Upload,
 ) -> Result<Forwarded<B>, Refused> {
     let polled = jobs::polled(worker, caller, upstream, &mut request);
+    if polled.is_none()
+        && let Some(touched) = jobs::touched(worker, upstream, &request)
+    {
+        // On the heap: its future would lie in every request's.
+        Box::pin(jobs::ask_ahead(worker, touched)).await?;
+    }
     let sent = Instant::now();
     let answer = upstream.send(request, upload).await;
     let waited = sent.elapsed();

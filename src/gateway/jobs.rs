@@ -3,6 +3,7 @@
 //! that passes through, the gateway's own, or the backend's report. All that is needed stands in
 //! the hold's note; the index of open jobs is made from that again at each start.
 
+mod ahead;
 mod poll;
 mod report;
 mod rules;
@@ -26,6 +27,7 @@ use crate::core::ids::ChargeId;
 use crate::core::note::{self, HoldNote, JobNote};
 use crate::core::refusal::{Code, Refusal};
 
+pub use ahead::{ask_ahead, touched};
 pub use poll::{Polled, ask_those_due, polled};
 pub use report::{MAX_BODY, Reported, Reporter, report, reporter};
 pub use rules::Rules;
@@ -37,6 +39,8 @@ const MAX_OPEN: usize = 50_000;
 const AT_ONCE: usize = 32;
 /// The longest wait between two questions, unless the first is longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How far apart questions about one job are at least, whatever clients do.
+const APART: Duration = Duration::from_secs(1);
 
 /// Charges, of which a job mostly has one.
 pub type Charges = SmallVec<[ChargeId; 1]>;
@@ -61,16 +65,23 @@ struct Job {
     upstream: Box<str>,
     /// As it is read, with nothing escaped.
     path: Box<str>,
+    /// The same as far as it names the job: what is there and below is the job's.
+    root: Box<str>,
     org: Box<str>,
     /// When it is asked for next; `None` while it is.
     due: Option<Instant>,
     wait: Duration,
+    /// When it was asked for last.
+    asked: Option<Instant>,
+    /// When that was whose question is answered, and whether that says how the job stands.
+    answered: Option<(Instant, bool)>,
 }
 
 /// What there is of one upstream; gone with its last job.
 #[derive(Debug, Default)]
 struct Backend {
-    /// By the path of the status document. A backend may give one job to several submissions.
+    /// By the path of the status document, and by the one that names the job. A backend may give
+    /// one job to several submissions.
     paths: HashMap<Box<str>, Charges>,
     due: BTreeSet<(Instant, ChargeId)>,
     asked: usize,
@@ -116,18 +127,27 @@ impl Jobs {
     }
 
     fn insert(&self, charge: ChargeId, org: &str, job: &JobNote, due: Instant) {
-        let Ok(path) = unescape(&job.path, false) else { return };
+        let root = job.path.get(..job.root).filter(|root| !root.is_empty()).unwrap_or(&job.path);
+        let (Ok(path), Ok(root)) = (unescape(&job.path, false), unescape(root, false)) else {
+            return;
+        };
         let mut index = self.index.lock();
         let backend = index.backends.entry(job.upstream.as_str().into()).or_default();
         backend.paths.entry((*path).into()).or_default().push(charge);
+        if root != path {
+            backend.paths.entry((*root).into()).or_default().push(charge);
+        }
         backend.due.insert((due, charge));
         let wait = Duration::from_millis(job.poll);
         let job = Job {
             upstream: job.upstream.as_str().into(),
             path: (*path).into(),
+            root: (*root).into(),
             org: org.into(),
             due: Some(due),
             wait,
+            asked: None,
+            answered: None,
         };
         index.open.insert(charge, job);
         self.count.store(index.open.len(), Relaxed);
@@ -146,10 +166,12 @@ impl Jobs {
         if let Some(due) = job.due {
             backend.due.remove(&(due, charge));
         }
-        if let Some(charges) = backend.paths.get_mut(&job.path) {
-            charges.retain(|known| *known != charge);
-            if charges.is_empty() {
-                backend.paths.remove(&job.path);
+        for path in [&job.path, &job.root] {
+            if let Some(charges) = backend.paths.get_mut(path) {
+                charges.retain(|known| *known != charge);
+                if charges.is_empty() {
+                    backend.paths.remove(path);
+                }
             }
         }
         index.forget(&job.upstream);
@@ -164,7 +186,8 @@ impl Jobs {
     fn at(&self, upstream: &str, path: &str, org: &str) -> Charges {
         let index = self.index.lock();
         let charges = index.backends.get(upstream).and_then(|backend| backend.paths.get(path));
-        let own = |charge: &&ChargeId| index.open.get(*charge).is_some_and(|job| *job.org == *org);
+        let is_own = |job: &Job| *job.org == *org && *job.path == *path;
+        let own = |charge: &&ChargeId| index.open.get(*charge).is_some_and(is_own);
         charges.into_iter().flatten().filter(own).copied().collect()
     }
 
@@ -188,10 +211,17 @@ impl Jobs {
         }
         let (_, charge) = backend.due.pop_first()?;
         backend.asked += 1;
+        let began = Instant::now();
         if let Some(job) = index.open.get_mut(&charge) {
-            job.due = None;
+            (job.due, job.asked) = (None, Some(began));
         }
-        Some(Asking { jobs: Arc::clone(self), upstream: upstream.into(), charge })
+        Some(Asking {
+            jobs: Arc::clone(self),
+            upstream: upstream.into(),
+            charge,
+            began,
+            told: false,
+        })
     }
 }
 
@@ -210,6 +240,9 @@ struct Asking {
     jobs: Arc<Jobs>,
     upstream: Box<str>,
     charge: ChargeId,
+    began: Instant,
+    /// Whether the answer says how the job stands.
+    told: bool,
 }
 
 impl Drop for Asking {
@@ -222,7 +255,7 @@ impl Drop for Asking {
             Some(job) if job.due.is_none() => {
                 let due = Instant::now() + job.wait;
                 job.wait = (job.wait * 2).min(LONGEST_WAIT.max(job.wait));
-                job.due = Some(due);
+                (job.due, job.answered) = (Some(due), Some((self.began, self.told)));
                 backend.due.insert((due, self.charge));
             }
             _ => index.forget(&self.upstream),

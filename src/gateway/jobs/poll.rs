@@ -8,12 +8,14 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
 use http::{Method, Request, Response, response};
 use http_body::Body;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::super::Refused;
 use super::super::carry::Carried;
 use super::super::dress::{TOLLGATE_ORG, X_REQUEST_ID};
 use super::super::flow::Flow;
 use super::super::forward::{self, Gathered};
+use super::super::hold::unavailable;
 use super::super::identify::{Caller, TOLLGATE_USER};
 use super::super::later::Later;
 use super::super::meter_body::Content;
@@ -26,7 +28,7 @@ use super::{Asking, Charges, settle};
 use crate::books::{Books, OpenCharge};
 
 /// How long a question of the gateway's own may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many one task asks for, so that it does not outlive its configuration for long.
 const IN_A_ROW: usize = 16;
@@ -36,8 +38,8 @@ pub struct Polled(Charges);
 
 /// Which open jobs a request of a free route asks for. Its answer is believed only where nothing
 /// but the path decides it, and the jobs are of the caller's own org: nobody should be able to
-/// have an answer made that tells of another end. What it is not believed in is passed on, and
-/// asked for by the gateway itself.
+/// have an answer made that tells of another end. What is not believed is passed on, and asked for
+/// by the gateway itself ([`super::touched`]).
 pub fn polled<B>(
     worker: &Worker<B>,
     caller: &Caller,
@@ -122,8 +124,11 @@ pub fn ask_those_due<B: Books + 'static>(worker: &Arc<Worker<B>>) {
                 let upstream = first.upstream.clone();
                 let mut next = Some(first);
                 for _ in 0..IN_A_ROW {
-                    let Some(asking) = next else { return };
-                    ask(&worker, &asking).await;
+                    let Some(mut asking) = next else { return };
+                    if let Err(refused) = ask(&worker, &mut asking, &worker.drain).await {
+                        let (charge, detail) = (asking.charge, &refused.refusal.detail);
+                        tracing::warn!(%charge, %detail, "a job's charge is not settled");
+                    }
                     drop(asking);
                     if worker.drain.is_cancelled() {
                         return;
@@ -136,29 +141,37 @@ pub fn ask_those_due<B: Books + 'static>(worker: &Arc<Worker<B>>) {
 }
 
 /// Asks for one job, and settles its charge where it is over. What failed is asked for again.
-async fn ask<B: Books + 'static>(worker: &Worker<B>, asking: &Asking) {
+///
+/// # Errors
+/// `books_unavailable`.
+pub(super) async fn ask<B: Books + 'static>(
+    worker: &Worker<B>,
+    asking: &mut Asking,
+    stop: &CancellationToken,
+) -> Result<(), Refused> {
     let charge = asking.charge;
-    let open = match worker.books.open_charge(charge).await {
-        Ok(Some(open)) => open,
-        Ok(None) => return worker.jobs.remove(charge),
-        Err(_) => return,
+    let open = worker.books.open_charge(charge).await.map_err(|error| unavailable(&error))?;
+    let Some(open) = open else {
+        worker.jobs.remove(charge);
+        return Ok(());
     };
     // A reload may have taken the upstream away, and another one may bring it back.
     let upstream = worker.upstreams.iter().find(|known| *known.name.as_str() == *asking.upstream);
-    let Some((upstream, request)) = upstream.zip(request(&open, upstream)) else { return };
+    let Some((upstream, request)) = upstream.zip(request(&open, upstream)) else { return Ok(()) };
     let answered = tokio::select! {
         biased;
-        () = worker.drain.cancelled() => return,
+        () = stop.cancelled() => return Ok(()),
         answered = timeout(PATIENCE, answer(upstream, request)) => answered,
     };
-    if let Ok(Some(text)) = answered
-        && let Err(refused) = settle::settle(worker, charge, &text, worker.clock.now()).await
-    {
-        tracing::warn!(%charge, detail = %refused.refusal.detail, "a job's charge is not settled");
+    let answered = answered.unwrap_or(Answer::Nothing);
+    if let Answer::Document(text) = &answered {
+        settle::settle(worker, charge, text, worker.clock.now()).await?;
     }
+    asking.told = !matches!(answered, Answer::Nothing);
+    Ok(())
 }
 
-/// The question. It comes without the charge's id: what comes with that is paid work.
+/// The question. It comes without `Tollgate-Charge`: what comes with that is paid work.
 fn request(open: &OpenCharge, upstream: Option<&Arc<Upstream>>) -> Option<Request<Outgoing>> {
     let later = Later::read(open).ok()?;
     let memo = later.memo();
@@ -175,17 +188,31 @@ fn request(open: &OpenCharge, upstream: Option<&Arc<Upstream>>) -> Option<Reques
     request.body(Outgoing::Whole(None)).ok()
 }
 
-/// The text of a status document, if that was answered.
-async fn answer(upstream: &Arc<Upstream>, request: Request<Outgoing>) -> Option<Bytes> {
-    let (response, lease) = upstream.send(request, &Upload::default()).await.ok()?;
+/// What a question is answered with.
+enum Answer {
+    /// The text of a status document.
+    Document(Bytes),
+    /// Something else, which will hardly be another one soon.
+    Other,
+    /// Nothing, or that the backend cannot answer now.
+    Nothing,
+}
+
+async fn answer(upstream: &Arc<Upstream>, request: Request<Outgoing>) -> Answer {
+    let Ok((response, lease)) = upstream.send(request, &Upload::default()).await else {
+        return Answer::Nothing;
+    };
     let (head, body) = response.into_parts();
     let mut flow = Flow::new(body, lease);
     if !tells(&head) {
-        return None;
+        let may_pass = head.status.is_server_error() || head.status.as_u16() == 429;
+        return if may_pass { Answer::Nothing } else { Answer::Other };
     }
     let until = Instant::now() + PATIENCE;
     match forward::gather(&mut flow, &mut Reading::default(), usize::MAX, until).await {
-        Gathered::Whole(bytes) if bytes.len() as u64 <= forward::SMALL => Some(bytes),
-        _ => None,
+        Gathered::Whole(bytes) if bytes.len() as u64 <= forward::SMALL => Answer::Document(bytes),
+        Gathered::Open(read) if read.len() <= forward::SMALL => Answer::Nothing,
+        Gathered::Broken(..) => Answer::Nothing,
+        Gathered::Whole(_) | Gathered::Open(_) => Answer::Other,
     }
 }

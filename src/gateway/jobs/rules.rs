@@ -59,6 +59,7 @@ impl Rules {
         let note = JobNote {
             upstream: route.upstream.to_string(),
             path: String::new(),
+            root: 0,
             status: job.status.clone(),
             succeeded: job.succeeded.clone(),
             failed: job.failed.clone(),
@@ -78,7 +79,10 @@ impl Rules {
         let picked = self.id.pick(text).ok();
         let id = picked.and_then(|picked| id_of(picked[0]?));
         match id.and_then(|id| self.path_of(&id)) {
-            Some(path) => Told::Begun(JobNote { path, ..self.note.clone() }),
+            Some(path) => {
+                let root = path.len() - self.path.1.len();
+                Told::Begun(JobNote { path, root, ..self.note.clone() })
+            }
             None => Told::Nothing,
         }
     }
