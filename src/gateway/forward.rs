@@ -165,8 +165,8 @@ async fn deliver<B: Books + 'static>(
         // What comes at once may still be more than is held.
         _ if held.slices.is_some() => Gathered::Open(Read::default()),
         Some(length) if length > SMALL => Gathered::Open(Read::default()),
-        Some(_) => gather(&mut flow, &mut reading, usize::MAX, until).await,
-        None => gather(&mut flow, &mut reading, PATIENCE, until).await,
+        Some(_) => gather(&mut flow, &mut reading, (usize::MAX, SMALL), until).await,
+        None => gather(&mut flow, &mut reading, (PATIENCE, SMALL), until).await,
     };
     let took = began.elapsed();
     let waited = waited + took;
@@ -252,13 +252,13 @@ pub(super) enum Gathered {
     Open(Read),
 }
 
-/// Reads a body up to the small bound, for as long as there is something to read: `patience`
+/// Reads a body up to so many bytes, for as long as there is something to read: `patience`
 /// counts how often the connection's task may be waited for. A backend that hangs is waited for
 /// `until` then, so that no hold stays open for it when its client has left (D33).
 pub(super) async fn gather(
     flow: &mut Flow,
     reading: &mut Reading,
-    patience: usize,
+    (patience, most): (usize, u64),
     until: Instant,
 ) -> Gathered {
     let mut pieces: Vec<Bytes> = Vec::new();
@@ -289,7 +289,7 @@ pub(super) async fn gather(
                 if flow.is_end_stream() {
                     return Gathered::Whole(join(pieces, size));
                 }
-                if size as u64 > SMALL {
+                if size as u64 > most {
                     return Gathered::Open(split(pieces, passes));
                 }
             }

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue,
+};
 use http::{Method, Request, Response, response};
 use http_body::Body;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::super::Refused;
+use super::super::access;
 use super::super::carry::Carried;
 use super::super::dress::{TOLLGATE_ORG, X_REQUEST_ID};
 use super::super::flow::Flow;
@@ -29,6 +32,9 @@ use crate::books::{Books, OpenCharge};
 
 /// How long a question of the gateway's own may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest status document that is read: some say again what was asked for.
+const MAX_DOCUMENT: u64 = 1 << 20;
 
 /// How many one task asks for, so that it does not outlive its configuration for long.
 const IN_A_ROW: usize = 16;
@@ -50,6 +56,7 @@ pub fn polled<B>(
         || *request.method() != Method::GET
         || request.uri().query().is_some()
         || !request.body().is_end_stream()
+        || !is_plain(request.headers(), upstream)
     {
         return None;
     }
@@ -62,6 +69,44 @@ pub fn polled<B>(
     // It is read as it comes, so it should come as it is (f74).
     request.headers_mut().remove(ACCEPT_ENCODING);
     Some(Box::new(Polled(charges)))
+}
+
+/// Headers that decide nothing of what a status document says: what any client sends, and what the
+/// gateway sets itself. Some backends are told by others to leave fields out, or to tell another
+/// method.
+const PLAIN: [&str; 22] = [
+    "accept-encoding",
+    "accept-language",
+    "cache-control",
+    "connection",
+    "content-length",
+    "content-type",
+    "forwarded",
+    "host",
+    "if-modified-since",
+    "if-none-match",
+    "pragma",
+    "te",
+    "tollgate-org",
+    "tollgate-user",
+    "traceparent",
+    "tracestate",
+    "user-agent",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+
+fn is_plain(headers: &HeaderMap, upstream: &Upstream) -> bool {
+    let credential = upstream.credential.as_ref().map(|(name, _)| name);
+    headers.iter().all(|(name, value)| match name.as_str() {
+        "accept" => [&b"*/*"[..], b"application/json"].contains(&value.as_bytes()),
+        // What OpenAI's clients tell of themselves.
+        own if own.starts_with("x-stainless-") => true,
+        own => PLAIN.contains(&own) || credential == Some(name),
+    })
 }
 
 impl Polled {
@@ -81,8 +126,9 @@ impl Polled {
         }
         let until = Instant::now() + upstream.response_timeout;
         let reading = &mut Reading::default();
-        let content = match forward::gather(&mut flow, reading, usize::MAX, until).await {
-            Gathered::Whole(bytes) if bytes.len() as u64 > forward::SMALL => {
+        let gathered = forward::gather(&mut flow, reading, (usize::MAX, MAX_DOCUMENT), until).await;
+        let content = match gathered {
+            Gathered::Whole(bytes) if bytes.len() as u64 > MAX_DOCUMENT => {
                 Content::Whole(Some(bytes))
             }
             Gathered::Whole(bytes) => {
@@ -107,7 +153,11 @@ impl Polled {
 
 /// Whether an answer is a status document that can be read.
 fn tells(head: &response::Parts) -> bool {
-    head.status.as_u16() == 200 && !head.headers.contains_key(CONTENT_ENCODING)
+    let kind = head.headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+    head.status.as_u16() == 200
+        && !head.headers.contains_key(CONTENT_ENCODING)
+        // That would be kept back for as long as it goes on.
+        && !kind.to_ascii_lowercase().starts_with(b"text/event-stream")
 }
 
 /// Asks for the jobs whose time has come, in tasks of this worker: so many at once of each
@@ -167,6 +217,11 @@ pub(super) async fn ask<B: Books + 'static>(
     if let Answer::Document(text) = &answered {
         settle::settle(worker, charge, text, worker.clock.now()).await?;
     }
+    if matches!(answered, Answer::Other)
+        && let Some(untold) = access::may_tell()
+    {
+        tracing::warn!(%charge, untold, "the backend answers no status document of this job");
+    }
     asking.told = !matches!(answered, Answer::Nothing);
     Ok(())
 }
@@ -209,9 +264,10 @@ async fn answer(upstream: &Arc<Upstream>, request: Request<Outgoing>) -> Answer 
         return if may_pass { Answer::Nothing } else { Answer::Other };
     }
     let until = Instant::now() + PATIENCE;
-    match forward::gather(&mut flow, &mut Reading::default(), usize::MAX, until).await {
-        Gathered::Whole(bytes) if bytes.len() as u64 <= forward::SMALL => Answer::Document(bytes),
-        Gathered::Open(read) if read.len() <= forward::SMALL => Answer::Nothing,
+    let most = (usize::MAX, MAX_DOCUMENT);
+    match forward::gather(&mut flow, &mut Reading::default(), most, until).await {
+        Gathered::Whole(bytes) if bytes.len() as u64 <= MAX_DOCUMENT => Answer::Document(bytes),
+        Gathered::Open(read) if read.len() <= MAX_DOCUMENT => Answer::Nothing,
         Gathered::Broken(..) => Answer::Nothing,
         Gathered::Whole(_) | Gathered::Open(_) => Answer::Other,
     }

@@ -38,7 +38,8 @@ pub async fn submitted<B: Books + 'static>(
 ) -> Result<Forwarded<B>, Refused> {
     let began = Instant::now();
     let until = began + held.worker.upstreams[held.route.upstream].response_timeout;
-    let gathered = forward::gather(&mut flow, &mut Reading::default(), usize::MAX, until).await;
+    let most = (usize::MAX, forward::SMALL);
+    let gathered = forward::gather(&mut flow, &mut Reading::default(), most, until).await;
     let took = began.elapsed();
     held.worker.meters.upstream(held.route.upstream, Phase::Body, took);
     let waited = waited + took;
