@@ -1,14 +1,22 @@
 //! Streams that are held a slice at a time, where they end otherwise than a stream should, and what
 //! is none of them: D29, D30, D36, D38, f74, f82.
 
-use super::slices::{FIVE, open, read_on};
+use serde_json::{Value, json};
+
+use super::slices::{FIVE, counting, open, read_on, told};
 use super::upstreams::read_until;
-use super::usage::{Step, charge, chunk, head, is, metered_for, missing};
+use super::usage::{Step, charge, chunk, head, is, metered_for, missing, now};
 use crate::support::{Access, Call, Org, run};
 
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"usage\":{\"n\":2}}";
 const JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
                     content-length: 17\r\n\r\n{\"usage\":{\"n\":2}}";
+
+/// Of each leg what it covers, and what it took.
+fn legs(charge: &Value) -> Value {
+    let legs = charge["legs"].as_array().unwrap().iter();
+    json!(legs.map(|leg| [&leg["kind"], &leg["covers"], &leg["amount"]]).collect::<Vec<_>>())
+}
 
 #[test]
 fn d29_d30_what_is_no_stream_passes_as_it_is_wherever_streams_tell_usage() {
@@ -54,5 +62,57 @@ fn d29_d30_what_is_no_stream_passes_as_it_is_wherever_streams_tell_usage() {
         read_on(&mut stream, &mut got, "0\r\n\r\n").await;
         assert!(got.ends_with("{\"n\":2}}\r\n0\r\n\r\n"), "{got}");
         is(&charge(&world, &backend).await, "captured", "5", &missing());
+    });
+}
+
+#[test]
+fn d36_d38_a_stream_that_outlasts_the_drain_is_charged_what_it_was_known_to_be() {
+    run(async {
+        let org = Org::new().pool("100").user("alice", "7", Access::Pool);
+        let doubt = format!("{FIVE}\nin_doubt = \"capture\"");
+        let observed = format!("{doubt}\nmode = \"observe\"");
+        let plays =
+            ["first", "doubt", "second", "third", "observed"].map(|name| (name, counting(1, 12)));
+        let routes = [
+            ("/first", FIVE),
+            ("/doubt", &*doubt),
+            ("/second", FIVE),
+            ("/third", &*doubt),
+            ("/observed", &*observed),
+        ];
+        let alone = Org::new().user("alice", "7", Access::None);
+        // As after `kill -9` (f03).
+        for (path, events, state, cost, kept) in [
+            ("/first", 4, "voided", "0", json!([])),
+            ("/doubt", 5, "captured", "5", json!([["licence", "5", "5"]])),
+            ("/second", 9, "captured", "5", json!([["licence", "5", "5"]])),
+            ("/third", 12, "captured", "10", json!([["licence", "7", "7"], ["pool", "3", "1.5"]])),
+            ("/observed", 12, "captured", "10", json!([["licence", "7", "7"]])),
+        ] {
+            let org = if path == "/observed" { &alone } else { &org };
+            let (mut world, backend, go) = metered_for(org, plays.to_vec(), &routes);
+            world.edit(|text| text.replace("drain_timeout = \"10s\"", "drain_timeout = \"100ms\""));
+            world.signal("HUP");
+            world.logged(&["read again", "gateway.drain_timeout"]).await;
+            let mut stream = open(&world, path).await;
+            let mut got = String::new();
+            for n in 1..=events {
+                go.send(()).unwrap();
+                read_on(&mut stream, &mut got, &told(n)).await;
+            }
+            world.terminate();
+            assert_eq!(world.stopped().await.code(), Some(0));
+            world.start();
+            assert_eq!(world.metric("tollgate_in_doubt_total", &[]), 0.0, "nothing was left open");
+            let charge = now(&world, &backend);
+            let mut flags = vec!["in_doubt"];
+            flags.extend((path == "/observed").then_some("would_refuse"));
+            is(&charge, state, cost, &json!(flags));
+            assert_eq!(legs(&charge), kept, "{path}");
+            let uncovered = if path == "/observed" { json!("3") } else { Value::Null };
+            assert_eq!(charge["uncovered"]["credits"], uncovered, "{path}");
+            assert_eq!(world.balance("alice")["seat"]["held"], "0");
+            world.verify();
+        }
     });
 }
