@@ -2,11 +2,12 @@
 //! is none of them: D29, D30, D36, D38, f74, f82.
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
 use super::slices::{FIVE, counting, open, read_on, told};
 use super::upstreams::read_until;
-use super::usage::{Step, charge, chunk, head, is, metered_for, missing, now};
-use crate::support::{Access, Call, Org, run};
+use super::usage::{Step, charge, chunk, event, gzip, head, is, metered_for, missing, now};
+use crate::support::{Access, Call, Org, PATIENCE, run};
 
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"usage\":{\"n\":2}}";
 const JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
@@ -112,6 +113,69 @@ fn d36_d38_a_stream_that_outlasts_the_drain_is_charged_what_it_was_known_to_be()
             let uncovered = if path == "/observed" { json!("3") } else { Value::Null };
             assert_eq!(charge["uncovered"]["credits"], uncovered, "{path}");
             assert_eq!(world.balance("alice")["seat"]["held"], "0");
+            world.verify();
+        }
+    });
+}
+
+#[test]
+fn f74_f82_a_stream_whose_progress_cannot_be_read_is_broken_off() {
+    run(async {
+        let org = Org::new().user("alice", "100", Access::None);
+        let counted = "hold = \"slice\"\nprogress = \"events\"\nquantity = { const = 3 }";
+        let coding = |name| match name {
+            "odd" => "content-type: text/event-stream\r\ncontent-encoding: odd\r\n",
+            _ => "content-type: text/event-stream\r\ncontent-encoding: gzip\r\n",
+        };
+        let odd: Vec<Step> = [head(coding("odd"))]
+            .into_iter()
+            .chain((1..=50).map(|n| event(&n.to_string())))
+            .chain([Step::Closed])
+            .collect();
+        let parts: Vec<Vec<u8>> = (1..=2).map(|n| told(n).into_bytes()).collect();
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let good =
+            gzip(&parts).into_iter().take(2).flat_map(|piece| [Step::Chunk(piece), Step::Wait]);
+        let broken: Vec<Step> = [head(coding("gzip"))]
+            .into_iter()
+            .chain(good)
+            .chain((1..=50).map(|_| chunk("no deflate at all")))
+            .chain([Step::Closed])
+            .collect();
+        let plays = vec![
+            ("odd", odd.clone()),
+            ("odd-counted", odd),
+            ("broken", broken.clone()),
+            ("broken-counted", broken),
+        ];
+        let routes = [
+            ("/odd", FIVE),
+            ("/odd-counted", counted),
+            ("/broken", FIVE),
+            ("/broken-counted", counted),
+        ];
+        for (path, state, cost, flags) in [
+            // Nothing of it was delivered, and no event was counted.
+            ("/odd", "voided", "0", json!([])),
+            ("/odd-counted", "captured", "0", json!([])),
+            // What was told before counts no more, and the client got some of it.
+            ("/broken", "captured", "5", missing()),
+            ("/broken-counted", "captured", "2", json!([])),
+        ] {
+            let (world, backend, go) = metered_for(&org, plays.clone(), &routes);
+            let mut stream = open(&world, path).await;
+            for _ in 0..2 {
+                go.send(()).unwrap();
+            }
+            let mut got = Vec::new();
+            let read =
+                async { while stream.read_buf(&mut got).await.is_ok_and(|count| count > 0) {} };
+            tokio::time::timeout(PATIENCE, read).await.expect("it breaks off");
+            assert!(!got.ends_with(b"0\r\n\r\n"), "{path}: it is no end");
+            let passed = got.windows(2).filter(|two| two == b"no").count();
+            assert_eq!(passed, 0, "{path}");
+            is(&charge(&world, &backend).await, state, cost, &flags);
+            assert_eq!(world.metric("tollgate_refusals_total", &["upstream_failed"]), 1.0);
             world.verify();
         }
     });

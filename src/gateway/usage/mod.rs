@@ -364,6 +364,12 @@ impl Reading {
         self.streams
     }
 
+    /// Whether it is a stream of events of which nothing more is read: how it is encoded is not
+    /// known, or nothing it could be.
+    pub fn is_lost(&self) -> bool {
+        self.streams && matches!(self.body, Body::Not)
+    }
+
     /// Whether events may be set among its own: it comes as it is.
     pub fn is_open_stream(&self) -> bool {
         self.streams && matches!(self.body, Body::Events(_)) && self.coding.is_none()
