@@ -232,6 +232,15 @@ pub struct OpenLeg {
     pub amount: u64,
 }
 
+/// How a charge ended that its owner gave up.
+#[derive(Clone, Debug)]
+pub struct Abandoned {
+    /// Captured or voided.
+    pub state: State,
+    /// The charge, of each leg as much as is captured.
+    pub charge: OpenCharge,
+}
+
 /// A session with the books. Each worker has its own.
 ///
 /// # Contract
@@ -281,6 +290,15 @@ pub trait Books: Send + Sync {
         charge: ChargeId,
         amendment: &Amendment<'_>,
     ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<Self>;
+
+    /// Resolves a charge without its owner, as the next start would (D36): on the last use that was
+    /// recorded, else as its hold asked for. Nothing where it is not open. Begun when called, like
+    /// a resolution.
+    fn abandon(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<Self>;
 
     /// The charge that has a key.
     fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge>;

@@ -20,8 +20,8 @@ use super::{Refused, once};
 use crate::books::{
     Ask, Books, BooksError, InDoubt, KnownCharge, Lasting, Once, Posted, Resolution,
 };
-use crate::core::account::{LegKind, Legs, Slot, View, sum_of};
-use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
+use crate::core::account::{LegKind, Legs, Slot, View};
+use crate::core::charge::{HoldMemo, OutcomeMemo, State};
 use crate::core::ids::{ChargeId, Id};
 use crate::core::note::{self, HoldNote};
 use crate::core::receipt::{self, Receipt};
@@ -407,49 +407,69 @@ pub fn unavailable(error: &BooksError) -> Refused {
 
 impl<B: Books + 'static> Drop for Held<B> {
     fn drop(&mut self) {
-        let mut in_doubt = false;
-        let capture = match self.stage {
-            Stage::Resolved => return,
-            Stage::Held | Stage::Refused => false,
-            Stage::Cancellable if !std::thread::panicking() && !self.worker.is_cut_off() => false,
-            // Only a defect or the end of the process comes here: whoever forwards settles.
-            Stage::Cancellable | Stage::Forwarded => {
-                in_doubt = true;
-                self.metered().is_some_and(|metered| metered.in_doubt == InDoubt::Capture)
+        match self.stage {
+            Stage::Resolved => {}
+            Stage::Held | Stage::Refused => self.give_back(),
+            Stage::Cancellable if !std::thread::panicking() && !self.worker.is_cut_off() => {
+                self.give_back();
             }
-        };
-        let keep: smallvec::SmallVec<[u64; 6]> =
-            self.legs.iter().map(|leg| if capture { leg.amount } else { 0 }).collect();
-        let state = if capture { State::Captured } else { State::Voided };
-        let flags = if in_doubt { Flags::IN_DOUBT } else { Flags::default() };
-        let cost = if capture { self.quoted.quote.price.cost } else { Default::default() };
-        let memo = OutcomeMemo { cost, measures: None, flags };
-        let now = self.worker.clock.now();
-        let resolution = Resolution::plain(state, &keep, now, &memo);
-        // It takes effect by being called; a task waits for its record to be written.
-        let resolving = self.worker.books.resolve(self.charge, &resolution);
+            // Only a defect or the end of the process comes here: whoever forwards settles.
+            Stage::Cancellable | Stage::Forwarded => self.abandon(),
+        }
+    }
+}
+
+/// How a charge ends whose guard is dropped before it is settled. It takes effect by being called;
+/// a task waits for its record to be written.
+impl<B: Books + 'static> Held<B> {
+    fn give_back(&self) {
+        let (now, memo) = (self.worker.clock.now(), OutcomeMemo::default());
+        let void = Resolution::plain(State::Voided, &[], now, &memo);
+        let voiding = self.worker.books.resolve(self.charge, &void);
         if tokio::runtime::Handle::try_current().is_ok() {
             self.worker.tasks.spawn(async move {
-                if let Err(error) = resolving.await {
-                    tracing::error!(%error, "the end of an abandoned charge is not recorded");
+                if let Err(error) = voiding.await {
+                    not_recorded(&error);
                 }
             });
         }
-        if in_doubt {
-            self.worker.meters.in_doubt(capture);
-        }
-        let outcome = if in_doubt { Outcome::InDoubt } else { Outcome::Voided };
-        let meters = &self.caller.meters;
         if self.stage != Stage::Refused {
-            meters.request(Some(self.route.index), outcome, None);
-        }
-        if capture {
-            let sum = |kind| sum_of(&self.legs, kind);
-            let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
-            meters.captured(Some(self.route.index), seat, pool, sum(LegKind::Overage));
-            if let Some(observed) = &self.observed {
-                meters.uncovered(observed.uncovered.operations.micro());
-            }
+            self.caller.meters.request(Some(self.route.index), Outcome::Voided, None);
         }
     }
+
+    /// Ends it as the next start would, were the process killed here (D36).
+    fn abandon(&self) {
+        let (route, meters) = (Some(self.route.index), Arc::clone(&self.caller.meters));
+        meters.request(route, Outcome::InDoubt, None);
+        let abandoning = self.worker.books.abandon(self.charge, self.worker.clock.now());
+        if tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let all = Arc::clone(&self.worker.meters);
+        self.worker.tasks.spawn(async move {
+            let abandoned = match abandoning.await {
+                Ok(Some(abandoned)) => abandoned,
+                Ok(None) => return,
+                Err(error) => return not_recorded(&error),
+            };
+            let captured = abandoned.state == State::Captured;
+            all.in_doubt(captured);
+            if captured {
+                let legs = &abandoned.charge.legs;
+                let sum = |kind| -> u64 {
+                    legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
+                };
+                let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
+                meters.captured(route, seat, pool, sum(LegKind::Overage));
+                let note: HoldNote = note::decode(&abandoned.charge.note);
+                let uncovered = note.observed.map_or(0, |it| it.uncovered.operations.micro());
+                meters.uncovered(uncovered);
+            }
+        });
+    }
+}
+
+fn not_recorded(error: &BooksError) {
+    tracing::error!(%error, "the end of an abandoned charge is not recorded");
 }

@@ -11,7 +11,7 @@ use super::Refused;
 use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::hold::{Held, Stage, observed_note, unavailable};
 use super::worker::Worker;
-use crate::books::{Amended, Amendment, Books, BooksError, Resolution, Resolved};
+use crate::books::{Amended, Amendment, Books, BooksError, Known, Resolution, Resolved};
 use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
@@ -72,7 +72,7 @@ pub async fn capture<B: Books + 'static>(
         _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
     };
     if held.draft.is_some() && excess.is_some() {
-        match Box::pin(take(held, &mut excess, &mut observed)).await {
+        match Box::pin(take(held, &mut excess, &mut observed, &memo)).await {
             Ok(None) => keep = held.legs.iter().map(|leg| leg.amount).collect(),
             Ok(Some(resolved)) => return ended(held, Ok(resolved), status),
             Err(BooksError::Range) => {}
@@ -217,11 +217,12 @@ async fn take<B: Books + 'static>(
     held: &mut Held<B>,
     excess: &mut Option<Excess>,
     observed: &mut Option<Box<Observed>>,
+    memo: &OutcomeMemo,
 ) -> Result<Option<Resolved>, BooksError> {
     let (mut known, mut plans) = (None::<View>, 0);
     while let Some(owed) = excess {
         let (post, paid) = pay(held, (owed, known.as_ref(), plans), observed.as_deref());
-        match amend(held, &post, paid.as_deref()).await? {
+        match amend(held, &post, memo, paid.as_deref()).await? {
             Amended::Done(taken, _) => {
                 waterfall::grow(&mut held.legs, &taken);
                 held.observed.clone_from(&paid);
@@ -241,14 +242,18 @@ async fn take<B: Books + 'static>(
 fn amend<B: Books + 'static>(
     held: &Held<B>,
     post: &Post,
+    memo: &OutcomeMemo,
     observed: Option<&Observed>,
 ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<B> {
     let position = held.position();
     // Who resolves it without its owner finds what nobody pays of it as it is now.
     let note = observed.map(observed_note);
+    // And all that is held, whoever the rest is taken from: the books keep no more than there is.
+    let keep = SmallVec::from_elem(u64::MAX, held.legs.len() + post.sources.len());
+    let known = Known { keep, memo: memo.clone() };
     let amendment = Amendment {
         extra: Some((&position.accounts, post)),
-        known: None,
+        known: Some(&known),
         expires: None,
         note: note.as_deref(),
         answer: &[],

@@ -181,8 +181,9 @@ fn there(piece: Bytes) -> Option<Bytes> {
     Some(piece).filter(|piece| !piece.is_empty())
 }
 
+/// Whether it is beyond what is held, as far as is known: where nobody can tell, it is.
 fn is_beyond(reading: &Reading, held: &[u64]) -> bool {
-    reading.progress().iter().zip(held).any(|(progress, held)| progress > held)
+    reading.is_lost() || reading.progress().iter().zip(held).any(|(progress, held)| progress > held)
 }
 
 /// Holds as many slices more as the stream's progress needs, and records how far it came: that is
@@ -190,13 +191,17 @@ fn is_beyond(reading: &Reading, held: &[u64]) -> bool {
 ///
 /// # Errors
 /// What the waterfall refuses with, `unquotable` beyond what can be charged, `books_contended`,
-/// `books_unavailable`; `already_resolved` where somebody else ended the charge. Nothing more is
-/// held then.
+/// `books_unavailable`; `already_resolved` where somebody else ended the charge, `upstream_failed`
+/// where nobody can tell how far the stream came. Nothing more is held then.
 pub async fn top_up<B: Books + 'static>(
     held: &mut Held<B>,
     reading: &Reading,
 ) -> Result<(), Refused> {
     let (Some(slices), Some(metered)) = (&held.slices, held.metered()) else { return Ok(()) };
+    if reading.is_lost() {
+        let detail = "the backend's stream is encoded in a way that cannot be read";
+        return Err(Refusal::new(Code::UpstreamFailed, detail).into());
+    }
     let before = &held.quoted;
     let quantities = next(&before.quantities, &reading.progress(), &slices.sizes);
     let quote = before.again(metered, &quantities)?;

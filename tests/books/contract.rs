@@ -60,6 +60,7 @@ macro_rules! suite {
             d35_a_hold_that_ends_by_itself_frees_its_key_unless_it_is_captured
             d34_d36_a_hold_ends_by_itself_as_it_says
             d34_a_lasting_hold_outlives_its_process
+            d36_a_charge_is_abandoned_as_the_next_start_would_end_it
             d34_a_hold_that_is_prolonged_ends_later
             f23_of_an_end_and_a_resolution_the_first_wins
         );

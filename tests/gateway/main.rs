@@ -60,6 +60,7 @@ mod seats;
 mod secrets;
 mod service;
 mod settle;
+mod sliced;
 mod slices;
 mod streams;
 mod time;

@@ -13,20 +13,20 @@ use super::usage::{
 use crate::support::{Access, Call, Org, World, run, until};
 
 /// Slices of five, of what the events tell.
-const FIVE: &str =
+pub const FIVE: &str =
     "hold = \"slice\"\nquantity = { const = 5 }\nusage = { sse_json = \"/usage/n\" }";
 
-fn told(n: u32) -> String {
+pub fn told(n: u32) -> String {
     format!("data: {{\"usage\":{{\"n\":{n}}}}}\n\n")
 }
 
 /// Events that tell so, each after the test said go on, and the end.
-fn counting(from: u32, to: u32) -> Vec<Step> {
+pub fn counting(from: u32, to: u32) -> Vec<Step> {
     let each = (from..=to).flat_map(|n| [Step::Wait, event(&n.to_string())]);
     [head(SSE)].into_iter().chain(each).chain([Step::Wait, chunk(DONE), Step::End("")]).collect()
 }
 
-async fn open(world: &World, path: &str) -> TcpStream {
+pub async fn open(world: &World, path: &str) -> TcpStream {
     begin(world, &format!("POST {path}"), "content-length: 0\r\n").await
 }
 
@@ -58,7 +58,7 @@ fn unchunked(text: &str) -> (String, bool) {
     (body, false)
 }
 
-async fn read_on(stream: &mut TcpStream, got: &mut String, text: &str) {
+pub async fn read_on(stream: &mut TcpStream, got: &mut String, text: &str) {
     if !got.contains(text) {
         *got += &read_until(stream, text).await;
     }

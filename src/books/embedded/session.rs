@@ -25,8 +25,8 @@ use super::open::{self, Keep, Open, OpenHold, OpenHolds};
 use super::table::{self, Applied, Into, Places};
 use crate::books::journal::{Frames, MAX_RECORD};
 use crate::books::{
-    Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting, OpenCharge,
-    Posted, Resolution, Resolved,
+    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting,
+    OpenCharge, Posted, Resolution, Resolved,
 };
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, View};
 use crate::core::charge::State;
@@ -369,6 +369,18 @@ impl Books for Session {
                 wait.wait().await?;
             }
             Ok(amended)
+        }
+    }
+
+    fn abandon(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
+        let begun = self.abandon_now(charge, now);
+        async move {
+            let Some((abandoned, wait)) = begun? else { return Ok(None) };
+            wait.wait().await.map(|()| Some(abandoned))
         }
     }
 

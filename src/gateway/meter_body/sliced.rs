@@ -35,7 +35,7 @@ impl<B: Books + 'static> MeteredBody<B> {
     /// Begins to settle a stream that ends here, because its next slice was refused. That is told
     /// in a last event, where there may be one; else the stream breaks off.
     pub(super) fn stop(&mut self, open: Open<B>, refused: Refused) {
-        let (mut held, mut reading, status) = open.give_up(&refused);
+        let (mut held, mut reading, end, status) = open.give_up(&refused);
         let error = held.slices.as_ref().filter(|slices| slices.may_end_cleanly()).map(|slices| {
             let request_id = slices.request_id.to_str().unwrap_or_default();
             problem::event(&refused, request_id, held.route.manner)
@@ -43,7 +43,7 @@ impl<B: Books + 'static> MeteredBody<B> {
         let tells = tells(&held, &reading);
         let tasks = held.worker.tasks.clone();
         let work = async move {
-            let settled = settle(&mut held, &mut reading, End::Stopped, status).await?;
+            let settled = settle(&mut held, &mut reading, end, status).await?;
             let mut last = error.ok_or(refused)?;
             if tells {
                 last.extend(settled.event(&held));
@@ -74,20 +74,22 @@ impl<B: Books + 'static> Open<B> {
 
     /// Gives up a stream whose next slice was refused. The connection is closed before the books
     /// are asked, so that the backend stops.
-    fn give_up(self, refused: &Refused) -> (Box<Held<B>>, Reading, u16) {
-        let Self { held, reading, flow, status, began, .. } = self;
+    fn give_up(self, refused: &Refused) -> (Box<Held<B>>, Reading, End, u16) {
+        let Self { held, reading, flow, status, began, delivered, .. } = self;
+        // One that cannot be read is charged for what the client got.
+        let end = if reading.is_lost() { End::Abandoned { delivered } } else { End::Stopped };
         drop(flow);
         held.worker.meters.upstream(held.route.upstream, Phase::Body, began.elapsed());
         held.caller.meters.refusal(refused.refusal.code);
-        (held, reading, status)
+        (held, reading, end, status)
     }
 }
 
 /// Settles a stream that ends before its next slice and that nobody reads.
 pub(super) async fn stop<B: Books + 'static>(open: Open<B>, refused: &Refused) {
-    let (mut held, mut reading, status) = open.give_up(refused);
+    let (mut held, mut reading, end, status) = open.give_up(refused);
     // What could not be recorded was logged where it failed.
-    let _ = settle(&mut held, &mut reading, End::Stopped, status).await;
+    let _ = settle(&mut held, &mut reading, end, status).await;
 }
 
 /// Reads what is left of a stream that is held in slices, as long as they can be paid.

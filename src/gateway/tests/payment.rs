@@ -2,14 +2,16 @@
 
 use super::bench::*;
 use crate::books::{
-    Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge, Posted,
-    Resolution, Resolved, Session,
+    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
+    Posted, Resolution, Resolved, Session,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
+use crate::core::charge::State;
 use crate::core::ids::ChargeId;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
+use jiff::Timestamp;
 
 #[tokio::test]
 async fn d01_a_request_is_priced_forwarded_captured_and_receipted() {
@@ -149,17 +151,20 @@ async fn d38_metrics_count_what_the_ledger_records() {
     }
 }
 
-/// Books that hold, and fail to say so.
-struct Mute(Session);
+/// Books that fail to say what they held, or to resolve anything.
+struct Mute(Session, bool);
 
 impl Books for Mute {
     fn hold(
         &self,
         ask: &Ask<'_>,
     ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
-        let holding = self.0.hold(ask);
+        let (holding, says) = (self.0.hold(ask), self.1);
         async move {
-            holding.await?;
+            let posted = holding.await?;
+            if says {
+                return Ok(posted);
+            }
             Err(BooksError::Unavailable("the answer is lost".into()))
         }
     }
@@ -169,7 +174,13 @@ impl Books for Mute {
         charge: ChargeId,
         resolution: &Resolution<'_>,
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
-        self.0.resolve(charge, resolution)
+        let resolving = (!self.1).then(|| self.0.resolve(charge, resolution));
+        async move {
+            match resolving {
+                Some(resolving) => resolving.await,
+                None => Err(BooksError::Unavailable("it is not resolved".into())),
+            }
+        }
     }
 
     fn amend(
@@ -178,6 +189,14 @@ impl Books for Mute {
         amendment: &Amendment<'_>,
     ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
         self.0.amend(charge, amendment)
+    }
+
+    fn abandon(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
+        self.0.abandon(charge, now)
     }
 
     fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge> {
@@ -203,7 +222,7 @@ impl Books for Mute {
 
 #[tokio::test]
 async fn d38_a_request_whose_hold_fails_is_voided_and_counted_once_as_refused() {
-    let bench = Bench::over("", Mute).await;
+    let bench = Bench::over("", |session| Mute(session, false)).await;
     let answer = bench.post("/v1/images", "alice", "{}").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "books_unavailable"));
     bench.settled().await;
@@ -217,4 +236,23 @@ async fn d38_a_request_whose_hold_fails_is_voided_and_counted_once_as_refused() 
         .collect();
     let expected = r#"tollgate_requests_total{org="acme",route="/v1/images",outcome="refused",status_class="5xx"} 1"#;
     assert_eq!(counted, [expected]);
+}
+
+#[tokio::test]
+async fn d36_what_was_taken_for_a_kept_answer_is_charged_where_its_capture_is_lost() {
+    let bench = Bench::over("", |session| Mute(session, true)).await;
+    bench.backend.answers("200 OK", r#"{"usage": {"images": 9}}"#);
+    let mut request = post("/v1/used", "alice", "");
+    request.headers_mut().insert("idempotency-key", "k".parse().unwrap());
+    let answer = bench.send(request).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "books_unavailable"));
+    let charge = bench.backend.seen()[0].header("tollgate-charge")[0].to_owned();
+    let session = &bench.worker.books.0;
+    let now = bench.worker.clock.now();
+    let abandoned = session.abandon(charge.parse().unwrap(), now).await.unwrap().unwrap();
+    let legs: Vec<u64> = abandoned.charge.legs.iter().map(|leg| leg.amount).collect();
+    assert_eq!((abandoned.state, &legs[..]), (State::Captured, &[9_000_000][..]));
+    let document = bench.charge(&charge).await;
+    assert_eq!((document.cost.to_string(), &document.quantity), ("9".into(), &"9".into()));
+    assert_eq!(document.flags, ["in_doubt"]);
 }

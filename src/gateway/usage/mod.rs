@@ -40,6 +40,8 @@ pub struct Reading {
     told: SmallVec<[Option<u64>; 2]>,
     /// How the body is read, also once it is over.
     kind: Kind,
+    /// It says that it is a stream of events.
+    streams: bool,
     body: Body,
     coding: Option<Box<coding::Decoding>>,
     tally: Tally,
@@ -102,11 +104,9 @@ enum Kind {
 impl Kind {
     /// By what the response says that it is, as far as there are pointers for that; what names
     /// itself otherwise is read as the first kind there are pointers for.
-    fn of(rules: &Rules, head: &HeaderMap) -> Self {
-        let value = head.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let name = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    fn of(rules: &Rules, name: &[u8]) -> Self {
         let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
-        if is(&"text/event-stream") {
+        if is(&EVENTS) {
             // `[DONE]` waits for the capture, wherever usage is told.
             return Self::Events;
         }
@@ -140,6 +140,15 @@ impl Kind {
         }
     }
 }
+
+/// What a response says that it is, without parameters.
+fn media_type(head: &HeaderMap) -> &[u8] {
+    let value = head.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
+/// What a stream of events calls itself.
+const EVENTS: &str = "text/event-stream";
 
 /// What newline-delimited JSON calls itself.
 const LINES: [&str; 5] = [
@@ -183,7 +192,8 @@ impl Reading {
     /// Begins with the response's head, without what is the connection's; `declared` are those
     /// trailers of [`Rules::declared`] that the head announced.
     pub fn new(rules: &Arc<Rules>, head: &HeaderMap, declared: Names) -> Self {
-        let kind = Kind::of(rules, head);
+        let name = media_type(head);
+        let kind = Kind::of(rules, name);
         if kind == Kind::Not && !rules.has_usage() {
             return Self::default();
         }
@@ -192,6 +202,7 @@ impl Reading {
             rules: Some(Arc::clone(rules)),
             told: SmallVec::from_elem(None, rules.meters.len()),
             kind,
+            streams: name.eq_ignore_ascii_case(EVENTS.as_bytes()),
             body: Body::of(kind),
             coding: None,
             tally: Tally::new(rules.pick, pointers),
@@ -348,18 +359,24 @@ impl Reading {
             .collect()
     }
 
-    /// Whether the body is a stream of events.
+    /// Whether the body is a stream of events. What is only read as one is none.
     pub fn is_stream(&self) -> bool {
-        self.kind == Kind::Events
+        self.streams
+    }
+
+    /// Whether it is a stream of events of which nothing more is read: how it is encoded is not
+    /// known, or nothing it could be.
+    pub fn is_lost(&self) -> bool {
+        self.streams && matches!(self.body, Body::Not)
     }
 
     /// Whether events may be set among its own: it comes as it is.
     pub fn is_open_stream(&self) -> bool {
-        matches!(self.body, Body::Events(_)) && self.coding.is_none()
+        self.streams && matches!(self.body, Body::Events(_)) && self.coding.is_none()
     }
 
     fn counted(&self, places: &Places) -> Option<u64> {
-        let counts = places.counted && self.kind == Kind::Events;
+        let counts = places.counted && self.streams;
         counts.then(|| u64::from(self.tally.events) * MICRO)
     }
 

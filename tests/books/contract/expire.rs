@@ -48,6 +48,44 @@ pub fn d34_d36_a_hold_ends_by_itself_as_it_says<E: Engine>() {
     assert_eq!(engine.all()[&name("a")], balance(100, 0, 0, 13));
 }
 
+pub fn d36_a_charge_is_abandoned_as_the_next_start_would_end_it<E: Engine>() {
+    let engine = E::start();
+    let session = engine.session();
+    let (accounts, ten) = ([account("a", 100, 1), account("b", 100, 1)], take(10, &[0]));
+    let (three, all) = (known(&[3]), known(&[u64::MAX; 3]));
+    let of_b = take(5, &[1]);
+    let recorded = [None, None, Some((&three, None)), Some((&all, Some((&accounts[..], &of_b))))];
+    let doubts = [InDoubt::Void, InDoubt::Capture, InDoubt::Void, InDoubt::Void];
+    for (charge, (in_doubt, recorded)) in (1..).zip(doubts.into_iter().zip(recorded)) {
+        let asked = Ask { in_doubt, ..ask(charge, &accounts, &ten) };
+        assert!(done(run(session.hold(&asked)).unwrap()).is_some());
+        if let Some((known, extra)) = recorded {
+            let used = Amendment { known: Some(known), extra, ..amendment() };
+            assert!(matches!(run(session.amend(id(charge), &used)).unwrap(), Amended::Done(..)));
+        }
+    }
+    let other = engine.session();
+    for (charge, state, kept) in [
+        (1, State::Voided, &[0][..]),
+        (2, State::Captured, &[10]),
+        (3, State::Captured, &[3]),
+        (4, State::Captured, &[10, 5]),
+    ] {
+        // By any session.
+        let abandoned = run(other.abandon(id(charge), second(1))).unwrap().unwrap();
+        let legs: Vec<u64> = abandoned.charge.legs.iter().map(|leg| leg.amount).collect();
+        assert_eq!((abandoned.state, &legs[..]), (state, kept));
+        assert!(run(session.abandon(id(charge), second(1))).unwrap().is_none());
+    }
+    for charge in [1, 2] {
+        assert!(matches!(void(&session, charge), Resolved::Unknown | Resolved::Already(_)));
+    }
+    drop((session, other));
+    let engine = engine.restart();
+    assert_eq!(engine.all()[&name("a")], balance(100, 0, 0, 10 + 3 + 10));
+    assert_eq!(engine.all()[&name("b")], balance(100, 0, 0, 5));
+}
+
 pub fn d34_a_lasting_hold_outlives_its_process<E: Engine>() {
     let engine = E::start();
     let session = engine.session();

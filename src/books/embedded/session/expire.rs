@@ -1,12 +1,13 @@
-//! Holds that end by themselves (D34, D36).
+//! Holds that end without their owner (D34, D36).
 
+use std::iter::repeat;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::super::open::Open;
-use super::{Session, Step};
-use crate::books::{BooksError, OpenCharge, Resolution};
+use super::super::open::{Open, OpenHold};
+use super::{Queue, Session, Step, Written};
+use crate::books::{Abandoned, BooksError, OpenCharge, Resolution};
 use crate::core::charge::{Flags, State};
 use crate::core::ids::ChargeId;
 
@@ -51,18 +52,66 @@ impl Session {
         if hold.expires().is_none_or(|at| at > now.as_microsecond()) {
             return Ok(None);
         }
+        let Some((ended, mut wait)) = self.end_in(&mut queue, &hold, now, State::Expired)? else {
+            return Ok(None);
+        };
+        // Nobody waits for it by itself.
+        wait.batch = 0;
+        Ok(Some((ended.charge, ended.state)))
+    }
+
+    /// Ends a hold of any session that its owner gives up.
+    pub(super) fn abandon_now(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> Result<Option<(Abandoned, Written)>, BooksError> {
+        let shared = &self.0.shared;
+        shared.check()?;
+        // Mostly it is this session's own.
+        if let Some(ended) = self.abandon_here(charge, now)? {
+            return Ok(Some(ended));
+        }
+        for session in shared.sessions() {
+            if let Some(ended) = session.abandon_here(charge, now)? {
+                return Ok(Some(ended));
+            }
+        }
+        Ok(None)
+    }
+
+    fn abandon_here(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> Result<Option<(Abandoned, Written)>, BooksError> {
+        let mut queue = self.0.queue.lock();
+        let Some(Open { hold, resolved: None }) = queue.open.get(&charge.0) else {
+            return Ok(None);
+        };
+        let hold = Arc::clone(hold);
+        self.end_in(&mut queue, &hold, now, State::Voided)
+    }
+
+    /// Ends a hold as it says by now; `free` is what it is called where nothing is charged.
+    fn end_in(
+        &self,
+        queue: &mut Queue,
+        hold: &OpenHold,
+        now: Timestamp,
+        free: State,
+    ) -> Result<Option<(Abandoned, Written)>, BooksError> {
         let (mut state, keep, mut memo) = hold.in_doubt();
-        if state == State::Voided {
+        if state == State::Voided && free == State::Expired {
             (state, memo.flags) = (State::Expired, Flags::default());
         }
         let resolution = Resolution::plain(state, &keep, now, &memo);
-        match self.resolve_in(&mut queue, ChargeId(charge), &resolution)? {
-            Some(Step::Written { mut wait, .. }) => {
-                // Nobody waits for it by itself.
-                wait.batch = 0;
-                Ok(Some((hold.describe(), state)))
-            }
-            _ => Ok(None),
+        let resolved = self.resolve_in(queue, ChargeId(hold.charge), &resolution)?;
+        let Some(Step::Written { wait, .. }) = resolved else { return Ok(None) };
+        let mut charge = hold.describe();
+        for (leg, keep) in charge.legs.iter_mut().zip(keep.into_iter().chain(repeat(0))) {
+            leg.amount = leg.amount.min(keep);
         }
+        Ok(Some((Abandoned { state, charge }, wait)))
     }
 }

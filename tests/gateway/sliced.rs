@@ -1,0 +1,182 @@
+//! Streams that are held a slice at a time, where they end otherwise than a stream should, and what
+//! is none of them: D29, D30, D36, D38, f74, f82.
+
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+use super::slices::{FIVE, counting, open, read_on, told};
+use super::upstreams::read_until;
+use super::usage::{Step, charge, chunk, event, gzip, head, is, metered_for, missing, now};
+use crate::support::{Access, Call, Org, PATIENCE, run};
+
+const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"usage\":{\"n\":2}}";
+const JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+                    content-length: 17\r\n\r\n{\"usage\":{\"n\":2}}";
+
+/// Of each leg what it covers, and what it took.
+fn legs(charge: &Value) -> Value {
+    let legs = charge["legs"].as_array().unwrap().iter();
+    json!(legs.map(|leg| [&leg["kind"], &leg["covers"], &leg["amount"]]).collect::<Vec<_>>())
+}
+
+#[test]
+fn d29_d30_what_is_no_stream_passes_as_it_is_wherever_streams_tell_usage() {
+    run(async {
+        let org = Org::new().user("alice", "100", Access::None);
+        let tells = "sse_receipt = true\nquantity = { const = 5 }\n\
+                     usage = { sse_json = \"/usage/n\" }";
+        let both = format!("sse_receipt = true\n{FIVE}");
+        // It goes on being sent after its first piece is there.
+        let slow =
+            vec![head("content-type: application/json\r\n"), chunk("{\"usage\":"), Step::Wait];
+        let slow = slow.into_iter().chain([chunk("{\"n\":2}}"), Step::End("")]).collect();
+        let plays = vec![
+            ("plain", vec![Step::Whole(PLAIN)]),
+            ("json", vec![Step::Whole(JSON)]),
+            ("plain-slices", vec![Step::Whole(PLAIN)]),
+            ("json-slices", vec![Step::Whole(JSON)]),
+            ("slow", slow),
+        ];
+        let routes = [
+            ("/plain", tells),
+            ("/json", tells),
+            ("/plain-slices", &*both),
+            ("/json-slices", &*both),
+            ("/slow", &*both),
+        ];
+        let (world, backend, go) = metered_for(&org, plays, &routes);
+        for path in ["/plain", "/json", "/plain-slices", "/json-slices"] {
+            let call = Call::post(path, "").user("alice").header("idempotency-key", path);
+            let answer = world.client().await.send(&call).await;
+            assert_eq!(answer.is(200).body, "{\"usage\":{\"n\":2}}", "{path}");
+            assert_eq!(answer.header("content-length"), Some("17"), "{path}");
+            is(&charge(&world, &backend).await, "captured", "5", &missing());
+            // What is kept for who asks again is what was sent.
+            let again = world.send(&call).await;
+            assert_eq!(again.header("idempotency-replayed"), Some("true"), "{path}");
+            assert_eq!(again.is(200).body, answer.body, "{path}");
+            assert_eq!(again.header("content-length"), Some("17"), "{path}");
+        }
+        let mut stream = open(&world, "/slow").await;
+        let mut got = read_until(&mut stream, "{\"usage\":\r\n").await;
+        go.send(()).unwrap();
+        read_on(&mut stream, &mut got, "0\r\n\r\n").await;
+        assert!(got.ends_with("{\"n\":2}}\r\n0\r\n\r\n"), "{got}");
+        is(&charge(&world, &backend).await, "captured", "5", &missing());
+    });
+}
+
+#[test]
+fn d36_d38_a_stream_that_outlasts_the_drain_is_charged_what_it_was_known_to_be() {
+    run(async {
+        let org = Org::new().pool("100").user("alice", "7", Access::Pool);
+        let doubt = format!("{FIVE}\nin_doubt = \"capture\"");
+        let observed = format!("{doubt}\nmode = \"observe\"");
+        let plays =
+            ["first", "doubt", "second", "third", "observed"].map(|name| (name, counting(1, 12)));
+        let routes = [
+            ("/first", FIVE),
+            ("/doubt", &*doubt),
+            ("/second", FIVE),
+            ("/third", &*doubt),
+            ("/observed", &*observed),
+        ];
+        let alone = Org::new().user("alice", "7", Access::None);
+        // As after `kill -9` (f03).
+        for (path, events, state, cost, kept) in [
+            ("/first", 4, "voided", "0", json!([])),
+            ("/doubt", 5, "captured", "5", json!([["licence", "5", "5"]])),
+            ("/second", 9, "captured", "5", json!([["licence", "5", "5"]])),
+            ("/third", 12, "captured", "10", json!([["licence", "7", "7"], ["pool", "3", "1.5"]])),
+            ("/observed", 12, "captured", "10", json!([["licence", "7", "7"]])),
+        ] {
+            let org = if path == "/observed" { &alone } else { &org };
+            let (mut world, backend, go) = metered_for(org, plays.to_vec(), &routes);
+            world.edit(|text| text.replace("drain_timeout = \"10s\"", "drain_timeout = \"100ms\""));
+            world.signal("HUP");
+            world.logged(&["read again", "gateway.drain_timeout"]).await;
+            let mut stream = open(&world, path).await;
+            let mut got = String::new();
+            for n in 1..=events {
+                go.send(()).unwrap();
+                read_on(&mut stream, &mut got, &told(n)).await;
+            }
+            world.terminate();
+            assert_eq!(world.stopped().await.code(), Some(0));
+            world.start();
+            assert_eq!(world.metric("tollgate_in_doubt_total", &[]), 0.0, "nothing was left open");
+            let charge = now(&world, &backend);
+            let mut flags = vec!["in_doubt"];
+            flags.extend((path == "/observed").then_some("would_refuse"));
+            is(&charge, state, cost, &json!(flags));
+            assert_eq!(legs(&charge), kept, "{path}");
+            let uncovered = if path == "/observed" { json!("3") } else { Value::Null };
+            assert_eq!(charge["uncovered"]["credits"], uncovered, "{path}");
+            assert_eq!(world.balance("alice")["seat"]["held"], "0");
+            world.verify();
+        }
+    });
+}
+
+#[test]
+fn f74_f82_a_stream_whose_progress_cannot_be_read_is_broken_off() {
+    run(async {
+        let org = Org::new().user("alice", "100", Access::None);
+        let counted = "hold = \"slice\"\nprogress = \"events\"\nquantity = { const = 3 }";
+        let coding = |name| match name {
+            "odd" => "content-type: text/event-stream\r\ncontent-encoding: odd\r\n",
+            _ => "content-type: text/event-stream\r\ncontent-encoding: gzip\r\n",
+        };
+        let odd: Vec<Step> = [head(coding("odd"))]
+            .into_iter()
+            .chain((1..=50).map(|n| event(&n.to_string())))
+            .chain([Step::Closed])
+            .collect();
+        let parts: Vec<Vec<u8>> = (1..=2).map(|n| told(n).into_bytes()).collect();
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let good =
+            gzip(&parts).into_iter().take(2).flat_map(|piece| [Step::Chunk(piece), Step::Wait]);
+        let broken: Vec<Step> = [head(coding("gzip"))]
+            .into_iter()
+            .chain(good)
+            .chain((1..=50).map(|_| chunk("no deflate at all")))
+            .chain([Step::Closed])
+            .collect();
+        let plays = vec![
+            ("odd", odd.clone()),
+            ("odd-counted", odd),
+            ("broken", broken.clone()),
+            ("broken-counted", broken),
+        ];
+        let routes = [
+            ("/odd", FIVE),
+            ("/odd-counted", counted),
+            ("/broken", FIVE),
+            ("/broken-counted", counted),
+        ];
+        for (path, state, cost, flags) in [
+            // Nothing of it was delivered, and no event was counted.
+            ("/odd", "voided", "0", json!([])),
+            ("/odd-counted", "captured", "0", json!([])),
+            // What was told before counts no more, and the client got some of it.
+            ("/broken", "captured", "5", missing()),
+            ("/broken-counted", "captured", "2", json!([])),
+        ] {
+            let (world, backend, go) = metered_for(&org, plays.clone(), &routes);
+            let mut stream = open(&world, path).await;
+            for _ in 0..2 {
+                go.send(()).unwrap();
+            }
+            let mut got = Vec::new();
+            let read =
+                async { while stream.read_buf(&mut got).await.is_ok_and(|count| count > 0) {} };
+            tokio::time::timeout(PATIENCE, read).await.expect("it breaks off");
+            assert!(!got.ends_with(b"0\r\n\r\n"), "{path}: it is no end");
+            let passed = got.windows(2).filter(|two| two == b"no").count();
+            assert_eq!(passed, 0, "{path}");
+            is(&charge(&world, &backend).await, state, cost, &flags);
+            assert_eq!(world.metric("tollgate_refusals_total", &["upstream_failed"]), 1.0);
+            world.verify();
+        }
+    });
+}
