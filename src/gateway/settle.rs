@@ -344,7 +344,7 @@ pub(super) fn resolve<B: Books + 'static>(
 
 /// What remains when the books did not settle as asked: they could not record it, or somebody
 /// else had settled it.
-fn ended<B: Books + 'static>(
+pub(super) fn ended<B: Books + 'static>(
     held: &mut Held<B>,
     resolved: Result<Resolved, BooksError>,
     status: Option<u16>,

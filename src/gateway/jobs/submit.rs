@@ -13,13 +13,13 @@ use super::super::answers::Draft;
 use super::super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::super::flow::{Break, Flow};
 use super::super::forward::{self, Forwarded, Gathered};
-use super::super::hold::{Held, Stage, unavailable};
+use super::super::hold::{Held, Stage};
 use super::super::meter_body::Content;
 use super::super::settle::{self, Actual, Settled};
 use super::super::usage::Reading;
 use super::rules::Told;
 use super::status::{Standing, Used};
-use crate::books::{Amended, Amendment, Books};
+use crate::books::{Amended, Amendment, Books, BooksError, Resolved};
 use crate::core::charge::State;
 use crate::core::note::{self, HoldNote, JobNote};
 use crate::telemetry::{Outcome, Phase};
@@ -61,6 +61,7 @@ pub async fn submitted<B: Books + 'static>(
             return Err(forward::broke_off(true));
         }
         Gathered::Open(read) => {
+            nameless(&held);
             let settled = settle::capture(&mut held, &Actual::Missing, Some(status)).await?;
             (settled, Content::begun(read, flow))
         }
@@ -89,12 +90,19 @@ async fn follow<B: Books + 'static>(
         Told::Over(Standing::Succeeded(Used::Told(used))) => {
             Actual::Reported(SmallVec::from_vec(used))
         }
-        _ => {
-            tracing::warn!(charge = %held.charge, route = %held.route.name, "a submission names no job");
+        Told::Over(Standing::Succeeded(Used::Missing)) => Actual::Missing,
+        // Whoever reads an answer tells of no job that goes on as of one that is over.
+        Told::Over(Standing::Running) | Told::Nothing => {
+            nameless(held);
             Actual::Missing
         }
     };
     settle::capture(held, &actual, status).await
+}
+
+/// Tells of an answer that nobody can follow.
+fn nameless<B: Books + 'static>(held: &Held<B>) {
+    tracing::warn!(charge = %held.charge, route = %held.route.name, "a submission names no job");
 }
 
 /// Records what the job's end needs, before anybody has the answer.
@@ -124,33 +132,33 @@ async fn keep<B: Books + 'static>(
         answer: &answer,
         now,
     };
-    let amended = worker.books.amend(held.charge, &amendment).await;
-    // From here on it is not its request that settles it.
-    held.stage = Stage::Resolved;
-    let (meters, route) = (Arc::clone(&held.caller.meters), Some(held.route.index));
-    let state = match amended {
-        Ok(Amended::Done(..)) => State::Held,
-        Ok(Amended::Already(state)) => state,
-        Ok(_) => State::Voided,
-        Err(error) => {
-            meters.request(route, Outcome::Held, status);
-            return Err(Refused { counted: true, ..unavailable(&error) });
+    match worker.books.amend(held.charge, &amendment).await {
+        // From here on it is not its request that settles it.
+        Ok(Amended::Done(..)) => held.stage = Stage::Resolved,
+        Ok(Amended::Already(state)) => {
+            return settle::ended(held, Ok(Resolved::Already(state)), status);
         }
-    };
-    if state != State::Held {
-        tracing::warn!(charge = %held.charge, %state, "the charge was resolved by someone else");
-        meters.request(route, Outcome::InDoubt, status);
-        return Ok(Settled { state, cost: 0, legs: Default::default() });
+        Ok(_) => return settle::ended(held, Ok(Resolved::Unknown), status),
+        // Nothing was changed, and nothing can be: what nobody can follow is charged whole.
+        Err(BooksError::Range) => {
+            tracing::error!(charge = %held.charge, "what a job's end needs cannot be recorded");
+            return settle::capture(held, &Actual::Missing, status).await;
+        }
+        Err(error) => return settle::ended(held, Err(error), status),
     }
-    meters.request(route, Outcome::Held, status);
-    if let Some(job) = &note.job {
-        worker.jobs.put(held.charge, held.caller.org.id.as_str(), job);
-    }
+    held.caller.meters.request(Some(held.route.index), Outcome::Held, status);
     if !answer.is_empty() {
-        // What is recorded is what is sent.
+        // What is recorded is what is sent. Whoever finds the job open looks for it.
         worker.answers.put(held.charge, answer);
     }
-    Ok(Settled { state, cost, legs: held.legs.clone() })
+    if let Some(job) = &note.job {
+        worker.jobs.put(held.charge, held.caller.org.id.as_str(), job);
+        // A report may have come first.
+        if let Ok(None) = worker.books.open_charge(held.charge).await {
+            worker.jobs.remove(held.charge);
+        }
+    }
+    Ok(Settled { state: State::Held, cost, legs: held.legs.clone() })
 }
 
 /// The answer as its client gets it, where it came under a key and is small enough to be kept.
