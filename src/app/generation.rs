@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use anyhow::Context;
 use http::header::{HeaderName, HeaderValue};
@@ -53,7 +52,7 @@ pub(super) fn first(
     let answers = Arc::new(Answers::default());
     let jobs = Arc::new(Jobs::default());
     for open in parts.engine.list_open() {
-        jobs.adopt(&open, Instant::now());
+        jobs.adopt(&open, parts.clock.now());
     }
     let reporters = reporters(config)?;
     let credentials = credentials(config)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use crate::books::embedded::{Engine, Session};
 use crate::clock::{CHECK_INTERVAL, Clock};
@@ -10,12 +11,17 @@ use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
 use crate::gateway::{self, Worker};
 
+/// How long jobs that an earlier process left open may be asked for before those end whose time was
+/// over meanwhile.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
     (current, engine): (Arc<Current<Session>>, Arc<Engine>),
     in_doubt: Arc<[AtomicU64; 2]>,
     clock: Clock,
 ) {
+    let began = Instant::now();
     let mut check = tokio::time::interval(CHECK_INTERVAL);
     let mut tidy = tokio::time::interval(TIDY_INTERVAL);
     loop {
@@ -25,7 +31,10 @@ pub(super) async fn upkeep(
                 if !clock.is_manual() {
                     clock.watch();
                 }
-                expire(&engine, &in_doubt, &clock, &current.load());
+                let worker = current.load();
+                if worker.jobs.is_empty() || began.elapsed() >= FIRST_WORD {
+                    expire(&engine, &in_doubt, &clock, &worker);
+                }
             }
             // All workers share them.
             _ = tidy.tick() => current.load().limits.tidy(),

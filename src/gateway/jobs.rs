@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -35,6 +36,10 @@ pub use submit::submitted;
 
 /// How many jobs may be open: some 2 KiB each, with their holds.
 const MAX_OPEN: usize = 50_000;
+/// How many of them one org may have, so that it leaves some to others.
+const MAX_OF_ORG: usize = MAX_OPEN / 4;
+/// How long before its charge ends by itself a job is asked for a last time.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// How many jobs of one backend are asked for at once.
 const AT_ONCE: usize = 32;
 /// The longest wait between two questions, unless the first is longer.
@@ -56,6 +61,8 @@ pub struct Jobs {
 #[derive(Debug, Default)]
 struct Index {
     open: HashMap<ChargeId, Job>,
+    /// How many each org has.
+    orgs: HashMap<Box<str>, usize>,
     /// By the name of the upstream.
     backends: HashMap<Box<str>, Backend>,
 }
@@ -70,6 +77,8 @@ struct Job {
     org: Box<str>,
     /// When it is asked for next; `None` while it is.
     due: Option<Instant>,
+    /// When it is asked for once more, before its charge ends by itself.
+    last: Option<Instant>,
     wait: Duration,
     /// When it was asked for last.
     asked: Option<Instant>,
@@ -98,12 +107,13 @@ impl Jobs {
         self.len() == 0
     }
 
-    /// Refuses one more job than may be open.
+    /// Refuses one more job than may be open, or than one org may have open.
     ///
     /// # Errors
     /// `too_many_in_flight`.
-    pub fn admit(&self) -> Result<(), Refused> {
-        if self.len() < MAX_OPEN {
+    pub fn admit(&self, org: &str) -> Result<(), Refused> {
+        let of_org = || self.index.lock().orgs.get(org).copied().unwrap_or_default();
+        if self.len() < MAX_OPEN && of_org() < MAX_OF_ORG {
             return Ok(());
         }
         let detail = "as many jobs are open as may be; try again when some have ended";
@@ -113,20 +123,31 @@ impl Jobs {
     }
 
     /// Takes up what an earlier process left open, to be asked for at once.
-    pub fn adopt(&self, open: &OpenCharge, now: Instant) {
+    pub fn adopt(&self, open: &OpenCharge, now: Timestamp) {
         let note: HoldNote = note::decode(&open.note);
         let memo = postcard::from_bytes::<HoldMemo<'_>>(&open.memo);
         if let (Some(job), Ok(memo)) = (note.job, memo) {
-            self.insert(open.charge, memo.org, &job, now);
+            let left = open.expires.map_or(SignedDuration::ZERO, |end| end.duration_since(now));
+            self.insert(open.charge, memo.org, &job, (Duration::ZERO, left));
         }
     }
 
-    /// Adds a job that was just submitted.
-    fn put(&self, charge: ChargeId, org: &str, job: &JobNote) {
-        self.insert(charge, org, job, Instant::now() + Duration::from_millis(job.poll));
+    /// Adds a job that was just submitted, and so much later is ended by itself.
+    fn put(&self, charge: ChargeId, org: &str, job: &JobNote, left: SignedDuration) {
+        self.insert(charge, org, job, (Duration::from_millis(job.poll), left));
     }
 
-    fn insert(&self, charge: ChargeId, org: &str, job: &JobNote, due: Instant) {
+    fn insert(
+        &self,
+        charge: ChargeId,
+        org: &str,
+        job: &JobNote,
+        (first, left): (Duration, SignedDuration),
+    ) {
+        let now = Instant::now();
+        let left = Duration::try_from(left).unwrap_or_default();
+        let last = left.checked_sub(LAST_WORD).map(|until| now + until);
+        let due = sooner(now + first, last, now);
         let root = job.path.get(..job.root).filter(|root| !root.is_empty()).unwrap_or(&job.path);
         let (Ok(path), Ok(root)) = (unescape(&job.path, false), unescape(root, false)) else {
             return;
@@ -145,10 +166,12 @@ impl Jobs {
             root: (*root).into(),
             org: org.into(),
             due: Some(due),
+            last,
             wait,
             asked: None,
             answered: None,
         };
+        *index.orgs.entry(org.into()).or_default() += 1;
         index.open.insert(charge, job);
         self.count.store(index.open.len(), Relaxed);
     }
@@ -162,6 +185,12 @@ impl Jobs {
         let index = &mut *index;
         let Some(job) = index.open.remove(&charge) else { return };
         self.count.store(index.open.len(), Relaxed);
+        if let Some(count) = index.orgs.get_mut(&job.org) {
+            *count -= 1;
+            if *count == 0 {
+                index.orgs.remove(&job.org);
+            }
+        }
         let Some(backend) = index.backends.get_mut(&job.upstream) else { return };
         if let Some(due) = job.due {
             backend.due.remove(&(due, charge));
@@ -235,6 +264,11 @@ impl Index {
     }
 }
 
+/// When a job is asked for that is due then, and a last time at `last`.
+fn sooner(due: Instant, last: Option<Instant>, now: Instant) -> Instant {
+    last.filter(|last| *last > now).map_or(due, |last| due.min(last))
+}
+
 /// A job that is being asked for. Its drop puts it back for the next time, twice as far away.
 struct Asking {
     jobs: Arc<Jobs>,
@@ -253,7 +287,8 @@ impl Drop for Asking {
         backend.asked -= 1;
         match index.open.get_mut(&self.charge) {
             Some(job) if job.due.is_none() => {
-                let due = Instant::now() + job.wait;
+                let now = Instant::now();
+                let due = sooner(now + job.wait, job.last, now);
                 job.wait = (job.wait * 2).min(LONGEST_WAIT.max(job.wait));
                 (job.due, job.answered) = (Some(due), Some((self.began, self.told)));
                 backend.due.insert((due, self.charge));
@@ -276,11 +311,52 @@ mod tests {
         JobNote { upstream: upstream.to_owned(), path, poll: 1_000, ..JobNote::default() }
     }
 
+    /// Until their charges end by themselves.
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+    #[test]
+    fn d34_a_job_is_asked_for_a_last_time_before_its_charge_ends() {
+        let (now, day) = (Instant::now(), Duration::from_secs(24 * 3600));
+        let last = Some(now + day);
+        for (due, last, expected) in [
+            (now + day * 2, last, now + day),
+            (now + day / 2, last, now + day / 2),
+            (now + day * 2, None, now + day * 2),
+            // It was asked for.
+            (now + day, Some(now), now + day),
+        ] {
+            assert_eq!(sooner(due, last, now), expected);
+        }
+        let jobs = Jobs::default();
+        let note = JobNote { poll: 3_600_000, ..note("media", 1) };
+        jobs.put(charge(1), "acme", &note, SignedDuration::from_mins(10));
+        let due = jobs.index.lock().open[&charge(1)].due.unwrap();
+        let left = due.duration_since(now);
+        assert!((590..=596).contains(&left.as_secs()), "{left:?}");
+    }
+
+    #[test]
+    fn d34_one_org_leaves_some_jobs_to_others() {
+        let jobs = Jobs::default();
+        for at in 0..MAX_OF_ORG as u128 {
+            assert!(jobs.admit("acme").is_ok());
+            jobs.put(charge(at), "acme", &note("media", at), DAY);
+        }
+        assert_eq!(jobs.admit("acme").unwrap_err().refusal.code, Code::TooManyInFlight);
+        assert!(jobs.admit("globex").is_ok());
+        jobs.remove(charge(7));
+        assert!(jobs.admit("acme").is_ok());
+        for at in 0..MAX_OF_ORG as u128 {
+            jobs.remove(charge(at));
+        }
+        assert!(jobs.index.lock().orgs.is_empty());
+    }
+
     #[test]
     fn d34_a_job_is_asked_for_after_a_while_and_then_twice_as_long_apart() {
         let jobs = Arc::new(Jobs::default());
         let began = Instant::now();
-        jobs.put(charge(1), "acme", &note("media", 1));
+        jobs.put(charge(1), "acme", &note("media", 1), DAY);
         let mut before = began;
         for wait in [1, 1, 2, 4, 8, 16, 32, 60, 60] {
             let early = before + Duration::from_millis(wait * 1_000 - 1);
@@ -300,9 +376,9 @@ mod tests {
         let jobs = Arc::new(Jobs::default());
         let later = Instant::now() + Duration::from_secs(5);
         for at in 0..AT_ONCE as u128 + 1 {
-            jobs.put(charge(at), "acme", &note("hangs", at));
+            jobs.put(charge(at), "acme", &note("hangs", at), DAY);
         }
-        jobs.put(charge(99), "acme", &note("works", 99));
+        jobs.put(charge(99), "acme", &note("works", 99), DAY);
         let asked: Vec<Asking> = std::iter::from_fn(|| jobs.take_due("hangs", later)).collect();
         assert_eq!(asked.len(), AT_ONCE);
         assert_eq!(jobs.backends_due(later), [Box::from("works")]);
@@ -315,13 +391,13 @@ mod tests {
     fn d34_no_more_jobs_are_open_than_may_be() {
         let jobs = Jobs::default();
         for at in 0..MAX_OPEN as u128 {
-            assert!(jobs.admit().is_ok());
-            jobs.put(charge(at), "acme", &note("media", at));
+            assert!(jobs.admit("globex").is_ok());
+            jobs.put(charge(at), "acme", &note("media", at), DAY);
         }
-        let refused = jobs.admit().unwrap_err();
+        let refused = jobs.admit("globex").unwrap_err();
         assert_eq!((refused.refusal.code, refused.retry_after), (Code::TooManyInFlight, Some(5)));
         jobs.remove(charge(7));
-        assert!(jobs.admit().is_ok());
+        assert!(jobs.admit("globex").is_ok());
     }
 
     #[test]
@@ -329,7 +405,12 @@ mod tests {
         let jobs = Arc::new(Jobs::default());
         let later = Instant::now() + Duration::from_secs(5);
         for at in 0..4 {
-            jobs.put(charge(at), if at == 3 { "else" } else { "acme" }, &note("media", at / 2));
+            jobs.put(
+                charge(at),
+                if at == 3 { "else" } else { "acme" },
+                &note("media", at / 2),
+                DAY,
+            );
         }
         assert_eq!(jobs.at("media", "/jobs/a 0", "acme")[..], [charge(0), charge(1)]);
         assert_eq!(jobs.at("media", "/jobs/a 1", "acme")[..], [charge(2)]);

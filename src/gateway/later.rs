@@ -311,6 +311,9 @@ pub fn count_captured<B: Books>(worker: &Worker<B>, open: &OpenCharge) {
     let snapshot = worker.live.load();
     if let Some(org) = snapshot.orgs.get(later.memo.org) {
         later.count_legs(worker, org, &later.open_legs());
+        if let Some(observed) = &later.note.observed {
+            worker.meters.org(&org.id).uncovered(observed.uncovered.operations.micro());
+        }
     }
 }
 

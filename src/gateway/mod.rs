@@ -126,9 +126,6 @@ async fn serve<B: Books + 'static>(
     };
     let upload = Upload::of(&body);
     let (mut caller, mut now) = (caller, now);
-    if metered.job.is_some() {
-        worker.jobs.admit()?;
-    }
     let key = once::key(metered.idempotency, &parts.headers)?;
     let passing = (&upload, &worker.tasks);
     let room = &worker.limits.room;
@@ -154,6 +151,9 @@ async fn serve<B: Books + 'static>(
         quoted.hold_something(metered)?;
     }
     let once = once::once(metered, &caller, key, &parts, body.bytes())?;
+    if metered.job.is_some() && !once::is_known(worker, once.as_ref()) {
+        worker.jobs.admit(caller.org.id.as_str())?;
+    }
     if let Some(inject) = &metered.inject {
         body.inject(inject, &mut parts.headers)?;
     }

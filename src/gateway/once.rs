@@ -14,6 +14,7 @@ use super::hold::{Held, unavailable};
 use super::identify::Caller;
 use super::meter_body::Content;
 use super::route::Metered;
+use super::worker::Worker;
 use crate::books::{Books, KnownCharge, Once};
 use crate::config::Idempotency;
 use crate::core::account::{LegKind, Legs, Taken};
@@ -130,6 +131,11 @@ fn remembered<'a>(
         key: digest([org, kind, id.as_bytes(), key]),
         request: digest(what.into_iter().chain(priced)),
     }
+}
+
+/// Whether a charge has this key already, so that its request is only answered.
+pub fn is_known<B: Books>(worker: &Worker<B>, once: Option<&Once>) -> bool {
+    once.is_some_and(|once| worker.books.known(once.scope, &once.key).is_some())
 }
 
 /// Half of the SHA-256 of parts, each with its length.

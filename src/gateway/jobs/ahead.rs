@@ -108,7 +108,7 @@ enum Ahead {
 impl Jobs {
     fn ahead(self: &Arc<Self>, charge: ChargeId, came: Instant, now: Instant) -> Ahead {
         let mut index = self.index.lock();
-        let Index { open, backends } = &mut *index;
+        let Index { open, backends, .. } = &mut *index;
         let Some(job) = open.get_mut(&charge) else { return Ahead::Known };
         match job.answered {
             Some((began, true)) if began >= came => return Ahead::Known,
@@ -129,7 +129,7 @@ impl Jobs {
     fn hasten(&self, upstream: &str, path: &str, now: Instant) {
         let mut index = self.index.lock();
         let charges = index.below(upstream, path);
-        let Index { open, backends } = &mut *index;
+        let Index { open, backends, .. } = &mut *index;
         let Some(backend) = backends.get_mut(upstream) else { return };
         for charge in charges {
             let Some(job) = open.get_mut(&charge) else { continue };
@@ -169,7 +169,7 @@ mod tests {
     fn put(jobs: &Jobs, at: u128, path: &str, root: usize) {
         let (upstream, path) = ("media".to_owned(), path.to_owned());
         let note = JobNote { upstream, path, root, poll: 3_600_000, ..JobNote::default() };
-        jobs.put(charge(at), "acme", &note);
+        jobs.put(charge(at), "acme", &note, jiff::SignedDuration::from_hours(24));
     }
 
     #[test]

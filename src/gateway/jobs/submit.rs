@@ -152,7 +152,7 @@ async fn keep<B: Books + 'static>(
         worker.answers.put(held.charge, answer);
     }
     if let Some(job) = &note.job {
-        worker.jobs.put(held.charge, held.caller.org.id.as_str(), job);
+        worker.jobs.put(held.charge, held.caller.org.id.as_str(), job, expires.duration_since(now));
         // A report may have come first.
         if let Ok(None) = worker.books.open_charge(held.charge).await {
             worker.jobs.remove(held.charge);
