@@ -17,23 +17,26 @@ fn d34_a_poll_is_passed_on_as_it_came_and_read_where_it_can_be() {
         let done = Script::body("{\"status\":\"succeeded\",\"usage\":{\"seconds\":1}}");
         let polled = Call::get("/v1/other/a%20b").user("alice").header("accept-encoding", "gzip");
         let encoded = vec![("content-encoding".to_owned(), "br".to_owned())];
+        let stream = vec![("content-type".to_owned(), "text/event-stream".to_owned())];
         for (script, settles) in [
             (Script { status: 202, ..done.clone() }, false),
             (Script { status: 404, ..done.clone() }, false),
             (Script { headers: encoded, ..done.clone() }, false),
-            (Script { pad: 66_000, ..done.clone() }, false),
-            (Script { pad: 300_000, ..done.clone() }, false),
-            (Script { pad: 300_000, chunked: true, ..done.clone() }, false),
+            (Script { pad: 1_100_000, ..done.clone() }, false),
+            (Script { pad: 3_000_000, ..done.clone() }, false),
+            (Script { pad: 3_000_000, chunked: true, ..done.clone() }, false),
+            (Script { headers: stream, ..done.clone() }, false),
             (Script { truncate: true, ..done.clone() }, false),
             (Script { truncate: true, chunked: true, pad: 300_000, ..done.clone() }, false),
             (Script::body("succeeded"), false),
             (Script::body(""), false),
             (Script { chunked: true, ..done.clone() }, true),
             (Script { pad: 60_000, ..done.clone() }, true),
+            (Script { pad: 900_000, chunked: true, ..done.clone() }, true),
             (done.clone(), true),
         ] {
             let charge = world.send(&call).await.told("charge");
-            let answer = world.send(&polled.clone().script(&script)).await;
+            let answer = world.send(&polled.clone().script_plainly(&script)).await;
             let length = script.body.as_ref().unwrap().len() + script.pad;
             assert_eq!(
                 (answer.status, answer.whole),
@@ -48,7 +51,7 @@ fn d34_a_poll_is_passed_on_as_it_came_and_read_where_it_can_be() {
             let seen = world.backend.last();
             assert_eq!((seen.charge(), seen.header("accept-encoding")), (None, None));
             // The backend gave one job to all of them.
-            world.send(&polled.clone().script(&done)).await.is(200);
+            world.send(&polled.clone().script_plainly(&done)).await.is(200);
             assert_eq!(state(&world, &charge), "captured");
         }
     });

@@ -405,18 +405,24 @@ fn d34_a_poll_is_believed_only_where_nothing_but_its_path_decides_it() {
         let failed = Script { status: 500, ..done.clone() };
         let stranger = Call::get(path).key(&elsewhere).header("tollgate-user", "alice");
         let calls = [
-            stranger.script(&done),
-            Call::get(&format!("{path}?a=1")).user("alice").script(&done),
-            Call::get(&format!("{path}?")).user("alice").script(&done),
-            Call::with("GET", path, "body").user("alice").script(&done),
-            Call::get(path).user("alice").script(&failed),
+            stranger.script_plainly(&done),
+            Call::get(&format!("{path}?a=1")).user("alice").script_plainly(&done),
+            Call::get(&format!("{path}?")).user("alice").script_plainly(&done),
+            Call::with("GET", path, "body").user("alice").script_plainly(&done),
+            Call::get(path).user("alice").script_plainly(&failed),
+            Call::get(path).user("alice").script(&done),
+            Call::get(path).user("alice").header("accept", "a/b").script_plainly(&done),
+            Call::get(path)
+                .user("alice")
+                .header("x-http-method-override", "PUT")
+                .script_plainly(&done),
         ];
         for call in &calls {
             let answer = world.send(call).await;
             assert!(matches!(answer.status, 200 | 500), "{answer:?}");
             assert_eq!(state(&world, &charge), "held", "{call:?}");
         }
-        world.send(&Call::get(path).user("alice").script(&done)).await.is(200);
+        world.send(&Call::get(path).user("alice").script_plainly(&done)).await.is(200);
         assert_eq!(state(&world, &charge), "captured");
     });
 }

@@ -282,7 +282,8 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut wire = Wire { stream, buffer: Vec::new() };
     loop {
         let seen = wire.head().await?;
-        let script: Script = match seen.header("x-script") {
+        let script = seen.header("x-script").or_else(|| seen.header("x-stainless-script"));
+        let script: Script = match script {
             Some(text) => serde_json::from_str(text).unwrap(),
             None => Script::default(),
         };
