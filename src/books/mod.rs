@@ -132,18 +132,6 @@ pub struct Amendment<'a> {
     pub now: Timestamp,
 }
 
-impl Amendment<'_> {
-    /// Whether it says nothing: then nothing is recorded, and it only waits for the hold's record.
-    pub fn is_nothing(&self) -> bool {
-        let Self { extra, known, expires, note, answer, now: _ } = self;
-        extra.is_none()
-            && known.is_none()
-            && expires.is_none()
-            && note.is_none()
-            && answer.is_empty()
-    }
-}
-
 /// What became of an amendment.
 #[derive(Clone, Debug)]
 pub enum Amended {
@@ -284,7 +272,7 @@ pub trait Books: Send + Sync {
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<Self>;
 
     /// Takes more for an open charge, or records what is known of it. Begun when called, like a
-    /// resolution. One that says nothing is not recorded, and waits for the hold's record.
+    /// resolution.
     fn amend(
         &self,
         charge: ChargeId,

@@ -147,9 +147,7 @@ async fn serve<B: Books + 'static>(
     };
     let card = caller.org.card_for(caller.payer(), now)?;
     let mut quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
-    if metered.sliced {
-        quoted.hold_something(metered)?;
-    }
+    quoted.hold_something(metered)?;
     let once = once::once(metered, &caller, key, &parts, body.bytes())?;
     if metered.job.is_some() && !once::is_known(worker, once.as_ref()) {
         worker.jobs.admit(caller.org.id.as_str())?;

@@ -102,12 +102,12 @@ impl Quoted {
 }
 
 impl Quoted {
-    /// Asks for one of each meter at least: a stream begins with a slice, and nothing is none.
+    /// Asks for one of each meter at least where slices are held: nothing is none.
     ///
     /// # Errors
     /// `unquotable` when the price is beyond what an amount can hold.
     pub fn hold_something(&mut self, metered: &Metered) -> Result<(), Refusal> {
-        if self.quantities.iter().any(|quantity| *quantity < MICRO) {
+        if metered.sliced && self.quantities.iter().any(|quantity| *quantity < MICRO) {
             self.quantities.iter_mut().for_each(|quantity| *quantity = (*quantity).max(MICRO));
             self.quote = self.again(metered, &self.quantities)?;
         }

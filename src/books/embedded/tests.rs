@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::books::{Adjustment, Amended, Amendment, Ask, Books, InDoubt, Posted, Resolved};
+use crate::books::{Adjustment, Ask, Books, InDoubt, Posted, Resolved};
 use crate::core::account::{
     Account, AccountKind, AccountName, Grant, LegKind, Payer, Post, Source, Stem, Version, View,
 };
@@ -184,31 +184,6 @@ fn a_second_resolution_in_the_same_turn_meets_the_first() {
         assert!(matches!(first.await.unwrap(), Resolved::Done(..)));
     });
     assert_eq!(balances(&engine)["acme/licence/a/2026-11-01"].captured, 10);
-}
-
-#[test]
-fn d35_an_amendment_of_nothing_waits_for_the_hold_and_is_not_recorded() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
-    let session = engine.session();
-    let (accounts, four) = ([account("a", 10, 1)], take(4, &[0]));
-    run(async {
-        let _held = session.hold(&ask(1, &accounts, &four));
-        let before = engine.records_written();
-        let nothing = Amendment {
-            extra: None,
-            known: None,
-            expires: None,
-            note: None,
-            answer: &[],
-            now: NOW,
-        };
-        for _ in 0..3 {
-            let amended = session.amend(id(1), &nothing).await.unwrap();
-            assert!(matches!(amended, Amended::Done(..)), "{amended:?}");
-            assert_eq!(engine.records_written(), before + 1, "the hold's");
-        }
-    });
 }
 
 #[test]

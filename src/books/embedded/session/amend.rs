@@ -8,7 +8,7 @@ use super::super::open::{Open, OpenHold};
 use super::super::table::{self, Applied, Into, Place};
 use super::{Session, Written, bounded, describe, legs_of, note_grants, push};
 use crate::books::{Amended, Amendment, BooksError};
-use crate::core::account::{Account, Legs, Slot, Taken};
+use crate::core::account::{Account, Slot, Taken};
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Record};
 
@@ -45,10 +45,6 @@ impl Session {
         let wait = |batch| Written { session: self.clone(), batch };
         if let Some((state, _)) = *resolved {
             return Ok(Some((Amended::Already(state), Some(wait(queue.batch)))));
-        }
-        if amendment.is_nothing() {
-            let view = hold.view(&self.0.shared.table);
-            return Ok(Some((Amended::Done(Legs::new(), view), Some(wait(queue.batch)))));
         }
         let (accounts, applied) = match amendment.extra {
             None => (&[][..], None),
