@@ -412,7 +412,6 @@ fn d34_a_poll_is_believed_only_where_nothing_but_its_path_decides_it() {
             Call::get(path).user("alice").script_plainly(&failed),
             Call::get(path).user("alice").script(&done),
             Call::get(path).user("alice").header("accept", "a/b").script_plainly(&done),
-            Call::get(path).user("alice").script_plainly(&done),
         ];
         for call in &calls {
             let answer = world.send(call).await;
