@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRAILER};
 use http::{Request, Response, response};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
@@ -14,7 +14,7 @@ use super::Refused;
 use super::answers::Draft;
 use super::body;
 use super::carry::Carried;
-use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT, undress};
+use super::dress::undress;
 use super::flow::{Break, Flow};
 use super::hold::{Held, Stage};
 use super::identify::Caller;
@@ -178,9 +178,8 @@ async fn deliver<B: Books + 'static>(
             (End::Truncated, bytes)
         }
         Gathered::Open(read) => {
-            let state = held.receipt(State::Held, held.quoted.quote.price.cost.micro(), &held.legs);
-            head.headers.insert(TOLLGATE_RECEIPT, state);
-            rate_limits(&mut head, &held);
+            let cost = held.quoted.quote.price.cost.micro();
+            tell(&mut head, held.fields(State::Held, cost, &held.legs));
             // From here on its body knows what a client that leaves has got.
             held.stage = Stage::Forwarded;
             let body = MeteredBody::new(held, reading, flow, read, passing, status);
@@ -387,14 +386,12 @@ pub(super) fn receipt<B: Books + 'static>(
     held: &Held<B>,
     settled: &Settled,
 ) {
-    let receipt = held.receipt(settled.state, settled.cost, &settled.legs);
-    head.headers.insert(TOLLGATE_RECEIPT, receipt);
-    rate_limits(head, held);
+    tell(head, held.fields(settled.state, settled.cost, &settled.legs));
 }
 
-fn rate_limits<B: Books + 'static>(head: &mut response::Parts, held: &Held<B>) {
-    if let Some((policy, limit)) = held.rate_limits() {
-        head.headers.insert(RATE_LIMIT_POLICY, policy);
-        head.headers.insert(RATE_LIMIT, limit);
+/// Sets these fields, whatever the backend said there.
+fn tell(head: &mut response::Parts, fields: impl Iterator<Item = (HeaderName, HeaderValue)>) {
+    for (name, value) in fields {
+        head.headers.insert(name, value);
     }
 }

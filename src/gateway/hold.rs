@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::HeaderValue;
+use http::header::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 
 use super::admit::Permit;
 use super::answers::Draft;
+use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::identify::Caller;
 use super::outgoing::Upload;
 use super::quote::Quoted;
@@ -321,8 +322,22 @@ impl<B: Books + 'static> Held<B> {
         postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default()
     }
 
+    /// What a response tells of the charge: its receipt, and the limits of a seat that stands
+    /// alone.
+    pub fn fields(
+        &self,
+        state: State,
+        cost: u64,
+        legs: &Legs,
+    ) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<B> {
+        let limits = self.rate_limits().into_iter();
+        let limits =
+            limits.flat_map(|(policy, limit)| [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)]);
+        std::iter::once((TOLLGATE_RECEIPT, self.receipt(state, cost, legs))).chain(limits)
+    }
+
     /// The receipt as a header's value.
-    pub fn receipt(&self, state: State, cost: u64, legs: &Legs) -> HeaderValue {
+    fn receipt(&self, state: State, cost: u64, legs: &Legs) -> HeaderValue {
         let card = self.quoted.quote.rate_card.as_str();
         self.complete(Receipt::new(self.charge, state, cost, legs, card), &self.standing)
     }
@@ -371,7 +386,7 @@ impl<B: Books + 'static> Held<B> {
     }
 
     /// The `RateLimit-Policy` and `RateLimit` fields of a seat without pool access.
-    pub fn rate_limits(&self) -> Option<(HeaderValue, HeaderValue)> {
+    fn rate_limits(&self) -> Option<(HeaderValue, HeaderValue)> {
         let (left, granted) = self.standing.seat?;
         if self.caller.payer().access().is_ok() {
             return None;

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::Refused;
-use super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::hold::{Held, Stage, observed_note, unavailable};
 use super::worker::Worker;
 use crate::books::{Amended, Amendment, Books, BooksError, Known, Resolution, Resolved};
@@ -271,10 +270,7 @@ async fn foretell<B: Books + 'static>(held: &mut Held<B>, keep: &[u64], cost: u6
     held.standing = standing;
     let kept: Legs =
         (held.legs.iter().zip(keep)).map(|(leg, &amount)| Taken { amount, ..*leg }).collect();
-    let mut fields = vec![(TOLLGATE_RECEIPT, held.receipt(State::Captured, cost, &kept))];
-    if let Some((policy, limit)) = held.rate_limits() {
-        fields.extend([(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)]);
-    }
+    let fields: Vec<_> = held.fields(State::Captured, cost, &kept).collect();
     let Some(draft) = &held.draft else { return Bytes::new() };
     let last = match draft.tells {
         true => held.receipt_event(State::Captured, cost, &kept),

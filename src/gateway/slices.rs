@@ -203,7 +203,7 @@ pub async fn top_up<B: Books + 'static>(
         return Err(Refusal::new(Code::UpstreamFailed, detail).into());
     }
     let before = &held.quoted;
-    let quantities = next(&before.quantities, &reading.progress(), &slices.sizes);
+    let quantities = held_for(&before.quantities, &reading.progress(), &slices.sizes);
     let quote = before.again(metered, &quantities)?;
     let Some(price) = difference(&quote.price, &before.quote.price) else {
         held.quoted.quantities = quantities;
@@ -243,7 +243,7 @@ pub async fn top_up<B: Books + 'static>(
 
 /// What is held when each meter that came further than it was paid for has so many slices more
 /// that it is paid for.
-fn next(held: &[u64], progress: &[u64], sizes: &[u64]) -> Quantities {
+fn held_for(held: &[u64], progress: &[u64], sizes: &[u64]) -> Quantities {
     let meters = held.iter().zip(progress).zip(sizes);
     meters
         .map(|((held, progress), size)| {

@@ -10,7 +10,6 @@ use smallvec::SmallVec;
 
 use super::super::Refused;
 use super::super::answers::Draft;
-use super::super::dress::{RATE_LIMIT, RATE_LIMIT_POLICY, TOLLGATE_RECEIPT};
 use super::super::flow::{Break, Flow};
 use super::super::forward::{self, Forwarded, Gathered};
 use super::super::hold::{Held, Stage};
@@ -164,9 +163,6 @@ async fn keep<B: Books + 'static>(
 /// The answer as its client gets it, where it came under a key and is small enough to be kept.
 fn answer<B: Books + 'static>(held: &Held<B>, cost: u64) -> Bytes {
     let Some(draft) = &held.draft else { return Bytes::new() };
-    let mut fields = vec![(TOLLGATE_RECEIPT, held.receipt(State::Held, cost, &held.legs))];
-    if let Some((policy, limit)) = held.rate_limits() {
-        fields.extend([(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, limit)]);
-    }
+    let fields: Vec<_> = held.fields(State::Held, cost, &held.legs).collect();
     draft.message(&fields, b"").unwrap_or_default()
 }

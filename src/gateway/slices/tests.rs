@@ -64,7 +64,7 @@ fn play<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, payable: usize) -> Went 
                     break 'pieces;
                 }
                 Next::TopUp => {
-                    held = super::next(&held, &reading.progress(), &sizes);
+                    held = super::held_for(&held, &reading.progress(), &sizes);
                     paid += 1;
                 }
             }
@@ -157,7 +157,7 @@ fn f74_an_encoded_stream_passes_piece_by_piece() {
 
 #[test]
 fn d29_a_slice_is_as_many_as_are_needed_and_its_price_is_the_exact_difference() {
-    let next = |held, progress, size| super::next(&[held], &[progress], &[size])[0];
+    let next = |held, progress, size| super::held_for(&[held], &[progress], &[size])[0];
     assert_eq!(next(5, 5, 5), 5);
     assert_eq!(next(5, 6, 5), 10);
     assert_eq!(next(5, 11, 5), 15);
