@@ -9,12 +9,13 @@ use http::header::HeaderValue;
 use smallvec::SmallVec;
 
 use super::Refused;
-use super::hold::{Held, observed_note, unavailable};
+use super::hold::{Held, grown_note, unavailable};
 use super::usage::{Ends, Reading};
 use crate::books::{Amended, Amendment, Books, Known};
 use crate::core::account::{Post, View};
 use crate::core::amount::{Credits, MICRO, Operations};
 use crate::core::charge::{Flags, OutcomeMemo};
+use crate::core::note::HeldNote;
 use crate::core::price::{Price, Quote, Tier};
 use crate::core::refusal::{Both, Code, Refusal};
 use crate::core::waterfall::{self, MAX_PLANS, Observed};
@@ -220,9 +221,12 @@ pub async fn top_up<B: Books + 'static>(
             (Some(before), Some(beyond)) => Some(before.and(&beyond)),
             (before, beyond) => before.as_deref().copied().or(beyond),
         };
-        let note =
-            observed.map(|observed| observed_note(&Observed { uncovered: left, ..observed }));
-        match amend(held, &post, &known, note.as_deref()).await? {
+        let uncovered = observed.unwrap_or_default().uncovered;
+        let now_held =
+            HeldNote { cost: quote.price.cost, measures: quantities.to_vec(), uncovered };
+        let captured = observed.map(|observed| Observed { uncovered: left, ..observed });
+        let note = grown_note(now_held, captured.as_ref());
+        match amend(held, &post, &known, &note).await? {
             Amended::Done(taken, after) => {
                 waterfall::grow(&mut held.legs, &taken);
                 held.standing.update(&after);
@@ -293,7 +297,7 @@ async fn amend<B: Books + 'static>(
     held: &Held<B>,
     post: &Post,
     known: &Known,
-    note: Option<&[u8]>,
+    note: &[u8],
 ) -> Result<Amended, Refused> {
     let asked = Instant::now();
     let amending = {
@@ -302,7 +306,7 @@ async fn amend<B: Books + 'static>(
             extra: Some((&position.accounts, post)),
             known: Some(known),
             expires: None,
-            note,
+            note: Some(note),
             answer: &[],
             now: held.worker.clock.now(),
         };

@@ -10,6 +10,7 @@ use super::upstreams::{begin, read_until};
 use super::usage::{
     DONE, SSE, Step, charge, chunk, event, gzip, head, is, metered_for, missing, now,
 };
+use crate::support::world::micro;
 use crate::support::{Access, Call, Org, World, run, until};
 
 /// Slices of five, of what the events tell.
@@ -58,6 +59,15 @@ fn unchunked(text: &str) -> (String, bool) {
     (body, false)
 }
 
+/// While it is open, a charge says what is held by now, and its legs cover that.
+#[track_caller]
+fn holds(charge: &Value, held: u32) {
+    is(charge, "held", &held.to_string(), &json!([]));
+    assert_eq!(charge["quantity"], charge["cost"], "{charge}");
+    let covers = charge["legs"].as_array().unwrap().iter().map(|leg| micro(&leg["covers"]));
+    assert_eq!(covers.sum::<u64>(), micro(&charge["cost"]), "{charge}");
+}
+
 pub async fn read_on(stream: &mut TcpStream, got: &mut String, text: &str) {
     if !got.contains(text) {
         *got += &read_until(stream, text).await;
@@ -79,6 +89,7 @@ fn d29_f82_a_stream_is_topped_up_slice_by_slice_and_exact_at_its_end() {
             read_on(&mut stream, &mut got, &told(n)).await;
             let slices = n.div_ceil(5);
             assert_eq!(held(&world), (5 * slices).to_string(), "{n}");
+            holds(&now(&world, &backend), 5 * slices);
         }
         assert!(got.contains("state=held, cost=\"5\""), "{got}");
         assert!(!backend.heads()[0].contains("accept-encoding"), "events are set among its own");
@@ -237,6 +248,7 @@ fn d25_d29_slices_are_split_over_seat_and_pool() {
             go.send(()).unwrap();
             read_on(&mut stream, &mut got, &told(n)).await;
             assert_eq!(world.pool()["held"], drawn, "{n}");
+            holds(&now(&world, &backend), if n > 5 { 10 } else { 5 });
         }
         for n in 7..=10 {
             go.send(()).unwrap();
