@@ -273,15 +273,30 @@ impl<'a> Later<'a> {
     }
 }
 
-/// Counts what a charge took that ended by itself, captured whole.
-pub fn count_captured<B: Books>(worker: &Worker<B>, open: &OpenCharge) {
+/// Counts a charge that ended by itself, free or captured whole. It is nobody's request.
+pub fn count_expired<B: Books>(worker: &Worker<B>, open: &OpenCharge, state: State) {
     let Ok(later) = Later::read(open) else { return };
     let snapshot = worker.live.load();
-    if let Some(org) = snapshot.orgs.get(later.memo.org) {
+    let Some(org) = snapshot.orgs.get(later.memo.org) else { return };
+    let meters = worker.meters.org(&org.id);
+    let route = worker.routes.named(later.memo.route, later.memo.feature);
+    meters.request(route, Outcome::InDoubt, None);
+    if state == State::Captured {
         later.count_legs(worker, org, &later.open_legs());
         if let Some(observed) = &later.note.observed {
-            worker.meters.org(&org.id).uncovered(observed.uncovered.operations.micro());
+            meters.uncovered(observed.uncovered.operations.micro());
         }
+    }
+}
+
+/// Counts a charge that an administrator voided. One that would not have ended by itself has a
+/// request, which finds it resolved and counts that.
+pub fn count_voided<B: Books>(worker: &Worker<B>, charge: &ChargeDocument) {
+    let snapshot = worker.live.load();
+    let Some(org) = snapshot.orgs.get(charge.org.as_str()) else { return };
+    if charge.expires_at.is_some() {
+        let route = worker.routes.named(&charge.route, &charge.feature);
+        worker.meters.org(&org.id).request(route, Outcome::Voided, None);
     }
 }
 
