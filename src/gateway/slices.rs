@@ -135,12 +135,12 @@ impl Gate {
                 Fed::On => break,
                 Fed::Event(end) if is_beyond(reading, held) => {
                     let rest = piece.split_off(paid + end);
-                    if let Some(rest) = there(rest) {
+                    if !rest.is_empty() {
                         self.come.push_front(rest);
                     }
                     self.kept.extend_from_slice(&piece.split_off(paid));
                     self.unpaid = true;
-                    passing.extend(there(piece));
+                    put(passing, piece);
                     return Next::Pass;
                 }
                 Fed::Event(end) => {
@@ -150,22 +150,25 @@ impl Gate {
                 Fed::Done => {
                     // The rest waits, from the beginning of the event that says so.
                     let waits = piece.split_off(paid);
-                    passing.extend(there(piece));
-                    waiting.extend(self.take_kept().into_iter().chain(there(waits)));
+                    put(passing, piece);
+                    waiting.extend(self.take_kept());
+                    put(waiting, waits);
                     waiting.append(&mut self.come);
                     return Next::Pass;
                 }
             }
         }
         let begun = piece.split_off(paid);
-        passing.extend(there(piece));
+        put(passing, piece);
         self.keep(begun, passing);
         Next::Pass
     }
 
     /// An event is paid for: what was kept of it passes.
     fn end_event(&mut self, passing: &mut VecDeque<Bytes>) {
-        passing.extend(self.take_kept());
+        if let Some(kept) = self.take_kept() {
+            passing.push_back(kept);
+        }
         self.torn = false;
     }
 
@@ -184,8 +187,11 @@ impl Gate {
     }
 }
 
-fn there(piece: Bytes) -> Option<Bytes> {
-    Some(piece).filter(|piece| !piece.is_empty())
+/// Adds what is there.
+fn put(pieces: &mut VecDeque<Bytes>, piece: Bytes) {
+    if !piece.is_empty() {
+        pieces.push_back(piece);
+    }
 }
 
 /// Whether it is beyond what is held, as far as is known: where nobody can tell, it is.

@@ -153,7 +153,8 @@ fn f82_of_a_slice_that_nothing_can_pay_no_more_is_held_than_the_event_needs() {
 fn f56_f82_usage_that_grows_by_more_than_a_million_slices_at_once_is_none() {
     run(async {
         let org = Org::new().user("alice", "20", Access::None);
-        let many = "5000001";
+        // Five million more than the event that counts as one.
+        let many = "5000002";
         let falls = [head(SSE), event("2"), event("9000000000"), event("3")];
         let once = [head(SSE), event(many)];
         let ends = [chunk(DONE), Step::End("")];

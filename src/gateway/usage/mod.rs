@@ -358,8 +358,8 @@ impl Reading {
     /// Where each meter's usage is told, and what it comes to by what was told so far. A body that
     /// is one JSON text tells nothing before its end.
     fn told_so_far(&self) -> impl Iterator<Item = (&Places, Option<u64>)> {
-        let meters = self.rules.iter().flat_map(|rules| &rules.meters).zip(&self.told);
-        meters.map(|(places, told)| {
+        let meters = self.rules.as_ref().map_or(&[][..], |rules| &rules.meters);
+        meters.iter().zip(&self.told).map(|(places, told)| {
             let pointer = self.kind.pointer(places);
             (places, pointer.map_or(*told, |pointer| self.tally.get(pointer)))
         })
