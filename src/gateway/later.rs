@@ -96,10 +96,10 @@ impl<'a> Later<'a> {
         Settling::whole(&self.taken(), cost, self.observed())
     }
 
-    /// Gives up an excess that nobody can pay or owe: the hold is captured all the same.
-    fn without_excess(&self, why: &str) -> Settling {
+    /// Gives up an excess that nobody can pay or owe: the hold is captured as it is, flagged.
+    fn without_excess(&self, why: &str) -> (Settling, OutcomeMemo) {
         tracing::error!(charge = %self.open.charge, "an excess {why}");
-        self.whole()
+        (self.whole(), OutcomeMemo { flags: Flags::USAGE_MISSING, ..OutcomeMemo::default() })
     }
 
     fn observed(&self) -> Option<Observed> {
@@ -124,7 +124,7 @@ impl<'a> Later<'a> {
         let position = org.and_then(|org| self.position(&snapshot, org));
         if !settling.has_debtor(position.as_ref()) {
             // There is no account that could show it.
-            settling = self.without_excess("of somebody who is gone");
+            (settling, memo) = self.without_excess("of somebody who is gone");
         }
         let extra = loop {
             memo.cost = settling.cost;
@@ -146,7 +146,7 @@ impl<'a> Later<'a> {
                 Ok(Resolved::Short(view)) if settling.may_be_short() => settling.short(view),
                 Ok(_) => return Ok(None),
                 Err(BooksError::Range) if settling.has_excess() => {
-                    settling = self.without_excess("is beyond what accounts hold");
+                    (settling, memo) = self.without_excess("is beyond what accounts hold");
                 }
                 Err(error) => return Err(unavailable(&error)),
             }

@@ -176,18 +176,22 @@ pub async fn settle<B: Books + 'static>(
     let quoted = &held.quoted.quantities;
     let has_usage = metered.pricing.usage.has_usage();
     reading.end(end == End::Complete);
-    let so_far = || match reading.so_far(quoted) {
-        (quantities, true) => Actual::Reported(quantities),
-        (quantities, false) => Actual::Counted(quantities),
+    let of = |(quantities, all_told)| match all_told {
+        true => Actual::Reported(quantities),
+        false => Actual::Counted(quantities),
     };
     let actual = match end {
         End::Complete => Some(reading.actual(quoted)),
-        End::Stopped => Some(so_far()),
+        // The event that was not paid for was not delivered: nothing is owed for it.
+        End::Stopped => Some(of(reading.within(quoted))),
         _ if !has_usage && end != (End::Abandoned { delivered: true }) => None,
         End::Truncated => reading.reported(quoted).map(Actual::Reported),
         End::Abandoned { delivered } => {
             let reported = reading.reported(quoted).map(Actual::Reported);
-            let sliced = || if held.slices.is_some() { so_far() } else { Actual::Missing };
+            let sliced = || match held.slices {
+                Some(_) => of(reading.so_far(quoted)),
+                None => Actual::Missing,
+            };
             reported.or_else(|| delivered.then(sliced))
         }
     };

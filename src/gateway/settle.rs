@@ -65,7 +65,7 @@ pub async fn capture<B: Books + 'static>(
         match Box::pin(take(held, &mut settling, &memo)).await {
             Ok(None) => {}
             Ok(Some(resolved)) => return ended(held, Ok(resolved), status),
-            Err(BooksError::Range) => settling = without_excess(held),
+            Err(BooksError::Range) => (settling, memo) = without_excess(held),
             Err(error) => return ended(held, Err(error), status),
         }
     }
@@ -89,7 +89,9 @@ pub async fn capture<B: Books + 'static>(
             }
             // Balances moved since they were known, so some other charge got through.
             Ok(Resolved::Short(view)) if settling.may_be_short() => settling.short(view),
-            Err(BooksError::Range) if settling.has_excess() => settling = without_excess(held),
+            Err(BooksError::Range) if settling.has_excess() => {
+                (settling, memo) = without_excess(held);
+            }
             other => return ended(held, other, status),
         }
     };
@@ -155,10 +157,10 @@ fn whole<B: Books + 'static>(held: &Held<B>) -> Settling {
     Settling::whole(&held.legs, held.quoted.quote.price.cost, held.observed_so_far())
 }
 
-/// Gives up an excess that does not fit into its accounts: the hold is captured all the same.
-fn without_excess<B: Books + 'static>(held: &Held<B>) -> Settling {
+/// Gives up an excess that does not fit into its accounts: the hold is captured as it is, flagged.
+fn without_excess<B: Books + 'static>(held: &Held<B>) -> (Settling, OutcomeMemo) {
     tracing::error!(charge = %held.charge, "an excess is beyond what accounts hold");
-    whole(held)
+    (whole(held), OutcomeMemo { flags: Flags::USAGE_MISSING, ..OutcomeMemo::default() })
 }
 
 /// The legs as they are captured.

@@ -23,9 +23,8 @@ use crate::telemetry::{BooksOperation, BooksResult};
 
 /// The longest event that is kept back until all of it is there.
 const MAX_KEPT: usize = 1 << 20;
-/// The most slices that the usage of a meter may grow by in one event: what is beyond was not used,
-/// and would leave a debt that nobody can pay.
-const MAX_AT_ONCE: u64 = 1_000_000;
+/// How often a slice that nothing can pay is halved before no more is held than an event needs.
+const MAX_HALVINGS: usize = 6;
 
 /// A quantity for each meter, in millionths.
 type Quantities = SmallVec<[u64; 2]>;
@@ -33,7 +32,7 @@ type Quantities = SmallVec<[u64; 2]>;
 /// How a hold is topped up while its stream runs.
 #[derive(Debug)]
 pub struct Slices {
-    /// How much one slice is.
+    /// How much one slice is; less where that could not be paid.
     sizes: Quantities,
     /// The request's id, for the event that ends a stream.
     pub request_id: HeaderValue,
@@ -80,9 +79,17 @@ impl Slices {
     }
 
     /// Says how the stream comes: whether its events may be told apart.
-    pub fn begin(&mut self, reading: &mut Reading) {
+    pub fn begin(&mut self, reading: &Reading) {
         self.gate.coded = !reading.is_open_stream();
-        reading.bound_by(self.sizes.iter().map(|size| size.saturating_mul(MAX_AT_ONCE)));
+    }
+
+    /// Halves the slices of the rest of the stream, because nothing can pay such a one; false where
+    /// they are as small as they may be.
+    fn halve(&mut self) -> bool {
+        let smaller: Quantities = self.sizes.iter().map(|size| (size / 2).max(MICRO)).collect();
+        let is_less = smaller != self.sizes;
+        self.sizes = smaller;
+        is_less
     }
 
     /// Takes the next piece.
@@ -200,8 +207,9 @@ fn is_beyond(reading: &Reading, held: &[u64]) -> bool {
     reading.is_lost() || reading.progress().zip(held).any(|(progress, held)| progress > *held)
 }
 
-/// Holds as many slices more as the stream's progress needs; where nothing can pay a whole one, no
-/// more than what lets the waiting event pass.
+/// Holds as many slices more as the stream's progress needs; where nothing can pay those, smaller
+/// ones, and at last no more than what lets the waiting event pass. So the last credits of a seat
+/// pay for events down to the last, with few records.
 ///
 /// # Errors
 /// What the waterfall refuses with, `unquotable` beyond what can be charged, `books_contended`,
@@ -211,27 +219,40 @@ pub async fn top_up<B: Books + 'static>(
     held: &mut Held<B>,
     reading: &Reading,
 ) -> Result<(), Refused> {
-    let Some(slices) = &held.slices else { return Ok(()) };
+    if held.slices.is_none() {
+        return Ok(());
+    }
     if reading.is_lost() {
         let detail = "the backend's stream is encoded in a way that cannot be read";
         return Err(Refusal::new(Code::UpstreamFailed, detail).into());
     }
-    let before = &held.quoted.quantities;
-    let slice = held_for(before, reading.progress(), &slices.sizes);
-    let least: Quantities =
-        before.iter().zip(reading.progress()).map(|(held, progress)| progress.max(*held)).collect();
-    match hold(held, reading, slice.clone()).await {
-        Err(refused) if least != slice && is_short(refused.refusal.code) => {
-            hold(held, reading, least).await
+    let before = held.quoted.quantities.iter().zip(reading.progress());
+    let least: Quantities = before.map(|(held, progress)| progress.max(*held)).collect();
+    for _ in 0..=MAX_HALVINGS {
+        let Some(slices) = &held.slices else { break };
+        let slice = held_for(&held.quoted.quantities, reading.progress(), &slices.sizes);
+        if slice == least {
+            break;
         }
-        done => done,
+        match hold(held, reading, slice).await {
+            Err(refused) if is_short(refused.refusal.code) => {}
+            done => return done,
+        }
+        // What is held for one of several meters ahead of time could be what another one lacks.
+        if !reading.moves_one() || !held.slices.as_mut().is_some_and(|slices| slices.halve()) {
+            break;
+        }
     }
+    hold(held, reading, least).await
 }
 
 /// Whether less could be paid.
 fn is_short(code: Code) -> bool {
-    use Code::{OverageCapReached, PoolExhausted, PoolLimitReached, SeatExhausted};
-    matches!(code, SeatExhausted | PoolLimitReached | PoolExhausted | OverageCapReached)
+    use Code::{NoActiveTerm, OverageCapReached, PoolExhausted, PoolLimitReached, SeatExhausted};
+    matches!(
+        code,
+        SeatExhausted | NoActiveTerm | PoolLimitReached | PoolExhausted | OverageCapReached
+    )
 }
 
 /// Holds so much in all, and records how far the stream came: that is charged if the gateway dies
@@ -308,10 +329,7 @@ fn difference(price: &Price, before: &Price) -> Option<Price> {
 /// also what nobody pays of it.
 fn known<B: Books + 'static>(held: &Held<B>, reading: &Reading) -> Result<(Known, Both), Refused> {
     let quoted = &held.quoted;
-    let (mut quantities, all_told) = reading.so_far(&quoted.quantities);
-    for (quantity, held) in quantities.iter_mut().zip(&quoted.quantities) {
-        *quantity = (*quantity).min(*held);
-    }
+    let (quantities, all_told) = reading.within(&quoted.quantities);
     let price = match held.metered() {
         Some(metered) => quoted.again(metered, &quantities)?.price,
         None => quoted.quote.price,

@@ -130,6 +130,9 @@ fn d31_an_excess_of_somebody_who_is_gone_is_charged_to_nobody_and_the_charge_add
         world.apply(&rest.extra("[apply]\nprune = [\"user\"]\n"));
         let told = world.send(&end(&charge, "capture", &json!({"quantity": 6}))).await.json();
         assert_eq!((&told["state"], &told["cost"]), (&json!("captured"), &json!("4")), "{told}");
+        // What is shown is what was held, and that it is not what was used.
+        let shown = (&told["quantity"], &told["flags"]);
+        assert_eq!(shown, (&json!("4"), &json!(["usage_missing"])), "{told}");
         let covers = told["legs"].as_array().unwrap().iter().map(|leg| micro(&leg["covers"]));
         assert_eq!(covers.sum::<u64>(), micro(&told["cost"]), "{told}");
         assert_eq!(world.charge(told["charge"].as_str().unwrap()), told);

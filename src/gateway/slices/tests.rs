@@ -50,7 +50,7 @@ fn play<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, payable: usize) -> Went 
         request_id: HeaderValue::from_static("a"),
         gate: Gate::default(),
     };
-    slices.begin(&mut reading);
+    slices.begin(&reading);
     let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();
     let (mut paid, mut stopped) = (0, false);
     'pieces: for piece in pieces {
@@ -147,7 +147,7 @@ fn f82_an_event_that_comes_byte_by_byte_is_kept_in_one_piece() {
         request_id: HeaderValue::from_static("a"),
         gate: Gate::default(),
     };
-    slices.begin(&mut reading);
+    slices.begin(&reading);
     let text = format!("data: {}\n\ndata: 2", "x".repeat(10_000));
     let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();
     for byte in text.as_bytes() {
@@ -163,34 +163,27 @@ fn f82_an_event_that_comes_byte_by_byte_is_kept_in_one_piece() {
 }
 
 #[test]
-fn f56_f82_usage_that_grows_by_more_than_a_million_slices_at_once_is_not_told() {
-    let text = |numbers: &[u64]| -> String {
-        numbers.iter().map(|n| format!("data: {{\"n\":{n}}}\n\n")).collect()
+fn d41_f82_slices_are_cut_smaller_only_where_no_other_meter_could_lack_what_they_hold() {
+    let told = Usage { sse_json: Some("/n".to_owned()), ..Usage::default() };
+    let of = |meters: &[Option<&Usage>]| {
+        let mut rules = Rules::new(Pick::Last);
+        meters.iter().for_each(|usage| rules.add(*usage).unwrap());
+        Reading::new(&Arc::new(rules), &head(""), Names::new())
     };
-    // A slice of what is told is two.
-    for (pick, numbers, told, unreadable) in [
-        (Pick::Last, &[1, 9_000_000_000, 3][..], Some(3), true),
-        (Pick::Max, &[1, 9_000_000_000, 3], Some(3), true),
-        // What is not known cannot be added up.
-        (Pick::Sum, &[1, 9_000_000_000, 3], None, true),
-        (Pick::Last, &[2_000_001], Some(2_000_001), false),
-        (Pick::Last, &[2_000_002], None, true),
-        (Pick::Last, &[2_000_000, 4_000_000, 6_000_000], Some(6_000_000), false),
-        (Pick::Sum, &[2_000_000, 2_000_000], Some(4_000_000), false),
-    ] {
-        let mut rules = Rules::new(pick);
-        rules.add(Some(&Usage { sse_json: Some("/n".to_owned()), ..Usage::default() })).unwrap();
-        let mut reading = Reading::new(&Arc::new(rules), &head(""), Names::new());
-        let mut slices = Slices {
-            sizes: smallvec![2 * MICRO],
-            request_id: HeaderValue::from_static("a"),
-            gate: Gate::default(),
-        };
-        slices.begin(&mut reading);
-        reading.feed(text(numbers).as_bytes());
-        let found = reading.reported(&[0]).map(|told| told[0] / MICRO);
-        assert_eq!((found, reading.is_unreadable()), (told, unreadable), "{pick:?} {numbers:?}");
+    assert!(of(&[Some(&told)]).moves_one());
+    assert!(of(&[None, Some(&told)]).moves_one());
+    assert!(!of(&[Some(&told), Some(&told)]).moves_one());
+    assert!(!Reading::new(&rules(), &head(""), Names::new()).moves_one(), "one is counted");
+    let mut slices = Slices {
+        sizes: smallvec![7 * MICRO, MICRO],
+        request_id: HeaderValue::from_static("a"),
+        gate: Gate::default(),
+    };
+    for sizes in [[7 * MICRO / 2, MICRO], [7 * MICRO / 4, MICRO], [MICRO, MICRO]] {
+        assert!(slices.halve());
+        assert_eq!(slices.sizes[..], sizes);
     }
+    assert!(!slices.halve(), "less than one at a time would ask the books for each event");
 }
 
 #[test]
@@ -201,7 +194,7 @@ fn f74_an_encoded_stream_passes_piece_by_piece() {
         request_id: HeaderValue::from_static("a"),
         gate: Gate::default(),
     };
-    slices.begin(&mut reading);
+    slices.begin(&reading);
     assert!(!slices.may_end_cleanly());
     slices.push(Bytes::from_static(b"\x1f\x8b\x08"));
     let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();

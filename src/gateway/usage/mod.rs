@@ -267,17 +267,6 @@ impl Reading {
         piece.len()
     }
 
-    /// Says for each meter by how much its usage may grow in one text at most: what tells more is
-    /// no usage (f56).
-    pub fn bound_by(&mut self, most: impl Iterator<Item = u64>) {
-        let meters = self.rules.iter().flat_map(|rules| &rules.meters).zip(most);
-        for (places, most) in meters {
-            if let Some(pointer) = self.kind.pointer(places) {
-                self.tally.bound(pointer, most);
-            }
-        }
-    }
-
     /// Reads on in an open stream, up to the end of an event; give it the rest of the piece then.
     /// Of everything else each piece is taken for one.
     pub fn next(&mut self, piece: &[u8]) -> Fed {
@@ -428,6 +417,22 @@ impl Reading {
             told.unwrap_or_else(|| self.counted(places).map_or(*held, |events| events.min(*held)))
         });
         (quantities.collect(), all_told)
+    }
+
+    /// The same, but of no meter more than is held for it: what is beyond was not delivered.
+    pub fn within(&self, held: &[u64]) -> (SmallVec<[u64; 2]>, bool) {
+        let (mut quantities, all_told) = self.so_far(held);
+        for (quantity, held) in quantities.iter_mut().zip(held) {
+            *quantity = (*quantity).min(*held);
+        }
+        (quantities, all_told)
+    }
+
+    /// Whether one meter at most moves while the stream runs: what is held for it is used by no
+    /// other one.
+    pub fn moves_one(&self) -> bool {
+        let meters = self.rules.iter().flat_map(|rules| &rules.meters);
+        meters.filter(|places| places.is_told() || places.counted).count() <= 1
     }
 }
 
