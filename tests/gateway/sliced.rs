@@ -133,8 +133,9 @@ fn f82_of_a_slice_that_nothing_can_pay_no_more_is_held_than_the_event_needs() {
             let (world, backend, go) = metered_for(&org, vec![("chat", steps)], &[("/chat", ten)]);
             let mut stream = open(&world, "/chat").await;
             let mut got = String::new();
-            // A slice of ten is more than the eight that are left.
-            for (n, held) in [(1, "10"), (15, "15"), (17, "17"), (18, "18")] {
+            // A slice of ten is more than the eight that are left; half of it is not, and then a
+            // quarter.
+            for (n, held) in [(1, "10"), (15, "15"), (17, "17.5"), (18, "18")] {
                 go.send(()).unwrap();
                 read_on(&mut stream, &mut got, &told(n)).await;
                 assert_eq!(world.balance("alice")["seat"]["held"], held, "{n}");

@@ -250,8 +250,8 @@ fn d25_d29_slices_are_split_over_seat_and_pool() {
             assert_eq!(world.pool()["held"], drawn, "{n}");
             holds(&now(&world, &backend), if n > 5 { 10 } else { 5 });
         }
-        // The third slice is 2.5 Operations, and 1.5 are left: two units, and one by one then.
-        let drawn = ["1.5", "1.5", "1.5", "1.5", "2.5", "2.5", "3"];
+        // The third slice is 2.5 Operations, and 1.5 are left: half of it, and what the rest pays.
+        let drawn = ["1.5", "1.5", "1.5", "1.5", "2.75", "2.75", "3"];
         for (n, drawn) in (7..=13).zip(drawn) {
             go.send(()).unwrap();
             read_on(&mut stream, &mut got, &told(n)).await;
