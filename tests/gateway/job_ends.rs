@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::jobs::{Jobs, comes_to, poll, state, submission, submit};
+use super::jobs::{Jobs, comes_to, org, poll, state, submission, submit};
 use crate::support::org::STUDIO;
 use crate::support::sample::Sample;
 use crate::support::world::TOKEN;
