@@ -37,7 +37,7 @@ use call::{Params, refuse, serve};
 use endpoint::Endpoint;
 use problem::{Code, Problem};
 
-/// Told of a charge that an administrator has voided.
+/// Told of a charge that an administrator has voided, as it was known last.
 pub type Voided = Box<dyn Fn(ChargeId, &ChargeDocument) + Send + Sync>;
 
 /// What the admin API works on.

@@ -11,9 +11,11 @@ use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
 use crate::gateway::{self, Worker};
 
-/// How long jobs that an earlier process left open may be asked for before those end whose time was
-/// over meanwhile.
+/// How long jobs that an earlier process left open are asked for at least before those end whose
+/// time was over meanwhile.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+/// And at most, where their backends do not answer: other holds wait for that too.
+const LAST_CHANCE: Duration = Duration::from_secs(60);
 
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
@@ -32,7 +34,8 @@ pub(super) async fn upkeep(
                     clock.watch();
                 }
                 let worker = current.load();
-                if worker.jobs.is_empty() || began.elapsed() >= FIRST_WORD {
+                let jobs = &worker.jobs;
+                if may_end(began.elapsed(), !jobs.is_empty(), jobs.owes_questions()) {
                     expire(&engine, &in_doubt, &clock, &worker);
                 }
             }
@@ -40,6 +43,12 @@ pub(super) async fn upkeep(
             _ = tidy.tick() => current.load().limits.tidy(),
         }
     }
+}
+
+/// Whether holds whose time is over may end so long after the start, where jobs are open or not,
+/// and where some are still to be asked for whose deadline passed while nobody served.
+fn may_end(passed: Duration, are_open: bool, are_owed: bool) -> bool {
+    !are_open || passed >= LAST_CHANCE || (passed >= FIRST_WORD && !are_owed)
 }
 
 fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock, worker: &Worker<Session>) {
@@ -54,5 +63,26 @@ fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock, worker: &Wo
         }
         // The books have failed, and say so themselves.
         Err(error) => tracing::error!(%error, "holds whose time is over do not end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d34_no_job_ends_before_it_was_asked_for_unless_that_takes_too_long() {
+        for (seconds, are_open, are_owed, expected) in [
+            (0, false, false, true),
+            (0, true, false, false),
+            (4, true, false, false),
+            (5, true, false, true),
+            (5, true, true, false),
+            (59, true, true, false),
+            (60, true, true, true),
+        ] {
+            let may = may_end(Duration::from_secs(seconds), are_open, are_owed);
+            assert_eq!(may, expected, "{seconds} {are_open} {are_owed}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BOOKS_FAILED, FAILED, USAGE, fail};
 use crate::app::{App, BooksFailed, Options as AppOptions};
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Loaded};
 use crate::log::Logs;
 
 /// See `--help`.
@@ -46,6 +46,7 @@ pub fn run(options: &Options) -> ExitCode {
         Err(error) => return fail(USAGE, error),
     };
     let logs = Logs::start(&loaded.config.log, rust_log());
+    tell_warnings(&loaded);
     watch.follow(&loaded.config);
     let app_options = AppOptions {
         clock: options.test_clock.map(Clock::manual).unwrap_or_default(),
@@ -71,6 +72,7 @@ pub fn run(options: &Options) -> ExitCode {
                     && let Ok(loaded) = read
                 {
                     logs.set(&loaded.config.log);
+                    tell_warnings(&loaded);
                     watch.follow(&loaded.config);
                 }
             }
@@ -95,6 +97,13 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<BooksFailed>() => fail(BOOKS_FAILED, error),
         Err(error) => fail(FAILED, format!("{error:#}")),
+    }
+}
+
+/// Tells once of what is valid and hardly meant so, as `check` does.
+fn tell_warnings(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        tracing::warn!(%warning, "the configuration is valid, and hardly meant so");
     }
 }
 

@@ -5,13 +5,16 @@
 
 mod ahead;
 mod poll;
+mod queue;
 mod report;
 mod rules;
 mod settle;
 mod status;
 mod submit;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -20,6 +23,7 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use self::queue::{Place, Queue};
 use super::Refused;
 use super::quote::unescape;
 use crate::books::OpenCharge;
@@ -40,8 +44,10 @@ const MAX_OPEN: usize = 50_000;
 const MAX_OF_ORG: usize = MAX_OPEN / 4;
 /// How long before its charge ends by itself a job is asked for a last time.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// How many jobs of one backend are asked for at once.
-const AT_ONCE: usize = 32;
+/// How long a question may take at most.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// And at least, however soon the last one is to come.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest wait between two questions, unless the first is longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How far apart questions about one job are at least, whatever clients do.
@@ -65,6 +71,8 @@ struct Index {
     orgs: HashMap<Box<str>, usize>,
     /// By the name of the upstream.
     backends: HashMap<Box<str>, Backend>,
+    /// Those whose time was over when they were taken up, and who were not asked for since.
+    overdue: HashSet<ChargeId>,
 }
 
 #[derive(Debug)]
@@ -77,7 +85,7 @@ struct Job {
     org: Box<str>,
     /// When it is asked for next; `None` while it is.
     due: Option<Instant>,
-    /// When it is asked for once more, before its charge ends by itself.
+    /// When it is asked for once more, before its charge ends by itself; `None` once it was.
     last: Option<Instant>,
     wait: Duration,
     /// When it was asked for last.
@@ -92,8 +100,7 @@ struct Backend {
     /// By the path of the status document, and by the one that names the job. A backend may give
     /// one job to several submissions.
     paths: HashMap<Box<str>, Charges>,
-    due: BTreeSet<(Instant, ChargeId)>,
-    asked: usize,
+    queue: Queue,
 }
 
 impl Jobs {
@@ -128,13 +135,28 @@ impl Jobs {
         let memo = postcard::from_bytes::<HoldMemo<'_>>(&open.memo);
         if let (Some(job), Ok(memo)) = (note.job, memo) {
             let left = open.expires.map_or(SignedDuration::ZERO, |end| end.duration_since(now));
-            self.insert(open.charge, memo.org, &job, (Duration::ZERO, left));
+            self.take_up(open.charge, memo.org, &job, left);
         }
+    }
+
+    fn take_up(&self, charge: ChargeId, org: &str, job: &JobNote, left: SignedDuration) {
+        let last = until_last(left);
+        // Where the time for it is over, the first question is the last.
+        self.insert(charge, org, job, (Duration::ZERO, Some(last.unwrap_or_default())));
+        let mut index = self.index.lock();
+        if last.is_none() && index.open.contains_key(&charge) {
+            index.overdue.insert(charge);
+        }
+    }
+
+    /// Whether some that were taken up with no time left have not been asked for yet.
+    pub fn owes_questions(&self) -> bool {
+        !self.is_empty() && !self.index.lock().overdue.is_empty()
     }
 
     /// Adds a job that was just submitted, and so much later is ended by itself.
     fn put(&self, charge: ChargeId, org: &str, job: &JobNote, left: SignedDuration) {
-        self.insert(charge, org, job, (Duration::from_millis(job.poll), left));
+        self.insert(charge, org, job, (Duration::from_millis(job.poll), until_last(left)));
     }
 
     fn insert(
@@ -142,12 +164,11 @@ impl Jobs {
         charge: ChargeId,
         org: &str,
         job: &JobNote,
-        (first, left): (Duration, SignedDuration),
+        (first, last): (Duration, Option<Duration>),
     ) {
         let now = Instant::now();
-        let left = Duration::try_from(left).unwrap_or_default();
-        let last = left.checked_sub(LAST_WORD).map(|until| now + until);
-        let due = sooner(now + first, last, now);
+        let last = last.map(|until| now + until);
+        let due = sooner(now + first, last);
         let root = job.path.get(..job.root).filter(|root| !root.is_empty()).unwrap_or(&job.path);
         let (Ok(path), Ok(root)) = (unescape(&job.path, false), unescape(root, false)) else {
             return;
@@ -158,7 +179,7 @@ impl Jobs {
         if root != path {
             backend.paths.entry((*root).into()).or_default().push(charge);
         }
-        backend.due.insert((due, charge));
+        backend.queue.put(charge, due, last);
         let wait = Duration::from_millis(job.poll);
         let job = Job {
             upstream: job.upstream.as_str().into(),
@@ -184,6 +205,7 @@ impl Jobs {
         let mut index = self.index.lock();
         let index = &mut *index;
         let Some(job) = index.open.remove(&charge) else { return };
+        index.overdue.remove(&charge);
         self.count.store(index.open.len(), Relaxed);
         if let Some(count) = index.orgs.get_mut(&job.org) {
             *count -= 1;
@@ -193,7 +215,7 @@ impl Jobs {
         }
         let Some(backend) = index.backends.get_mut(&job.upstream) else { return };
         if let Some(due) = job.due {
-            backend.due.remove(&(due, charge));
+            backend.queue.remove(charge, due, job.last);
         }
         for path in [&job.path, &job.root] {
             if let Some(charges) = backend.paths.get_mut(path) {
@@ -223,51 +245,63 @@ impl Jobs {
     /// The upstreams with a job whose time has come.
     fn backends_due(&self, now: Instant) -> Vec<Box<str>> {
         let index = self.index.lock();
-        let is_due = |backend: &&Backend| {
-            backend.asked < AT_ONCE && backend.due.first().is_some_and(|(due, _)| *due <= now)
-        };
-        let due = index.backends.iter().filter(|(_, backend)| is_due(backend));
+        let due = index.backends.iter().filter(|(_, backend)| backend.queue.next(now).is_some());
         due.map(|(name, _)| name.clone()).collect()
     }
 
     /// The job of an upstream whose time came first, if so few are asked for that it may be.
     fn take_due(self: &Arc<Self>, upstream: &str, now: Instant) -> Option<Asking> {
         let mut index = self.index.lock();
-        let index = &mut *index;
-        let backend = index.backends.get_mut(upstream)?;
-        if backend.asked >= AT_ONCE || backend.due.first().is_none_or(|(due, _)| *due > now) {
-            return None;
-        }
-        let (_, charge) = backend.due.pop_first()?;
-        backend.asked += 1;
-        let began = Instant::now();
-        if let Some(job) = index.open.get_mut(&charge) {
-            (job.due, job.asked) = (None, Some(began));
-        }
-        Some(Asking {
-            jobs: Arc::clone(self),
-            upstream: upstream.into(),
-            charge,
-            began,
-            told: false,
-        })
+        let (charge, place) = index.backends.get(upstream)?.queue.next(now)?;
+        self.begin(&mut index, charge, place, Instant::now())
+    }
+
+    /// Begins a question about a job; `None` where it is being asked for.
+    fn begin(
+        self: &Arc<Self>,
+        index: &mut Index,
+        charge: ChargeId,
+        place: Place,
+        now: Instant,
+    ) -> Option<Asking> {
+        let job = index.open.get_mut(&charge)?;
+        let queue = &mut index.backends.get_mut(&job.upstream)?.queue;
+        queue.remove(charge, job.due.take()?, job.last);
+        *queue.asked(place) += 1;
+        job.asked = Some(now);
+        let patience = patience(job.last, now);
+        job.last = job.last.filter(|last| *last > now);
+        let (jobs, upstream) = (Arc::clone(self), job.upstream.clone());
+        Some(Asking { jobs, upstream, charge, place, began: now, patience, told: false })
     }
 }
 
 impl Index {
     /// Forgets an upstream without a job.
     fn forget(&mut self, upstream: &str) {
-        let is_idle = |backend: &Backend| backend.paths.is_empty() && backend.asked == 0;
+        let is_idle = |backend: &Backend| backend.paths.is_empty() && backend.queue.is_idle();
         if self.backends.get(upstream).is_some_and(is_idle) {
             self.backends.remove(upstream);
         }
     }
 }
 
-/// When a job is asked for that is due then, and a last time at `last`, unless it was `asked` for
-/// since.
-fn sooner(due: Instant, last: Option<Instant>, asked: Instant) -> Instant {
-    last.filter(|last| *last > asked).map_or(due, |last| due.min(last))
+/// How long it is until a job is asked for a last time, whose charge ends after so long; `None`
+/// where that moment is over.
+fn until_last(left: SignedDuration) -> Option<Duration> {
+    Duration::try_from(left).unwrap_or_default().checked_sub(LAST_WORD)
+}
+
+/// When a job is asked for that is due then, and a last time at `last`.
+fn sooner(due: Instant, last: Option<Instant>) -> Instant {
+    last.map_or(due, |last| due.min(last))
+}
+
+/// How long a question that begins now may take: one that hangs must not keep the last one from
+/// being asked.
+fn patience(last: Option<Instant>, now: Instant) -> Duration {
+    let left = last.map(|last| last.saturating_duration_since(now)).filter(|left| !left.is_zero());
+    left.map_or(PATIENCE, |left| left.clamp(LEAST_PATIENCE, PATIENCE))
 }
 
 /// A job that is being asked for. Its drop puts it back for the next time, twice as far away.
@@ -275,7 +309,10 @@ struct Asking {
     jobs: Arc<Jobs>,
     upstream: Box<str>,
     charge: ChargeId,
+    place: Place,
     began: Instant,
+    /// How long it may take.
+    patience: Duration,
     /// Whether the answer says how the job stands.
     told: bool,
 }
@@ -284,161 +321,18 @@ impl Drop for Asking {
     fn drop(&mut self) {
         let mut index = self.jobs.index.lock();
         let index = &mut *index;
+        index.overdue.remove(&self.charge);
         let Some(backend) = index.backends.get_mut(&self.upstream) else { return };
-        backend.asked -= 1;
+        *backend.queue.asked(self.place) -= 1;
         match index.open.get_mut(&self.charge) {
             Some(job) if job.due.is_none() => {
-                // A question that took its time may have begun before the last moment to ask.
-                let due = sooner(Instant::now() + job.wait, job.last, self.began);
+                // Where it took its time, the moment of the last question may be over by now.
+                let due = sooner(Instant::now() + job.wait, job.last);
                 job.wait = (job.wait * 2).min(LONGEST_WAIT.max(job.wait));
                 (job.due, job.answered) = (Some(due), Some((self.began, self.told)));
-                backend.due.insert((due, self.charge));
+                backend.queue.put(self.charge, due, job.last);
             }
             _ => index.forget(&self.upstream),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn charge(at: u128) -> ChargeId {
-        ChargeId::v7(1, at)
-    }
-
-    fn note(upstream: &str, job: u128) -> JobNote {
-        let path = format!("/jobs/a%20{job}");
-        JobNote { upstream: upstream.to_owned(), path, poll: 1_000, ..JobNote::default() }
-    }
-
-    /// Until their charges end by themselves.
-    const DAY: SignedDuration = SignedDuration::from_hours(24);
-
-    #[test]
-    fn d34_a_job_is_asked_for_a_last_time_before_its_charge_ends() {
-        let (now, day) = (Instant::now(), Duration::from_secs(24 * 3600));
-        let last = Some(now + day);
-        for (due, last, expected) in [
-            (now + day * 2, last, now + day),
-            (now + day / 2, last, now + day / 2),
-            (now + day * 2, None, now + day * 2),
-            // It was asked for.
-            (now + day, Some(now), now + day),
-            // What was asked since a while is answered behind the last moment.
-            (now + day, Some(now + day / 4), now + day / 4),
-        ] {
-            assert_eq!(sooner(due, last, now), expected);
-        }
-        let jobs = Jobs::default();
-        let note = JobNote { poll: 3_600_000, ..note("media", 1) };
-        jobs.put(charge(1), "acme", &note, SignedDuration::from_mins(10));
-        let due = jobs.index.lock().open[&charge(1)].due.unwrap();
-        let left = due.duration_since(now);
-        assert!((590..=596).contains(&left.as_secs()), "{left:?}");
-        // That moment may pass while an earlier question is not answered.
-        let jobs = Arc::new(jobs);
-        let asking = jobs.take_due("media", due).unwrap();
-        let last = asking.began + Duration::from_nanos(1);
-        jobs.index.lock().open.get_mut(&charge(1)).unwrap().last = Some(last);
-        drop(asking);
-        assert_eq!(jobs.index.lock().open[&charge(1)].due, Some(last));
-        drop(jobs.take_due("media", last).unwrap());
-        assert!(jobs.take_due("media", last + LONGEST_WAIT).is_none());
-    }
-
-    #[test]
-    fn d34_one_org_leaves_some_jobs_to_others() {
-        let jobs = Jobs::default();
-        for at in 0..MAX_OF_ORG as u128 {
-            assert!(jobs.admit("acme").is_ok());
-            jobs.put(charge(at), "acme", &note("media", at), DAY);
-        }
-        assert_eq!(jobs.admit("acme").unwrap_err().refusal.code, Code::TooManyInFlight);
-        assert!(jobs.admit("globex").is_ok());
-        jobs.remove(charge(7));
-        assert!(jobs.admit("acme").is_ok());
-        for at in 0..MAX_OF_ORG as u128 {
-            jobs.remove(charge(at));
-        }
-        assert!(jobs.index.lock().orgs.is_empty());
-    }
-
-    #[test]
-    fn d34_a_job_is_asked_for_after_a_while_and_then_twice_as_long_apart() {
-        let jobs = Arc::new(Jobs::default());
-        let began = Instant::now();
-        jobs.put(charge(1), "acme", &note("media", 1), DAY);
-        let mut before = began;
-        for wait in [1, 1, 2, 4, 8, 16, 32, 60, 60] {
-            let early = before + Duration::from_millis(wait * 1_000 - 1);
-            assert!(jobs.take_due("media", early).is_none(), "{wait}");
-            assert!(jobs.backends_due(early).is_empty());
-            let due = Instant::now() + Duration::from_secs(wait);
-            assert_eq!(jobs.backends_due(due), [Box::from("media")]);
-            let asking = jobs.take_due("media", due).unwrap();
-            assert!(jobs.take_due("media", due + LONGEST_WAIT * 2).is_none(), "it is asked for");
-            before = Instant::now();
-            drop(asking);
-        }
-    }
-
-    #[test]
-    fn d34_so_many_jobs_of_an_upstream_are_asked_for_at_once() {
-        let jobs = Arc::new(Jobs::default());
-        let later = Instant::now() + Duration::from_secs(5);
-        for at in 0..AT_ONCE as u128 + 1 {
-            jobs.put(charge(at), "acme", &note("hangs", at), DAY);
-        }
-        jobs.put(charge(99), "acme", &note("works", 99), DAY);
-        let asked: Vec<Asking> = std::iter::from_fn(|| jobs.take_due("hangs", later)).collect();
-        assert_eq!(asked.len(), AT_ONCE);
-        assert_eq!(jobs.backends_due(later), [Box::from("works")]);
-        assert!(jobs.take_due("works", later).is_some());
-        drop(asked);
-        assert!(jobs.take_due("hangs", later).is_some());
-    }
-
-    #[test]
-    fn d34_no_more_jobs_are_open_than_may_be() {
-        let jobs = Jobs::default();
-        for at in 0..MAX_OPEN as u128 {
-            assert!(jobs.admit("globex").is_ok());
-            jobs.put(charge(at), "acme", &note("media", at), DAY);
-        }
-        let refused = jobs.admit("globex").unwrap_err();
-        assert_eq!((refused.refusal.code, refused.retry_after), (Code::TooManyInFlight, Some(5)));
-        jobs.remove(charge(7));
-        assert!(jobs.admit("globex").is_ok());
-    }
-
-    #[test]
-    fn d34_a_job_that_is_over_leaves_nothing_whoever_still_asks_for_it() {
-        let jobs = Arc::new(Jobs::default());
-        let later = Instant::now() + Duration::from_secs(5);
-        for at in 0..4 {
-            jobs.put(
-                charge(at),
-                if at == 3 { "else" } else { "acme" },
-                &note("media", at / 2),
-                DAY,
-            );
-        }
-        assert_eq!(jobs.at("media", "/jobs/a 0", "acme")[..], [charge(0), charge(1)]);
-        assert_eq!(jobs.at("media", "/jobs/a 1", "acme")[..], [charge(2)]);
-        assert_eq!(jobs.at("media", "/jobs/a 1", "else")[..], [charge(3)]);
-        for (upstream, path) in [("other", "/jobs/a 0"), ("media", "/jobs/a%200"), ("media", "/")] {
-            assert!(jobs.at(upstream, path, "acme").is_empty());
-        }
-        let asking = jobs.take_due("media", later).unwrap();
-        for at in 0..4 {
-            assert!(jobs.is_open(charge(at)));
-            jobs.remove(charge(at));
-            jobs.remove(charge(at));
-        }
-        assert!(jobs.is_empty() && !jobs.is_open(charge(0)));
-        assert_eq!(jobs.index.lock().backends.len(), 1, "somebody still asks");
-        drop(asking);
-        assert!(jobs.index.lock().backends.is_empty());
     }
 }

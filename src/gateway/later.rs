@@ -289,8 +289,10 @@ pub fn count_expired<B: Books>(worker: &Worker<B>, open: &OpenCharge, state: Sta
     }
 }
 
-/// Counts a charge that an administrator voided. One that would not have ended by itself has a
-/// request, which finds it resolved and counts that.
+/// Counts a charge that an administrator voided, as it was known last. One that would not have
+/// ended by itself has a request, which finds it resolved and counts that. Where that request is
+/// gone, because it could not record its end, it has counted it as held, and nothing is counted
+/// here: nobody knows which requests are gone.
 pub fn count_voided<B: Books>(worker: &Worker<B>, charge: &ChargeDocument) {
     let snapshot = worker.live.load();
     let Some(org) = snapshot.orgs.get(charge.org.as_str()) else { return };

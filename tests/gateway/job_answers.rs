@@ -239,14 +239,14 @@ fn d34_f23_a_submission_whose_charge_was_voided_meanwhile_is_answered_and_costs_
     });
 }
 
-/// The words of a route that stand with each job's hold may be longer than a record.
+/// The rules of a route that stand with each job's hold may be longer than a record.
 #[test]
 fn d34_a_job_that_cannot_be_recorded_is_charged_whole_and_its_answer_is_given() {
     run(async {
         let sample = Sample::start();
         let mut setup = Jobs::default().setup(&sample);
-        let words = format!("succeeded = [\"{}\", ", "x".repeat(300_000));
-        setup.limits = setup.limits.replace("succeeded = [", &words);
+        let status = format!("status = \"/{}\"", "x".repeat(300_000));
+        setup.limits = setup.limits.replace("status = \"/status\"", &status);
         let mut world = World::with(setup, &org());
         let call = scripted(&Script::body("{\"id\":\"a\"}")).header("idempotency-key", "k");
         let answer = world.send(&call).await;

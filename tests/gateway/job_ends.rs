@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::jobs::{Jobs, comes_to, poll, state, submission, submit};
+use super::jobs::{Jobs, comes_to, org, poll, state, submission, submit};
 use crate::support::org::STUDIO;
 use crate::support::sample::Sample;
 use crate::support::world::TOKEN;
@@ -128,6 +128,69 @@ fn d28_d34_what_nobody_pays_of_a_job_in_doubt_is_counted_where_it_is_charged() {
     });
 }
 
+#[test]
+fn d34_d38_a_void_is_noted_and_counted_while_the_archive_cannot_be_read() {
+    run(async {
+        let sample = Sample::start();
+        let world = Jobs::default().world(&sample);
+        let (_, charge) = submit(&world, &submission("end=never")).await;
+        let archive = world.data().join("archive.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(archive);
+        let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+        sqlx::query("ALTER TABLE charges RENAME TO away").execute(&pool).await.unwrap();
+        void(&world, &charge).await.refused(503, "books_unavailable");
+        let voided = || counted(&world, ["/v1/videos", "voided", "none"]);
+        assert_eq!((open_jobs(&world), voided()), (0.0, 1.0));
+        let audit = world.admin("/v1/orgs/acme/audit?kind=hold").1;
+        assert_eq!(audit["items"][0]["id"], charge);
+        world.seat("alice", "0", "100", "0");
+        sqlx::query("ALTER TABLE away RENAME TO charges").execute(&pool).await.unwrap();
+        pool.close().await;
+        let archived = || (world.metric("tollgate_ledger_lag_records", &[]) == 0.0).then_some(());
+        until("it is archived", archived).await;
+        assert_eq!(void(&world, &charge).await.is(200).json()["state"], "voided");
+        assert_eq!(voided(), 1.0);
+    });
+}
+
+/// A question that hangs while the moment of the last one comes is given up for that; another one
+/// that began no later is not.
+#[test]
+fn d34_a_job_whose_first_question_hangs_is_asked_for_a_last_time_before_its_deadline() {
+    run(async {
+        let (sample, directory) = (Sample::start(), tempfile::tempdir().unwrap());
+        let file = directory.path().join("script");
+        let put = |script: &Script| {
+            std::fs::write(&file, serde_json::to_string(script).unwrap()).unwrap();
+        };
+        put(&Script::body("{\"id\":\"a\"}"));
+        let mut setup =
+            Jobs { poll: "4s", deadline: "2h", ..Jobs::default() }.scripted(&sample, &file);
+        let at = setup.limits.find("deadline = \"2h\"").unwrap();
+        setup.limits.replace_range(at..at + "deadline = \"2h\"".len(), "deadline = \"12s\"");
+        let world = World::with(setup, &org());
+        let other = Call::post("/v1/scripted", "{}").user("alice");
+        world.send(&other).await.is(200).tells(&[("state", "held")]);
+        let (_, charge) = submit(&world, &submission("")).await;
+        let done = Script::body("{\"status\":\"succeeded\",\"usage\":{\"seconds\":5}}");
+        put(&Script { gate: Some("g".to_owned()), ..done });
+        world.signal("HUP");
+        world.logged(&["read again"]).await;
+        let asked = |path: &str| {
+            let seen = world.backend.seen().into_iter().filter(|seen| seen.target == path);
+            seen.map(|seen| seen.abandoned).collect::<Vec<_>>()
+        };
+        let last = || (asked("/v1/videos/a").len() == 2).then(|| asked("/v1/other/a"));
+        let of_other = until("it is asked for again", last).await;
+        assert_eq!(asked("/v1/videos/a"), [true, false]);
+        assert_eq!(of_other, [false], "that was not for the last time");
+        world.backend.open("g");
+        comes_to(&world, &charge, "captured").await;
+        world.pass_until("2026-11-20T12:01:00Z");
+        assert_eq!(state(&world, &charge), "captured");
+    });
+}
+
 /// A job whose first question would come with its deadline is asked for five seconds before. What
 /// is asked for in between shows that this was not the first question.
 #[test]
@@ -150,6 +213,34 @@ fn d34_a_job_is_asked_for_a_last_time_before_its_deadline() {
         comes_to(&world, &charge, "captured").await;
         world.pass_until("2026-11-20T12:01:00Z");
         assert_eq!((state(&world, &charge), open_jobs(&world)), ("captured".to_owned(), 1.0));
+    });
+}
+
+/// More than can be asked for at once, and the first of them hang longer than anything else ends.
+#[test]
+fn d34_all_jobs_whose_deadline_passed_are_asked_for_once_however_slow_their_backend_is() {
+    run(async {
+        let (sample, directory) = (Sample::start(), tempfile::tempdir().unwrap());
+        let file = directory.path().join("script");
+        let put = |script: &Script| {
+            std::fs::write(&file, serde_json::to_string(script).unwrap()).unwrap();
+        };
+        put(&Script::body("{\"id\":\"a\"}"));
+        let mut world = World::with(Jobs::default().scripted(&sample, &file), &org());
+        const JOBS: usize = 70;
+        let call = Call::post("/v1/scripted", "{}").user("alice");
+        for _ in 0..JOBS {
+            world.send(&call).await.is(200).tells(&[("state", "held")]);
+        }
+        let done = Script::body("{\"status\":\"succeeded\",\"usage\":{\"seconds\":1}}");
+        put(&Script { gate: Some("g".to_owned()), ..done });
+        world.crash_and_move_clock("2026-11-20T15:00:00Z");
+        let asked = || (world.backend.count() == 2 * JOBS).then_some(());
+        until("the last of them are asked for", asked).await;
+        world.backend.open("g");
+        until("all are over", || (open_jobs(&world) == 0.0).then_some(())).await;
+        let captured = JOBS - 64;
+        world.seat("alice", &captured.to_string(), &(100 - captured).to_string(), "0");
     });
 }
 

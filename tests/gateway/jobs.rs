@@ -1,5 +1,7 @@
 //! Jobs (D34): held with the submission, settled once by whoever sees the end first.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::support::org::STUDIO;
@@ -57,6 +59,18 @@ impl Jobs<'_> {
             ("TOLLGATE__GATEWAY__LISTEN".to_owned(), gateway.clone()),
         ];
         Setup { limits, environment, ..Setup::default() }
+    }
+
+    /// The same with both routes at the scripted backend, whose script for all requests to them is
+    /// in this file when the configuration is read.
+    pub fn scripted(&self, sample: &Sample, file: &Path) -> Setup {
+        let mut setup = self.setup(sample);
+        let limits = setup.limits.replace("upstream = \"media\"", "upstream = \"videos\"");
+        let script =
+            format!("name = \"videos\"\ncredential = {{ header = \"x-script\", file = {file:?} }}");
+        let limits = limits.replace("name = \"videos\"", &script);
+        setup.limits = limits.replace(&sample.address.to_string(), "@backend@");
+        setup
     }
 
     pub fn world(&self, sample: &Sample) -> World {

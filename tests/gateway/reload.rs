@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::jobs::Jobs;
 use super::upstreams::{OK, post, route, upstream, world};
+use crate::support::sample::Sample;
 use crate::support::{Access, Call, Client, Org, Script, Wild, World, burst, run, until};
 
 fn image(user: &str) -> Call {
@@ -50,6 +52,29 @@ fn f54_a_bad_file_changes_nothing_and_is_told_with_file_line_and_key() {
         world.reloaded(false).await;
         std::fs::write(world.config(), &good).unwrap();
         world.reloaded(true).await;
+    });
+}
+
+#[test]
+fn f54_what_is_hardly_meant_so_is_told_once_at_the_start_and_by_each_reload() {
+    run(async {
+        let sample = Sample::start();
+        let mut setup = Jobs::default().setup(&sample);
+        setup.limits = setup.limits.replace("path = \"/v1/other/{id}\"", "path = \"/v1/o/{id}\"");
+        let world = World::with(setup, &alice());
+        let told = || {
+            let log = world.log();
+            let parts = ["WARN", "tollgate.toml:", ".job.status_path: expected a free route"];
+            log.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+        };
+        assert_eq!(told(), 1);
+        world.signal("HUP");
+        until("it is told again", || (told() == 2).then_some(())).await;
+        // What is not put in force is not told of.
+        world.edit(|text| text.replace("path = \"/v1/scripted\"", "path = \"scripted\""));
+        world.signal("HUP");
+        world.reloaded(false).await;
+        assert_eq!(told(), 2);
     });
 }
 

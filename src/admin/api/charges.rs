@@ -47,28 +47,32 @@ pub async fn find(call: &Call, org: &Org, id: ChargeId) -> Result<ChargeDocument
 pub async fn void(call: Call) -> Result<Reply, Problem> {
     let (org, id) = (call.org()?, call.charge()?);
     let before = find(&call, &org, id).await?;
-    if before.state == State::Held {
-        let memo = OutcomeMemo::default();
-        let resolution = Resolution::plain(State::Voided, &[], call.now, &memo);
-        if let Resolved::Done(..) = call.admin.books.resolve(id, &resolution).await? {
-            // What it was when it ended: it may have become a job meanwhile.
-            if let Ok(ended) = find(&call, &org, id).await {
-                (call.admin.voided)(id, &ended);
-            }
-            let note = Note {
-                org: &org.id,
-                who: &call.who.name,
-                now: call.now,
-                kind: "hold",
-                id: id.to_string(),
-                line: format!("- hold {id}"),
-                before: Some(json!(before)),
-                after: None,
-            };
-            call.admin.directory.record(note, None).await?;
-        }
+    let memo = OutcomeMemo::default();
+    let resolution = Resolution::plain(State::Voided, &[], call.now, &memo);
+    let is_done = before.state == State::Held
+        && matches!(call.admin.books.resolve(id, &resolution).await?, Resolved::Done(..));
+    let mut noted = Ok(());
+    if is_done {
+        let note = Note {
+            org: &org.id,
+            who: &call.who.name,
+            now: call.now,
+            kind: "hold",
+            id: id.to_string(),
+            line: format!("- hold {id}"),
+            before: Some(json!(before)),
+            after: None,
+        };
+        noted = call.admin.directory.record(note, None).await;
     }
-    let after = find(&call, &org, id).await?;
+    let after = find(&call, &org, id).await;
+    if is_done {
+        // What it was when it ended, because it may have become a job meanwhile; or what it was
+        // before, where the archive does not tell.
+        (call.admin.voided)(id, after.as_ref().unwrap_or(&before));
+    }
+    noted?;
+    let after = after?;
     match after.state {
         State::Voided | State::Expired => Ok(Reply::of(json!(after))),
         state => {

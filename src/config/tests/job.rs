@@ -72,6 +72,25 @@ fn d34_a_job_has_what_it_takes_to_follow_it() {
 }
 
 #[test]
+fn d34_the_words_that_end_a_job_are_bounded() {
+    let words = |count: usize, length: usize| {
+        let words: Vec<String> = (0..count).map(|at| format!("{at:0length$}")).collect();
+        format!("{words:?}")
+    };
+    let route = "feature = \"f\"";
+    for key in ["completed", "failed"] {
+        let rules = |to: &str| RULES.replace(&format!("[\"{key}\"]"), to);
+        assert!(load_text(&text(route, &rules(&words(64, 256))), &[]).is_ok());
+        let name = if key == "failed" { key } else { "succeeded" };
+        let expected = format!("route[0].job.{name}: expected at most 64 values");
+        assert_eq!(said(route, &rules(&words(65, 2))), [expected]);
+        let long = format!("[\"a\", \"{}\"]", "é".repeat(129));
+        let expected = format!("route[0].job.{name}[1]: expected at most 256 bytes");
+        assert_eq!(said(route, &rules(&long)), [expected]);
+    }
+}
+
+#[test]
 fn d34_what_does_not_go_with_a_job_is_an_error_at_its_key() {
     let beside = "expected no such key beside `job`";
     let usage =

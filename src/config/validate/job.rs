@@ -10,6 +10,9 @@ use super::Check;
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 const POLLS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
+/// All of them stand with each job's hold, in one record.
+const MAX_WORDS: usize = 64;
+const MAX_WORD: usize = 256;
 /// An id as a job may have it, and that no route names.
 const AN_ID: &str = "01a1fb54-b3cc-7d3b-8096-b6d771eb1dcb";
 
@@ -24,7 +27,14 @@ pub(super) fn job(check: &mut Check<'_>, route_key: &Key, route: &Route) {
     let expected = "expected a path like \"/v1/videos/{job}\", with {job} once and no query";
     check.that(is_template(&job.status_path), &key.name("status_path"), expected);
     for (name, words) in [("succeeded", &job.succeeded), ("failed", &job.failed)] {
-        check.that(!words.is_empty(), &key.name(name), "expected at least one value");
+        let key = key.name(name);
+        check.that(!words.is_empty(), &key, "expected at least one value");
+        let most = format!("expected at most {MAX_WORDS} values");
+        check.that(words.len() <= MAX_WORDS, &key, most);
+        for (index, word) in words.iter().enumerate() {
+            let most = format!("expected at most {MAX_WORD} bytes");
+            check.that(word.len() <= MAX_WORD, &key.index(index), most);
+        }
     }
     for (index, word) in job.failed.iter().enumerate() {
         let both = job.succeeded.contains(word);

@@ -16,8 +16,8 @@ use super::super::outgoing::Outgoing;
 use super::super::quote::unescape;
 use super::super::upstream::Upstream;
 use super::super::worker::Worker;
-use super::poll::{self, PATIENCE};
-use super::{APART, Asking, Charges, Index, Jobs};
+use super::queue::Place;
+use super::{APART, Asking, Charges, Index, Jobs, PATIENCE, poll};
 use crate::books::Books;
 use crate::core::ids::ChargeId;
 use crate::core::refusal::{Code, Refusal};
@@ -108,21 +108,17 @@ enum Ahead {
 impl Jobs {
     fn ahead(self: &Arc<Self>, charge: ChargeId, came: Instant, now: Instant) -> Ahead {
         let mut index = self.index.lock();
-        let Index { open, backends, .. } = &mut *index;
-        let Some(job) = open.get_mut(&charge) else { return Ahead::Known };
+        let Some(job) = index.open.get(&charge) else { return Ahead::Known };
         match job.answered {
             Some((began, true)) if began >= came => return Ahead::Known,
             Some((began, false)) if began >= came => return Ahead::Unknown,
             _ => {}
         }
         let is_early = job.asked.is_some_and(|asked| now < asked + APART);
-        let backend = backends.get_mut(&job.upstream).filter(|_| !is_early);
-        let (Some(due), Some(backend)) = (job.due, backend) else { return Ahead::Wait };
-        backend.due.remove(&(due, charge));
-        backend.asked += 1;
-        (job.due, job.asked) = (None, Some(now));
-        let upstream = job.upstream.clone();
-        Ahead::Ask(Asking { jobs: Arc::clone(self), upstream, charge, began: now, told: false })
+        if is_early {
+            return Ahead::Wait;
+        }
+        self.begin(&mut index, charge, Place::Common, now).map_or(Ahead::Wait, Ahead::Ask)
     }
 
     /// Has the jobs that are there or above asked for as soon as may be.
@@ -135,8 +131,8 @@ impl Jobs {
             let Some(job) = open.get_mut(&charge) else { continue };
             let soon = job.asked.map_or(now, |asked| now.max(asked + APART));
             if let Some(due) = job.due.filter(|due| soon < *due) {
-                backend.due.remove(&(due, charge));
-                backend.due.insert((soon, charge));
+                backend.queue.remove(charge, due, job.last);
+                backend.queue.put(charge, soon, job.last);
                 job.due = Some(soon);
             }
         }

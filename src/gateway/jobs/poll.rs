@@ -1,7 +1,7 @@
 //! Polls: those of clients, which pass through and are read on the way, and the gateway's own.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{
@@ -27,11 +27,8 @@ use super::super::quote::unescape;
 use super::super::upstream::Upstream;
 use super::super::usage::Reading;
 use super::super::worker::Worker;
-use super::{Asking, Charges, settle};
+use super::{Asking, Charges, PATIENCE, settle};
 use crate::books::{Books, OpenCharge};
-
-/// How long a question of the gateway's own may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest status document that is read: some say again what was asked for.
 const MAX_DOCUMENT: u64 = 1 << 20;
@@ -211,7 +208,7 @@ pub(super) async fn ask<B: Books + 'static>(
     let answered = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        answered = timeout(PATIENCE, answer(upstream, request)) => answered,
+        answered = timeout(asking.patience, answer(upstream, request)) => answered,
     };
     let answered = answered.unwrap_or(Answer::Nothing);
     if let Answer::Document(text) = &answered {
@@ -277,6 +274,7 @@ async fn answer(upstream: &Arc<Upstream>, request: Request<Outgoing>) -> Answer 
 mod tests {
     use std::future::ready;
     use std::pin::pin;
+    use std::time::Duration;
 
     use super::*;
     use crate::gateway::tests::bench::{Bench, Step};
