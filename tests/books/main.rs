@@ -2,6 +2,7 @@
 //!
 //! - `archive`: the archive behind a journal that lost records, or has some that cannot be read.
 //! - `closed`: cycles that are long over.
+//! - `engine`, `engine_redis`: the engines, as the suites need them.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `folded`: what records add up to, and snapshots of it.
 //! - `grants`: in which records a grant stands, and how far it can be changed.
@@ -25,12 +26,15 @@ mod contract;
 mod crash_points;
 mod damage;
 mod engine;
+mod engine_redis;
 mod folded;
 mod grants;
 mod journal;
 mod model;
 mod prune;
 mod recorded;
+#[path = "../support/redis.rs"]
+mod redis_server;
 mod repairs;
 mod threads;
 mod told;
@@ -38,4 +42,9 @@ mod told;
 /// The suite of the contract, once for each engine.
 mod embedded {
     crate::contract::suite!(crate::engine::Embedded);
+}
+
+/// The same on a real Redis.
+mod redis {
+    crate::contract::suite!(crate::engine_redis::OnRedis);
 }
