@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tollgate::books::OpenCharge;
+use tollgate::books::fold::Fold;
+use tollgate::books::redis::ledger::Entry;
 use tollgate::books::redis::{self, Options};
 use tollgate::core::account::Balance;
 use tollgate::core::charge::State;
@@ -55,6 +57,29 @@ fn open(runtime: &EventLoop, server: &RedisServer, now: Timestamp) -> redis::Eng
     handle.block_on(redis::Engine::open(options(server), handle.clone(), now)).unwrap()
 }
 
+impl OnRedis {
+    /// Every account as the ledger's records add up to it.
+    fn folded(&self) -> BTreeMap<String, Balance> {
+        let mut fold = Fold::default();
+        let mut position = 0;
+        loop {
+            let entries = self.engine.ledger(0, position, 100);
+            let entries = self.runtime.handle.block_on(entries).unwrap();
+            for (at, bytes) in &entries {
+                assert_eq!(*at, position + 1);
+                position = *at;
+                for record in Entry::read(bytes).unwrap().records {
+                    fold.apply(&record).unwrap();
+                }
+            }
+            if entries.is_empty() {
+                break;
+            }
+        }
+        fold.accounts.into_values().map(|account| (account.name.into(), account.balance)).collect()
+    }
+}
+
 impl Engine for OnRedis {
     type Session = redis::Session;
 
@@ -81,6 +106,8 @@ impl Engine for OnRedis {
 
     fn all(&self) -> BTreeMap<String, Balance> {
         let all = self.runtime.handle.block_on(self.engine.balances()).unwrap();
-        all.into_iter().map(|(_, name, balance)| (name, balance)).collect()
+        let all = all.into_iter().map(|(_, name, balance)| (name, balance)).collect();
+        assert_eq!(self.folded(), all, "what the ledger adds up to (D37)");
+        all
     }
 }

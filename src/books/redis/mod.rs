@@ -15,8 +15,10 @@
 //! - `library`: the function library.
 //! - `session`: the [`Books`](super::Books) of a worker.
 //! - `drive`: takes a session's operations to Redis.
+//! - `ledger`: the records of a shard's stream.
 
 mod drive;
+pub mod ledger;
 mod library;
 mod link;
 mod pack;
@@ -120,6 +122,7 @@ pub(super) struct Keys([String; 9]);
 const HOLDS: usize = 3;
 const ENDING: usize = 4;
 const SESSIONS: usize = 7;
+const LEDGER: usize = 8;
 
 impl Keys {
     fn function(&self, name: &str, args: &[Vec<u8>]) -> Cmd {
@@ -310,6 +313,34 @@ impl Engine {
             }
         }
         Ok(all)
+    }
+}
+
+/// An entry of a shard's ledger: its position, and its bytes for [`ledger::Entry::read`].
+pub type LedgerEntry = (u64, Vec<u8>);
+
+impl Engine {
+    /// Entries of a shard's ledger behind a position, so many at most.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or not as expected.
+    pub async fn ledger(
+        &self,
+        shard: usize,
+        behind: u64,
+        most: usize,
+    ) -> Result<Vec<LedgerEntry>, OpenError> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(&self.shared.keys(shard).0[LEDGER]).arg(format!("({behind}-0")).arg("+");
+        command.arg("COUNT").arg(most);
+        let entries: Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)> = self.read(&command).await?;
+        let odd = || OpenError::Books("an entry of the ledger that nobody of ours wrote".into());
+        let entry = |(id, fields): (String, Vec<(Vec<u8>, Vec<u8>)>)| {
+            let position = id.strip_suffix("-0").and_then(|id| id.parse().ok()).ok_or_else(odd)?;
+            let (_, bytes) = fields.into_iter().next().ok_or_else(odd)?;
+            Ok((position, bytes))
+        };
+        entries.into_iter().map(entry).collect()
     }
 }
 

@@ -60,6 +60,13 @@ local function call_many(command, key, values)
     end
 end
 
+-- What was recorded or replied of a table must not change with it later in the batch.
+local function copy(list)
+    local copied = {}
+    for index, value in ipairs(list) do copied[index] = value end
+    return copied
+end
+
 -- The books' clock, in microseconds since the Unix epoch.
 local function now()
     local time = redis.call('TIME')
@@ -387,6 +394,7 @@ function Batch:amend(op)
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
     local hold = self.holds[charge]
     if not hold then return {UNKNOWN} end
+    hold = copy(hold)
     local openings, legs, taken = {}, {}, {}
     if sources then
         local status, view
@@ -406,7 +414,8 @@ end
 
 -- Adds legs to a hold: one leg for an account and kind, new ones behind those that are there.
 function Batch:grow(hold, legs, taken, accounts)
-    local has, named = hold[H_LEGS], hold[H_NAMED]
+    local has, named = copy(hold[H_LEGS]), copy(hold[H_NAMED])
+    hold[H_LEGS], hold[H_NAMED] = has, named
     for at = 1, #taken, 3 do
         local key, kind, amount = taken[at], taken[at + 1], taken[at + 2]
         local found = false

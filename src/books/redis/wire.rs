@@ -251,7 +251,7 @@ fn code(state: State) -> u64 {
     }
 }
 
-fn state_of(code: u8) -> Result<State, Malformed> {
+pub(super) fn state_of(code: u8) -> Result<State, Malformed> {
     match code {
         0 => Ok(State::Held),
         1 => Ok(State::Captured),
@@ -340,7 +340,7 @@ fn legs(input: &mut In<'_>) -> Result<Legs, Malformed> {
         .collect()
 }
 
-fn leg_kind(code: u8) -> Result<LegKind, Malformed> {
+pub(super) fn leg_kind(code: u8) -> Result<LegKind, Malformed> {
     let kind = LegKind::ALL.into_iter().find(|kind| *kind as u8 == code);
     kind.ok_or_else(|| Malformed(format!("a leg of kind {code}")))
 }
