@@ -32,7 +32,7 @@ use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::gateway::current::Current;
-use crate::gateway::{Charges, FoundAnswer, FoundCharge, FoundNote};
+use crate::gateway::{self, Charges, FoundAnswer, FoundCharge, FoundNote};
 use crate::gauges::{self, Watched};
 use crate::ledger::archive::Archive;
 use crate::ledger::lookup::ChargeBook;
@@ -121,7 +121,7 @@ impl App {
         let watched = backends.clone();
         gauges::watch_backends(&telemetry, move || watched.list());
         let reloads = Arc::new(gauges::Reloads::new());
-        let mismatched = Arc::default();
+        let (mismatched, changes) = (Arc::default(), TaskTracker::new());
         gauges::watch(
             &telemetry,
             &Watched {
@@ -144,11 +144,11 @@ impl App {
         let giving_up = give_up(Arc::clone(&engine), Arc::clone(&health), stop.clone(), failed);
         TaskTracker::new().spawn_on(giving_up, runtime.handle());
 
-        let changes = TaskTracker::new();
         let admin_router = admin::router(Arc::new(Admin {
             directory,
             books: engine.session(),
             charges: ChargeBook::new(Arc::clone(&engine), archive.clone()),
+            voided: voided(Arc::clone(&currents[0])),
             clock: options.clock.clone(),
             token,
             adjusting: tokio::sync::Mutex::default(),
@@ -283,6 +283,16 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// What the data plane does when an administrator has voided a charge: where it was a job's, nobody
+/// asks for that any more.
+fn voided(current: Arc<Current<Session>>) -> admin::Voided {
+    Box::new(move |charge, document| {
+        let worker = current.load();
+        worker.jobs.remove(charge);
+        gateway::count_voided(&worker, document);
+    })
 }
 
 fn join(thread: JoinHandle<()>) {

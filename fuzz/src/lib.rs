@@ -19,7 +19,7 @@ use tollgate::gateway::head::{Facts, Head};
 use tollgate::gateway::inject::Inject;
 use tollgate::gateway::pick::Picker;
 use tollgate::gateway::quote::parameter;
-use tollgate::gateway::usage::{Ends, Names, Reading, Rules};
+use tollgate::gateway::usage::{Fed, Names, Reading, Rules};
 
 /// A configuration file: accepted, or refused with a place and what was expected; and what is
 /// accepted can be printed.
@@ -119,9 +119,12 @@ pub fn sse(data: &[u8]) {
 
 /// Where the events of a stream end that comes in pieces of this size.
 fn ends(body: &[u8], size: usize) -> Vec<usize> {
-    let (mut reader, mut found, mut at) = (Ends::default(), Vec::new(), 0);
+    let mut head = HeaderMap::new();
+    head.insert("content-type", "text/event-stream".parse().unwrap());
+    let mut reader = Reading::new(&Arc::new(Rules::new(Pick::Last)), &head, Names::new());
+    let (mut found, mut at) = (Vec::new(), 0);
     for mut piece in body.chunks(size) {
-        while let Some(end) = reader.next(piece) {
+        while let Fed::Event(end) = reader.next(piece) {
             at += end;
             piece = &piece[end..];
             // The LF of an end that was told at its CR.

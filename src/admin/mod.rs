@@ -29,12 +29,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::books::Session;
 use crate::clock::Clock;
+use crate::core::charge::ChargeDocument;
 use crate::core::ids::ChargeId;
 use crate::directory::Directory;
 use crate::ledger::lookup::ChargeBook;
 use call::{Params, refuse, serve};
 use endpoint::Endpoint;
 use problem::{Code, Problem};
+
+/// Told of a charge that an administrator has voided.
+pub type Voided = Box<dyn Fn(ChargeId, &ChargeDocument) + Send + Sync>;
 
 /// What the admin API works on.
 pub struct Admin {
@@ -44,6 +48,8 @@ pub struct Admin {
     pub books: Session,
     /// Charges and adjustments, open and archived.
     pub charges: ChargeBook,
+    /// Told of each that is voided here.
+    pub voided: Voided,
     /// What time it is.
     pub clock: Clock,
     /// The operator's token.

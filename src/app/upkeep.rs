@@ -47,9 +47,7 @@ fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock, worker: &Wo
         Ok(ended) => {
             for (open, state) in &ended {
                 worker.jobs.remove(open.charge);
-                if *state == State::Captured {
-                    gateway::count_captured(worker, open);
-                }
+                gateway::count_expired(worker, open, *state);
                 in_doubt[usize::from(*state != State::Captured)].fetch_add(1, Relaxed);
                 tracing::info!(charge = %open.charge, %state, "a hold ended that nobody resolved");
             }

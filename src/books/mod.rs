@@ -119,7 +119,8 @@ impl<'a> Resolution<'a> {
 /// What more is taken for an open charge, or known of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Amendment<'a> {
-    /// What is taken beyond the hold. Its slots mean `accounts`.
+    /// What is taken beyond the hold. Its slots mean `accounts`. Comes with what is known and noted
+    /// of it: the hold's memo has the price of what was taken at first.
     pub extra: Option<(&'a [Account<'a>], &'a Post)>,
     /// What resolves it from now on if its owner disappears. Its `keep` counts legs as they are
     /// with this amendment.

@@ -13,7 +13,7 @@ use crate::config::{self, ConfigError, Loaded, Place, Problem};
 /// See `--help`.
 #[derive(Debug, Args)]
 #[command(after_help = "Every error has its file, line, column and key, and says what was \
-expected; exit code 2.\n\nExamples:
+expected; exit code 2. What is valid and hardly meant so is a warning.\n\nExamples:
   tollgate check -c tollgate.toml
   tollgate check --print                     what is effective, defaults and environment included
   tollgate check --output json | jq .errors")]
@@ -60,10 +60,10 @@ pub fn run(
 ) -> Checked {
     let (out, err, code) = match (config::load(path, env), format) {
         (Ok(loaded), _) if print => match loaded.config.print() {
-            Ok(text) => (text, String::new(), 0),
+            Ok(text) => (text, warnings(&loaded), 0),
             Err(error) => (String::new(), format!("{error}\n"), USAGE),
         },
-        (Ok(loaded), Format::Table) => (format!("{}\n", summary(&loaded)), String::new(), 0),
+        (Ok(loaded), Format::Table) => (format!("{}\n", summary(&loaded)), warnings(&loaded), 0),
         (Ok(loaded), Format::Json) => (format!("{}\n", document(&loaded)), String::new(), 0),
         (Err(error), Format::Table) => (String::new(), format!("{error}\n"), USAGE),
         (Err(error), Format::Json) => (format!("{}\n", errors(&error)), String::new(), USAGE),
@@ -71,10 +71,15 @@ pub fn run(
     Checked { out, err, code }
 }
 
-fn document(Loaded { config, file }: &Loaded) -> Value {
+fn warnings(loaded: &Loaded) -> String {
+    loaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect()
+}
+
+fn document(Loaded { config, file, warnings }: &Loaded) -> Value {
+    let warnings: Vec<Value> = warnings.iter().map(problem).collect();
     json!({
         "ok": true, "file": file.display().to_string(), "upstreams": config.upstream.len(),
-        "routes": config.route.len(), "errors": [],
+        "routes": config.route.len(), "errors": [], "warnings": warnings,
     })
 }
 
@@ -96,7 +101,7 @@ fn problem(Problem { place, key, expected }: &Problem) -> Value {
     document
 }
 
-fn summary(Loaded { config, file }: &Loaded) -> String {
+fn summary(Loaded { config, file, .. }: &Loaded) -> String {
     let free = config.route.iter().filter(|route| route.free).count();
     format!(
         "ok: {}, {}, {} ({free} free)",
@@ -167,6 +172,43 @@ t.toml:3:10: books.shards: expected at least 1
         let error = &out.parse::<Value>().unwrap()["errors"][0];
         assert_eq!(error["variable"], "TOLLGATE__BOOKS__SHARDS");
         assert_eq!(formatted("", false, Format::Json, &[]).0, 0);
+    }
+
+    #[test]
+    fn d34_a_job_that_no_client_could_ask_for_is_a_warning_and_no_error() {
+        let upstream =
+            |name| format!("[[upstream]]\nname = \"{name}\"\nurls = [\"http://{name}:1\"]\n");
+        let job = "[[route]]\nmethod = \"POST\"\npath = \"/v1/videos\"\nupstream = \"m\"\n\
+                   feature = \"f\"\n[route.job]\nid = \"/id\"\n\
+                   status_path = \"/v1/videos/{job}/status\"\nstatus = \"/status\"\n\
+                   succeeded = [\"done\"]\nfailed = [\"failed\"]\n";
+        let text = format!("{}{}{job}", upstream("m"), upstream("other"));
+        let free = "upstream = \"m\"\nfree = true\n";
+        for (polls, warns) in [
+            (String::new(), true),
+            (format!("path = \"/v1/videos/{{id}}\"\n{free}"), true),
+            (format!("path = \"/v1/videos/{{id}}/status\"\n{free}"), false),
+            (format!("path = \"/v1/videos/{{*rest}}\"\n{free}"), false),
+            (format!("method = \"GET\"\npath = \"/v1/videos/{{id}}/status\"\n{free}"), false),
+            (format!("method = \"POST\"\npath = \"/v1/videos/{{id}}/status\"\n{free}"), true),
+            ("path = \"/v1/{*all}\"\nupstream = \"other\"\nfree = true\n".to_owned(), true),
+            ("path = \"/v1/{*all}\"\nupstream = \"m\"\nfeature = \"f\"\n".to_owned(), true),
+        ] {
+            let route = if polls.is_empty() { "" } else { "[[route]]\n" };
+            let text = format!("{text}{route}{polls}");
+            let (code, out, err) = outcome(&text, false, &[]);
+            assert_eq!((code, out.starts_with("ok: t.toml, 2 upstreams")), (0, true), "{err}");
+            let expected = "warning: t.toml:14:15: route[0].job.status_path: expected a free route \
+                            to the same upstream that takes GET of this path: without one clients \
+                            cannot ask how their jobs stand\n";
+            assert_eq!(err, if warns { expected } else { "" }, "{polls}");
+            assert_eq!(outcome(&text, true, &[]).2, err);
+            let (code, out, err) = formatted(&text, false, Format::Json, &[]);
+            assert_eq!((code, &*err), (0, ""));
+            let warnings = &out.parse::<Value>().unwrap()["warnings"];
+            assert_eq!(warnings.as_array().map(Vec::len), Some(usize::from(warns)));
+            assert_eq!(warnings[0]["line"].as_i64(), warns.then_some(14));
+        }
     }
 
     #[test]

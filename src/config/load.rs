@@ -20,6 +20,8 @@ pub struct Loaded {
     pub config: Config,
     /// The file it came from.
     pub file: PathBuf,
+    /// What is valid and hardly meant so.
+    pub warnings: Vec<Problem>,
 }
 
 /// Reads the file (default [`DEFAULT_FILE`]), puts the environment's `TOLLGATE__…` over it, and
@@ -62,7 +64,11 @@ pub fn from_bytes(
     shapes(&config, &document)?;
     let mut problems = validate::validate(&config, &document);
     problems.extend(not_built::find(&document));
-    if problems.is_empty() { Ok(Loaded { config, file }) } else { Err(problems.into()) }
+    if !problems.is_empty() {
+        return Err(problems.into());
+    }
+    let warnings = validate::warnings(&config, &document);
+    Ok(Loaded { config, file, warnings })
 }
 
 fn absent(error: &std::io::Error) -> bool {

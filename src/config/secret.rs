@@ -10,6 +10,8 @@ use super::{Credential, Report};
 
 /// The longest secret; a larger file is not one.
 const MAX_LENGTH: u64 = 64 * 1024;
+/// The shortest secret that is believed of whoever shows it: anybody may try.
+const SHORTEST: usize = 24;
 
 /// Why a secret could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,9 @@ pub enum SecretError {
     /// The file holds nothing that can be a secret.
     #[error("{}: expected a secret of visible characters", .0.display())]
     File(PathBuf),
+    /// Too short to be believed; the source.
+    #[error("{0}: expected a secret of at least {SHORTEST} characters")]
+    Short(String),
     /// The credential names no source, or its header is none; `validate` refuses that earlier.
     #[error("credential: expected exactly one of env, file, and a header's name")]
     Credential,
@@ -87,7 +92,13 @@ pub fn report(
     report: &Report,
     look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
 ) -> Result<SecretString, SecretError> {
-    from_either(&report.env, &report.file, look_up)
+    let secret = from_either(&report.env, &report.file, look_up)?;
+    if secret.expose_secret().len() >= SHORTEST {
+        return Ok(secret);
+    }
+    let variable = report.env.as_ref().map(|name| format!("${name}"));
+    let file = || report.file.iter().map(|path| path.display().to_string()).collect();
+    Err(SecretError::Short(variable.unwrap_or_else(file)))
 }
 
 fn from_either(
@@ -160,6 +171,26 @@ mod tests {
             let error = credential(&from, look_up).unwrap_err();
             assert!(error.to_string().contains(names), "{error}");
             assert!(!format!("{error} {error:?}").contains(CANARY), "{error}");
+        }
+    }
+
+    #[test]
+    fn d34_a_secret_of_reports_has_24_characters_at_least() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (length, is_long) in [(23, false), (24, true)] {
+            let text = "canary-5e1f-".repeat(2)[..length].to_owned();
+            std::fs::write(file.path(), format!("{text}\n")).unwrap();
+            let env = Report { env: Some("REPORT".to_owned()), file: None };
+            let file = Report { env: None, file: Some(file.path().to_owned()) };
+            let path = file.file.as_ref().unwrap().display().to_string();
+            for (from, name) in [(env, "$REPORT"), (file, &*path)] {
+                let read = report(&from, |_| Some(text.clone().into()));
+                assert_eq!(read.is_ok(), is_long, "{from:?}");
+                let Err(error) = read else { continue };
+                let expected = format!("{name}: expected a secret of at least 24 characters");
+                assert_eq!(error.to_string(), expected);
+                assert!(!format!("{error:?}").contains(CANARY));
+            }
         }
     }
 

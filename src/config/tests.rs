@@ -42,14 +42,14 @@ fn errors(text: &str, env: &[(&str, &str)]) -> String {
 
 #[test]
 fn an_empty_file_is_the_defaults() {
-    let Loaded { config, file } = load_text("", &[]).unwrap();
+    let Loaded { config, file, warnings } = load_text("", &[]).unwrap();
     assert_eq!(file.file_name().unwrap(), "t.toml");
     assert_eq!(config.gateway.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8081");
     assert_eq!(config.ops.listen.to_string(), "127.0.0.1:9090");
     assert_eq!(config.books.shards, 32);
     assert_eq!(config.limits.max_in_flight, 10_000);
-    assert!(config.route.is_empty() && config.upstream.is_empty());
+    assert!(config.route.is_empty() && config.upstream.is_empty() && warnings.is_empty());
 }
 
 #[test]

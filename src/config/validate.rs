@@ -25,6 +25,13 @@ pub(super) fn validate(config: &Config, document: &Document) -> Vec<Problem> {
     check.problems
 }
 
+/// What is valid and hardly meant so.
+pub(super) fn warnings(config: &Config, document: &Document) -> Vec<Problem> {
+    let mut check = Check { document, problems: Vec::new() };
+    job::polls(&mut check, &Key::default().name("route"), &config.route);
+    check.problems
+}
+
 /// The errors so far, and where keys are.
 struct Check<'a> {
     document: &'a Document,

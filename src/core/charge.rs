@@ -257,7 +257,11 @@ pub struct ChargeRecord<'a> {
 impl ChargeRecord<'_> {
     /// The cost as it stands.
     pub fn cost(&self) -> Credits {
-        self.resolved.as_ref().map_or(self.memo.price.cost, |(_, _, outcome)| outcome.cost)
+        match (&self.resolved, &self.notes.0.held) {
+            (Some((_, _, outcome)), _) => outcome.cost,
+            (None, Some(held)) => held.cost,
+            (None, None) => self.memo.price.cost,
+        }
     }
 
     /// What nobody pays, if anything (D28). Who captured a whole hold without its owner noted
@@ -266,7 +270,7 @@ impl ChargeRecord<'_> {
         let (hold, outcome) = &self.notes;
         let held = || hold.observed.as_ref().map(|observed| observed.uncovered);
         let uncovered = match &self.resolved {
-            None => held(),
+            None => hold.held.as_ref().map(|held| held.uncovered).or_else(held),
             Some((State::Captured, ..)) => outcome.uncovered.or_else(held),
             Some(_) => None,
         };
@@ -316,6 +320,7 @@ impl ChargeRecord<'_> {
 
     fn quantity(&self) -> serde_json::Value {
         let actual = self.resolved.as_ref().and_then(|(_, _, outcome)| outcome.measures.as_ref());
+        let actual = actual.or_else(|| self.notes.0.held.as_ref().map(|held| &held.measures));
         let measured = self.memo.measures.iter().enumerate().map(|(index, (meter, held))| {
             let quantity = actual.and_then(|actual| actual.get(index)).unwrap_or(held);
             (*meter, serde_json::Value::from(Text::new(*quantity).as_str()))

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::amount::Credits;
 use super::price::Rates;
 use super::refusal::{Both, Code};
 use super::waterfall::Observed;
@@ -19,6 +20,22 @@ pub struct HoldNote {
     /// Whose outcome settles it, where it is a job's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobNote>,
+    /// What is held, where that is more than at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldNote>,
+}
+
+/// What is noted of a hold that more was taken for: the memo says what it was at first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldNote {
+    /// Credits held.
+    pub cost: Credits,
+    /// The quantities that they are the price of, in millionths by meter.
+    pub measures: Vec<u64>,
+    /// What nobody pays of it, in observe mode. [`ObservedNote`] has what nobody pays of what is
+    /// captured without its owner, which may be less.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub uncovered: Both,
 }
 
 /// What is noted of a charge of observe mode.

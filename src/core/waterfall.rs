@@ -3,9 +3,11 @@
 
 mod observed;
 mod settlement;
+mod settling;
 
 pub use self::observed::{Observed, decide};
-pub use self::settlement::{Excess, Settlement, grow, merge, owe, plan_excess, settle};
+pub use self::settlement::{Excess, Settlement, grow, merge, settle};
+pub use self::settling::Settling;
 
 use smallvec::{SmallVec, smallvec};
 

@@ -153,7 +153,7 @@ async fn deliver<B: Books + 'static>(
         Some(metered) => Reading::new(&metered.pricing.usage, &head.headers, declared.clone()),
         None => Reading::default(),
     };
-    begin(&mut held, &mut head, &reading);
+    begin(&mut held, &mut head, &mut reading);
     let tells = meter_body::tells(&held, &reading);
     let passing = if held.takes_trailers { declared } else { Names::new() };
     for name in &passing {
@@ -231,7 +231,11 @@ async fn deliver<B: Books + 'static>(
 
 /// Prepares for what may be set behind the events of a stream: its length is not known any more.
 /// What is no stream is settled as on any other route.
-fn begin<B: Books + 'static>(held: &mut Held<B>, head: &mut response::Parts, reading: &Reading) {
+fn begin<B: Books + 'static>(
+    held: &mut Held<B>,
+    head: &mut response::Parts,
+    reading: &mut Reading,
+) {
     match &mut held.slices {
         Some(slices) if reading.is_stream() => slices.begin(reading),
         slices => *slices = None,

@@ -22,9 +22,9 @@ use crate::books::{
     Ask, Books, BooksError, InDoubt, KnownCharge, Lasting, Once, Posted, Resolution,
 };
 use crate::core::account::{LegKind, Legs, Slot, View};
-use crate::core::charge::{HoldMemo, OutcomeMemo, State};
+use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::{ChargeId, Id};
-use crate::core::note::{self, HoldNote};
+use crate::core::note::{self, HeldNote, HoldNote};
 use crate::core::receipt::{self, Receipt};
 use crate::core::refusal::{Code, Refusal};
 use crate::core::waterfall::{self, MAX_PLANS, Observed, PoolAccess, Position};
@@ -232,6 +232,11 @@ impl<B: Books + 'static> Held<B> {
             || self.metered().is_some_and(|metered| metered.observed)
     }
 
+    /// What there is to it by now in observe mode; `None` where that is not the mode.
+    pub fn observed_so_far(&self) -> Option<Observed> {
+        self.is_observed().then(|| self.observed.as_deref().copied().unwrap_or_default())
+    }
+
     /// Everything that can pay, as it was when the charge was planned.
     pub fn position(&self) -> Position<'_> {
         self.caller.org.position(self.caller.payer(), &self.moment, self.now)
@@ -299,29 +304,14 @@ impl<B: Books + 'static> Held<B> {
     }
 
     fn memo(&self, request_id: Option<&str>) -> Vec<u8> {
-        let org = &self.caller.org;
         let (feature, meters) = match self.metered() {
             Some(metered) => (metered.feature.as_str(), &metered.pricing.meters[..]),
             None => ("", &[][..]),
         };
         let names = meters.iter().map(|meter| meter.name.as_ref().map(Id::as_str));
-        let memo = HoldMemo {
-            org: org.id.as_str(),
-            user: self.caller.user.as_ref().map(|user| user.id()),
-            key: self.caller.key.id.as_str(),
-            feature,
-            route: &self.route.name,
-            measures: names.zip(self.quoted.quantities.iter().copied()).collect(),
-            price: self.quoted.quote.price,
-            pool: self.quoted.quote.pool,
-            rate_card: self.quoted.quote.rate_card.as_str(),
-            cycle: self.moment.cycle.label,
-            term: self.moment.term.map(|index| org.terms[index].term.id.as_str()),
-            profile: self.caller.payer().access().ok().map(|access| access.profile.as_str()),
-            request_id,
-        };
-        // A memo is texts and numbers, and a vector takes as many as there are.
-        postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default()
+        let measures = names.zip(self.quoted.quantities.iter().copied()).collect();
+        let what = (feature, &*self.route.name, measures);
+        self.caller.memo(&self.moment, &self.quoted.quote, what, request_id)
     }
 
     /// What a response tells of the charge: its receipt, and the limits of a seat that stands
@@ -405,6 +395,12 @@ impl<B: Books + 'static> Held<B> {
 /// What the books keep with a hold of observe mode, for whoever settles it.
 pub fn observed_note(observed: &Observed) -> Vec<u8> {
     note::encode(&HoldNote { observed: Some(observed.into()), ..HoldNote::default() })
+}
+
+/// What they keep with a hold that more was taken for: also what is held by now.
+pub fn grown_note(held: HeldNote, observed: Option<&Observed>) -> Vec<u8> {
+    let observed = observed.map(Into::into);
+    note::encode(&HoldNote { observed, held: Some(held), ..HoldNote::default() })
 }
 
 /// A header's value from text of our own making, which is visible ASCII.

@@ -10,8 +10,10 @@ use subtle::ConstantTimeEq;
 use super::Refused;
 use super::worker::{Connection, Worker};
 use crate::books::Books;
+use crate::core::charge::HoldMemo;
+use crate::core::price::Quote;
 use crate::core::refusal::{Code, Refusal};
-use crate::directory::snapshot::{ActsFor, Key, KeyKind, Org, Payer, Snapshot, User};
+use crate::directory::snapshot::{ActsFor, Key, KeyKind, Moment, Org, Payer, Snapshot, User};
 use crate::telemetry::OrgMeters;
 
 /// A key where the backend needs `Authorization` for itself.
@@ -43,6 +45,34 @@ impl Caller {
             // there were would have no seat and no pool.
             (None, _) => Payer::Principal(&self.key, &NOBODY),
         }
+    }
+
+    /// The encoded memo of a charge that is held for the caller: for what feature, on what route,
+    /// and how much of it by meter.
+    pub fn memo(
+        &self,
+        moment: &Moment,
+        quote: &Quote,
+        (feature, route, measures): (&str, &str, Vec<(Option<&str>, u64)>),
+        request_id: Option<&str>,
+    ) -> Vec<u8> {
+        let memo = HoldMemo {
+            org: self.org.id.as_str(),
+            user: self.user.as_ref().map(|user| user.id()),
+            key: self.key.id.as_str(),
+            feature,
+            route,
+            measures,
+            price: quote.price,
+            pool: quote.pool,
+            rate_card: quote.rate_card.as_str(),
+            cycle: moment.cycle.label,
+            term: moment.term.map(|index| self.org.terms[index].term.id.as_str()),
+            profile: self.payer().access().ok().map(|access| access.profile.as_str()),
+            request_id,
+        };
+        // A memo is texts and numbers, and a vector takes as many as there are.
+        postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default()
     }
 }
 

@@ -264,9 +264,10 @@ impl Index {
     }
 }
 
-/// When a job is asked for that is due then, and a last time at `last`.
-fn sooner(due: Instant, last: Option<Instant>, now: Instant) -> Instant {
-    last.filter(|last| *last > now).map_or(due, |last| due.min(last))
+/// When a job is asked for that is due then, and a last time at `last`, unless it was `asked` for
+/// since.
+fn sooner(due: Instant, last: Option<Instant>, asked: Instant) -> Instant {
+    last.filter(|last| *last > asked).map_or(due, |last| due.min(last))
 }
 
 /// A job that is being asked for. Its drop puts it back for the next time, twice as far away.
@@ -287,8 +288,8 @@ impl Drop for Asking {
         backend.asked -= 1;
         match index.open.get_mut(&self.charge) {
             Some(job) if job.due.is_none() => {
-                let now = Instant::now();
-                let due = sooner(now + job.wait, job.last, now);
+                // A question that took its time may have begun before the last moment to ask.
+                let due = sooner(Instant::now() + job.wait, job.last, self.began);
                 job.wait = (job.wait * 2).min(LONGEST_WAIT.max(job.wait));
                 (job.due, job.answered) = (Some(due), Some((self.began, self.told)));
                 backend.due.insert((due, self.charge));
@@ -324,6 +325,8 @@ mod tests {
             (now + day * 2, None, now + day * 2),
             // It was asked for.
             (now + day, Some(now), now + day),
+            // What was asked since a while is answered behind the last moment.
+            (now + day, Some(now + day / 4), now + day / 4),
         ] {
             assert_eq!(sooner(due, last, now), expected);
         }
@@ -333,6 +336,15 @@ mod tests {
         let due = jobs.index.lock().open[&charge(1)].due.unwrap();
         let left = due.duration_since(now);
         assert!((590..=596).contains(&left.as_secs()), "{left:?}");
+        // That moment may pass while an earlier question is not answered.
+        let jobs = Arc::new(jobs);
+        let asking = jobs.take_due("media", due).unwrap();
+        let last = asking.began + Duration::from_nanos(1);
+        jobs.index.lock().open.get_mut(&charge(1)).unwrap().last = Some(last);
+        drop(asking);
+        assert_eq!(jobs.index.lock().open[&charge(1)].due, Some(last));
+        drop(jobs.take_due("media", last).unwrap());
+        assert!(jobs.take_due("media", last + LONGEST_WAIT).is_none());
     }
 
     #[test]

@@ -4,23 +4,21 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use smallvec::SmallVec;
 
 use super::Refused;
 use super::hold::unavailable;
 use super::settle;
 use super::worker::Worker;
 use crate::books::{Books, BooksError, OpenCharge, Resolution, Resolved};
-use crate::core::account::{AccountKind, LegKind, Legs, Post, Slot, Taken, View};
+use crate::core::account::{AccountKind, LegKind, Legs, Slot, Taken};
 use crate::core::amount::Credits;
 use crate::core::charge::{
     ChargeDocument, ChargeRecord, Flags, HoldMemo, LegLine, OutcomeMemo, State, leg_documents,
 };
 use crate::core::note::{self, HoldNote, JobNote, OutcomeNote};
-use crate::core::price::Price;
 use crate::core::record::instant;
 use crate::core::refusal::{Code, Refusal};
-use crate::core::waterfall::{self, Excess, MAX_PLANS, Observed, Position, Settlement};
+use crate::core::waterfall::{Observed, Position, Settling};
 use crate::directory::snapshot::{Key, KeyKind, Org, Payer, Snapshot};
 use crate::telemetry::Outcome;
 
@@ -72,25 +70,40 @@ impl<'a> Later<'a> {
         self.note.job.as_ref()
     }
 
-    /// The price of an ending, and what the ledger should remember of it.
-    fn price(&self, ending: &Ending) -> Result<(Price, OutcomeMemo), Refusal> {
-        let held = self.memo.price;
+    /// What an ending captures, and what the ledger should remember of it beside its cost.
+    fn begin(&self, ending: &Ending) -> Result<(Settling, OutcomeMemo), Refusal> {
         let beyond = || Refusal::new(Code::Unquotable, "the cost is beyond what can be charged");
-        let mut flags = Flags::default();
-        let (price, measures) = match ending {
-            Ending::Void => return Ok((Price::default(), OutcomeMemo::default())),
-            Ending::Whole => (held, None),
+        let mut memo = OutcomeMemo::default();
+        let price = match ending {
+            Ending::Void => return Ok((Settling::default(), memo)),
+            Ending::Whole => return Ok((self.whole(), memo)),
             Ending::Missing => {
-                flags = Flags::USAGE_MISSING;
-                (held, None)
+                memo.flags = Flags::USAGE_MISSING;
+                return Ok((self.whole(), memo));
             }
-            Ending::Cost(cost) => (held.of_cost(*cost).ok_or_else(beyond)?, None),
+            Ending::Cost(cost) => self.memo.price.of_cost(*cost),
             Ending::Used(quantities) => {
-                let price = self.note.rates.as_ref().and_then(|rates| rates.price(quantities));
-                (price.ok_or_else(beyond)?, Some(quantities.clone()))
+                memo.measures = Some(quantities.clone());
+                self.note.rates.as_ref().and_then(|rates| rates.price(quantities))
             }
         };
-        Ok((price, OutcomeMemo { cost: price.cost, measures, flags }))
+        let price = price.ok_or_else(beyond)?;
+        Ok((Settling::used(&self.taken(), &price, self.memo.pool, self.observed()), memo))
+    }
+
+    fn whole(&self) -> Settling {
+        let cost = self.note.held.as_ref().map_or(self.memo.price.cost, |held| held.cost);
+        Settling::whole(&self.taken(), cost, self.observed())
+    }
+
+    /// Gives up an excess that nobody can pay or owe: the hold is captured all the same.
+    fn without_excess(&self, why: &str) -> Settling {
+        tracing::error!(charge = %self.open.charge, "an excess {why}");
+        self.whole()
+    }
+
+    fn observed(&self) -> Option<Observed> {
+        self.note.observed.as_ref().map(Observed::from)
     }
 
     /// Resolves the charge; `None` where somebody else did, or nobody holds it any more.
@@ -104,42 +117,25 @@ impl<'a> Later<'a> {
         mut note: OutcomeNote,
         now: Timestamp,
     ) -> Result<Option<ChargeDocument>, Refused> {
-        let (price, mut memo) = self.price(ending)?;
-        let held: Legs = self.taken();
-        let before = self.note.observed.as_ref().map(Observed::from);
-        let mut observed = before.filter(|_| *ending != Ending::Void);
-        let Settlement { keep, mut excess } = match (ending, &mut observed) {
-            (Ending::Void, _) => Settlement { keep: SmallVec::new(), excess: None },
-            (Ending::Whole | Ending::Missing, _) => {
-                Settlement { keep: held.iter().map(|leg| leg.amount).collect(), excess: None }
-            }
-            (_, None) => waterfall::settle(&held, &price),
-            (_, Some(observed)) => observed.settle(&held, self.memo.pool, &price),
-        };
+        let (mut settling, mut memo) = self.begin(ending)?;
         let state = if *ending == Ending::Void { State::Voided } else { State::Captured };
         let snapshot = Arc::clone(&worker.live.load());
         let org = snapshot.orgs.get(self.memo.org);
         let position = org.and_then(|org| self.position(&snapshot, org));
-        if excess.is_some() && position.is_none() && observed.is_none() {
-            // Who would owe it is gone: there is no account that could show it.
-            tracing::error!(charge = %self.open.charge, "an excess of somebody who is gone");
-            excess = None;
+        if !settling.has_debtor(position.as_ref()) {
+            // There is no account that could show it.
+            settling = self.without_excess("of somebody who is gone");
         }
-        let (mut known, mut plans): (Option<View>, usize) = (None, 0);
         let extra = loop {
-            let known_now = (known.as_ref(), plans);
-            let (post, paid) = match &excess {
-                None => (None, observed),
-                Some(excess) => self.pay(excess, position.as_ref(), known_now, observed),
-            };
-            note.uncovered = paid.map(|observed| observed.uncovered);
+            memo.cost = settling.cost;
+            let (post, observed) = settling.post(position.as_ref());
+            note.uncovered = observed.map(|observed| observed.uncovered);
             let encoded = note::encode(&note);
             let accounts = position.as_ref().map(|position| &position.accounts[..]);
-            let extra = accounts.zip(post.as_ref());
             let resolution = Resolution {
                 state,
-                keep: &keep,
-                extra,
+                keep: &settling.keep,
+                extra: accounts.zip(post.as_ref()),
                 now,
                 memo: &memo,
                 note: &encoded,
@@ -147,22 +143,17 @@ impl<'a> Later<'a> {
             };
             match settle::resolve(worker, self.open.charge, &resolution).await {
                 Ok(Resolved::Done(extra, _)) => break extra,
-                Ok(Resolved::Short(view)) if plans < MAX_PLANS => {
-                    (known, plans) = (Some(view), plans + 1);
-                }
+                Ok(Resolved::Short(view)) if settling.may_be_short() => settling.short(view),
                 Ok(_) => return Ok(None),
-                // The excess does not fit into its accounts: the hold is captured all the same.
-                Err(BooksError::Range) if excess.is_some() => {
-                    tracing::error!(charge = %self.open.charge, "an excess is beyond what accounts hold");
-                    (excess, observed) = (None, before);
-                    memo.cost = self.memo.price.cost;
+                Err(BooksError::Range) if settling.has_excess() => {
+                    settling = self.without_excess("is beyond what accounts hold");
                 }
                 Err(error) => return Err(unavailable(&error)),
             }
         };
-        let legs = self.kept(&keep, &extra, position.as_ref());
-        let observed = before
-            .map(|before| Observed { uncovered: note.uncovered.unwrap_or_default(), ..before });
+        let legs = self.kept(&settling.keep, &extra, position.as_ref());
+        let uncovered = note.uncovered.unwrap_or_default();
+        let observed = self.observed().map(|observed| Observed { uncovered, ..observed });
         self.count(worker, org, (state, observed), &legs);
         // To the microsecond, as records have it.
         let at = instant(now.as_microsecond());
@@ -201,29 +192,6 @@ impl<'a> Later<'a> {
         };
         let moment = org.moment_at(self.open.held_at);
         Some(org.position(payer, &moment, self.open.held_at))
-    }
-
-    /// How an excess is paid: by those who can, and what nobody can is owed, or uncovered where
-    /// the charge is one of observe mode (D28).
-    fn pay(
-        &self,
-        excess: &Excess,
-        position: Option<&Position<'_>>,
-        (known, plans): (Option<&View>, usize),
-        observed: Option<Observed>,
-    ) -> (Option<Post>, Option<Observed>) {
-        let (nothing, pool) = (View::new(0), self.memo.pool);
-        let (view, last) = (known.unwrap_or(&nothing), plans == MAX_PLANS);
-        if let Some(observed) = observed {
-            let from = position.filter(|_| !last).map(|position| (position, view));
-            let (post, observed) = observed.pay(excess, pool, from);
-            return (Some(post), Some(observed));
-        }
-        let post = position.map(|position| match last {
-            true => waterfall::owe(excess, pool, position),
-            false => waterfall::plan_excess(excess, pool, position, view),
-        });
-        (post, None)
     }
 
     /// What was charged, by account and kind.
@@ -305,15 +273,30 @@ impl<'a> Later<'a> {
     }
 }
 
-/// Counts what a charge took that ended by itself, captured whole.
-pub fn count_captured<B: Books>(worker: &Worker<B>, open: &OpenCharge) {
+/// Counts a charge that ended by itself, free or captured whole. It is nobody's request.
+pub fn count_expired<B: Books>(worker: &Worker<B>, open: &OpenCharge, state: State) {
     let Ok(later) = Later::read(open) else { return };
     let snapshot = worker.live.load();
-    if let Some(org) = snapshot.orgs.get(later.memo.org) {
+    let Some(org) = snapshot.orgs.get(later.memo.org) else { return };
+    let meters = worker.meters.org(&org.id);
+    let route = worker.routes.named(later.memo.route, later.memo.feature);
+    meters.request(route, Outcome::InDoubt, None);
+    if state == State::Captured {
         later.count_legs(worker, org, &later.open_legs());
         if let Some(observed) = &later.note.observed {
-            worker.meters.org(&org.id).uncovered(observed.uncovered.operations.micro());
+            meters.uncovered(observed.uncovered.operations.micro());
         }
+    }
+}
+
+/// Counts a charge that an administrator voided. One that would not have ended by itself has a
+/// request, which finds it resolved and counts that.
+pub fn count_voided<B: Books>(worker: &Worker<B>, charge: &ChargeDocument) {
+    let snapshot = worker.live.load();
+    let Some(org) = snapshot.orgs.get(charge.org.as_str()) else { return };
+    if charge.expires_at.is_some() {
+        let route = worker.routes.named(&charge.route, &charge.feature);
+        worker.meters.org(&org.id).request(route, Outcome::Voided, None);
     }
 }
 

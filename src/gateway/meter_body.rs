@@ -424,7 +424,7 @@ impl<B: Books + 'static> MeteredBody<B> {
         let trailers = passed(trailers, &passing);
         let flow = goes_on.then_some(flow);
         let tasks = held.worker.tasks.clone();
-        waiting.extend(held.slices.as_mut().map(|slices| slices.rest()).into_iter().flatten());
+        waiting.extend(held.slices.as_mut().and_then(|slices| slices.rest()));
         let tells = end == End::Complete && tells(&held, &reading);
         let work = async move {
             let settled = settle(&mut held, &mut reading, end, status).await?;

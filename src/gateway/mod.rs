@@ -70,7 +70,7 @@ use dress::{Dressing, X_REQUEST_ID};
 use forward::Forwarded;
 use head::Facts;
 use hold::{Holding, Wanted};
-pub use later::count_captured;
+pub use later::{count_expired, count_voided};
 use meter_body::{Content, Reply};
 use outgoing::{Outgoing, Upload};
 use pace::Late;

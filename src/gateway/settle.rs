@@ -8,15 +8,15 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::Refused;
-use super::hold::{Held, Stage, observed_note, unavailable};
+use super::hold::{Held, Stage, grown_note, unavailable};
 use super::worker::Worker;
 use crate::books::{Amended, Amendment, Books, BooksError, Known, Resolution, Resolved};
-use crate::core::account::{LegKind, Legs, Post, Taken, View, sum_of};
+use crate::core::account::{LegKind, Legs, Taken, sum_of};
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
-use crate::core::note::{self, OutcomeNote};
-use crate::core::price::Price;
-use crate::core::waterfall::{self, Excess, MAX_PLANS, Observed, Settlement};
+use crate::core::note::{self, HeldNote, OutcomeNote};
+use crate::core::refusal::Both;
+use crate::core::waterfall::{self, Observed, Settling};
 use crate::telemetry::{BooksOperation, BooksResult, Outcome};
 
 /// What was really used.
@@ -60,74 +60,51 @@ pub async fn capture<B: Books + 'static>(
     status: Option<u16>,
 ) -> Result<Settled, Refused> {
     let _span = held.spans.child("settle");
-    let (mut price, mut memo) = price(held, actual);
-    memo.cost = price.cost;
-    let mut observed = held.observed.clone();
-    let Settlement { mut keep, mut excess } = match (actual, &mut observed) {
-        (Actual::Reported(_) | Actual::Counted(_), None) => waterfall::settle(&held.legs, &price),
-        (Actual::Reported(_) | Actual::Counted(_), Some(observed)) => {
-            observed.settle(&held.legs, held.quoted.quote.pool, &price)
-        }
-        _ => Settlement { keep: held.legs.iter().map(|leg| leg.amount).collect(), excess: None },
-    };
-    if held.draft.is_some() && excess.is_some() {
-        match Box::pin(take(held, &mut excess, &mut observed, &memo)).await {
-            Ok(None) => keep = held.legs.iter().map(|leg| leg.amount).collect(),
+    let (mut settling, mut memo) = begin(held, actual);
+    if held.draft.is_some() && settling.has_excess() {
+        match Box::pin(take(held, &mut settling, &memo)).await {
+            Ok(None) => {}
             Ok(Some(resolved)) => return ended(held, Ok(resolved), status),
-            Err(BooksError::Range) => {}
+            Err(BooksError::Range) => settling = without_excess(held),
             Err(error) => return ended(held, Err(error), status),
         }
     }
-    let mut known = None;
-    let mut plans = 0;
-    let extra = loop {
+    let (extra, observed) = loop {
+        memo.cost = settling.cost;
         let answer = match held.draft {
-            Some(_) if excess.is_none() => {
-                Box::pin(foretell(held, &keep, price.cost.micro())).await
-            }
+            Some(_) if !settling.has_excess() => Box::pin(foretell(held, &settling)).await,
             _ => Bytes::new(),
         };
-        let owed = excess.as_ref().map(|excess| (excess, known.as_deref(), plans));
-        let (paid, posting) = post(held, &keep, owed, observed.as_deref(), &memo, &answer);
+        let (observed, posting) = post(held, &settling, &memo, &answer);
         match posting.await {
             Ok(Resolved::Done(extra, after)) => {
                 held.stage = Stage::Resolved;
-                observed = paid;
                 if answer.is_empty() {
                     held.standing.update(&after);
                 } else {
                     // What is recorded is what is sent.
                     held.worker.answers.put(held.charge, answer);
                 }
-                break extra;
+                break (extra, observed);
             }
-            // Balances moved since `known`, so some other charge got through.
-            Ok(Resolved::Short(view)) if plans < MAX_PLANS => {
-                (known, plans) = (Some(Box::new(view)), plans + 1);
-            }
-            // The excess does not fit into its accounts: the hold is captured all the same.
-            Err(BooksError::Range) if excess.is_some() => {
-                tracing::error!(charge = %held.charge, "an excess is beyond what accounts hold");
-                excess = None;
-                observed.clone_from(&held.observed);
-                price = held.quoted.quote.price;
-                memo.cost = price.cost;
-            }
+            // Balances moved since they were known, so some other charge got through.
+            Ok(Resolved::Short(view)) if settling.may_be_short() => settling.short(view),
+            Err(BooksError::Range) if settling.has_excess() => settling = without_excess(held),
             other => return ended(held, other, status),
         }
     };
-    let kept: Legs =
-        (held.legs.iter().zip(&keep)).map(|(leg, &amount)| Taken { amount, ..*leg }).collect();
+    let cost = settling.cost.micro();
+    let kept = kept(held, &settling);
     let legs = if extra.is_empty() { kept } else { waterfall::merge(&kept, &extra) };
     let sum = |kind| sum_of(&legs, kind);
     let meters = &held.caller.meters;
-    meters.request(Some(held.route.index), outcome(observed.as_deref()), status);
+    meters.request(Some(held.route.index), outcome(observed.as_ref()), status);
     if let Some(observed) = &observed {
         meters.uncovered(observed.uncovered.operations.micro());
     }
     let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
     meters.captured(Some(held.route.index), seat, pool, sum(LegKind::Overage));
-    Ok(Settled { state: State::Captured, cost: price.cost.micro(), legs })
+    Ok(Settled { state: State::Captured, cost, legs })
 }
 
 /// Voids a charge: everything returns.
@@ -154,31 +131,40 @@ pub async fn void<B: Books + 'static>(
     Ok(Settled { state: State::Voided, cost: 0, legs: Legs::new() })
 }
 
-/// The price to capture, and what the ledger should remember of it.
-fn price<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Price, OutcomeMemo) {
-    let quoted = held.quoted.quote.price;
-    let missing = OutcomeMemo { flags: Flags::USAGE_MISSING, ..OutcomeMemo::default() };
-    match (actual, held.metered()) {
-        (Actual::Quoted, _) => (quoted, OutcomeMemo::default()),
-        (Actual::Reported(quantities) | Actual::Counted(quantities), Some(metered)) => {
-            // Usage that is beyond what an amount can hold is as good as none (f56, f57).
-            match held.quoted.again(metered, quantities) {
-                Ok(quote) => {
-                    let measures = Some(quantities.to_vec());
-                    let flags = match actual {
-                        Actual::Counted(_) => Flags::USAGE_MISSING,
-                        _ => Flags::default(),
-                    };
-                    (quote.price, OutcomeMemo { measures, flags, ..OutcomeMemo::default() })
-                }
-                Err(_) => {
-                    held.worker.meters.usage(held.route.index, false, true);
-                    (quoted, missing)
-                }
-            }
-        }
-        _ => (quoted, missing),
-    }
+/// What is captured, and what the ledger should remember of it beside its cost.
+fn begin<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Settling, OutcomeMemo) {
+    let quoted = &held.quoted;
+    let memo = |flags| OutcomeMemo { flags, ..OutcomeMemo::default() };
+    let (quantities, flags) = match actual {
+        Actual::Quoted => return (whole(held), memo(Flags::default())),
+        Actual::Missing => return (whole(held), memo(Flags::USAGE_MISSING)),
+        Actual::Reported(quantities) => (quantities, Flags::default()),
+        Actual::Counted(quantities) => (quantities, Flags::USAGE_MISSING),
+    };
+    let Some(Ok(quote)) = held.metered().map(|metered| quoted.again(metered, quantities)) else {
+        // Usage that is beyond what an amount can hold is as good as none (f56, f57).
+        held.worker.meters.usage(held.route.index, false, true);
+        return (whole(held), memo(Flags::USAGE_MISSING));
+    };
+    let settling =
+        Settling::used(&held.legs, &quote.price, quoted.quote.pool, held.observed_so_far());
+    (settling, OutcomeMemo { measures: Some(quantities.to_vec()), ..memo(flags) })
+}
+
+fn whole<B: Books + 'static>(held: &Held<B>) -> Settling {
+    Settling::whole(&held.legs, held.quoted.quote.price.cost, held.observed_so_far())
+}
+
+/// Gives up an excess that does not fit into its accounts: the hold is captured all the same.
+fn without_excess<B: Books + 'static>(held: &Held<B>) -> Settling {
+    tracing::error!(charge = %held.charge, "an excess is beyond what accounts hold");
+    whole(held)
+}
+
+/// The legs as they are captured.
+fn kept<B: Books + 'static>(held: &Held<B>, settling: &Settling) -> Legs {
+    let legs = held.legs.iter().zip(&settling.keep);
+    legs.map(|(leg, &amount)| Taken { amount, ..*leg }).collect()
 }
 
 /// What a captured charge counts as: what would have been refused is told apart (D28).
@@ -187,89 +173,69 @@ pub(super) fn outcome(observed: Option<&Observed>) -> Outcome {
     if refused { Outcome::Observed } else { Outcome::Captured }
 }
 
-/// How an excess is paid on what is known; owed whole where balances moved too often. In observe
-/// mode nobody owes anything, and what nobody pays is told beside it.
-fn pay<B: Books + 'static>(
-    held: &Held<B>,
-    (excess, known, plans): (&Excess, Option<&View>, usize),
-    observed: Option<&Observed>,
-) -> (Post, Option<Box<Observed>>) {
-    let (position, pool) = (held.position(), held.quoted.quote.pool);
-    let (nothing, last) = (View::new(0), plans == MAX_PLANS);
-    let view = known.unwrap_or(&nothing);
-    if held.is_observed() {
-        let observed = observed.copied().unwrap_or_default();
-        let from = (!last).then_some((&position, view));
-        let (post, observed) = observed.pay(excess, pool, from);
-        return (post, Some(Box::new(observed)));
-    }
-    let post = match last {
-        true => waterfall::owe(excess, pool, &position),
-        false => waterfall::plan_excess(excess, pool, &position, view),
-    };
-    (post, None)
-}
-
 /// Takes an excess before the capture, where the answer is kept: its receipt stands in the
 /// capture's record, and says who paid. Returns how the charge was resolved, if it was.
 async fn take<B: Books + 'static>(
     held: &mut Held<B>,
-    excess: &mut Option<Excess>,
-    observed: &mut Option<Box<Observed>>,
+    settling: &mut Settling,
     memo: &OutcomeMemo,
 ) -> Result<Option<Resolved>, BooksError> {
-    let (mut known, mut plans) = (None::<View>, 0);
-    while let Some(owed) = excess {
-        let (post, paid) = pay(held, (owed, known.as_ref(), plans), observed.as_deref());
-        match amend(held, &post, memo, paid.as_deref()).await? {
+    let memo = OutcomeMemo { cost: settling.cost, ..memo.clone() };
+    loop {
+        let (observed, amending) = amend(held, settling, &memo);
+        match amending.await? {
             Amended::Done(taken, _) => {
                 waterfall::grow(&mut held.legs, &taken);
-                held.observed.clone_from(&paid);
-                *observed = paid;
-                *excess = None;
+                *settling = Settling::whole(&held.legs, memo.cost, observed);
+                held.observed = observed.map(Box::new);
+                return Ok(None);
             }
-            Amended::Short(view) if plans < MAX_PLANS => (known, plans) = (Some(view), plans + 1),
+            Amended::Short(view) if settling.may_be_short() => settling.short(view),
             // What is owed is taken from whoever has it or not.
             Amended::Short(view) => return Ok(Some(Resolved::Short(view))),
             Amended::Already(state) => return Ok(Some(Resolved::Already(state))),
             Amended::Unknown => return Ok(Some(Resolved::Unknown)),
         }
     }
-    Ok(None)
 }
 
+/// Asks the books to take an excess for the hold; also gives what there is to it then, in observe
+/// mode.
 fn amend<B: Books + 'static>(
     held: &Held<B>,
-    post: &Post,
+    settling: &Settling,
     memo: &OutcomeMemo,
-    observed: Option<&Observed>,
-) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<B> {
+) -> (Option<Observed>, impl Future<Output = Result<Amended, BooksError>> + Send + use<B>) {
     let position = held.position();
-    // Who resolves it without its owner finds what nobody pays of it as it is now.
-    let note = observed.map(observed_note);
-    // And all that is held, whoever the rest is taken from: the books keep no more than there is.
-    let keep = SmallVec::from_elem(u64::MAX, held.legs.len() + post.sources.len());
+    let (post, observed) = settling.post(Some(&position));
+    let measures = memo.measures.as_deref().unwrap_or(&held.quoted.quantities);
+    let uncovered = observed.unwrap_or_default().uncovered;
+    let now_held = HeldNote { cost: memo.cost, measures: measures.to_vec(), uncovered };
+    let note = grown_note(now_held, observed.as_ref());
+    // Who resolves it without its owner captures all that is held, whoever the rest is taken from:
+    // the books keep no more than there is.
+    let sources = post.as_ref().map_or(0, |post| post.sources.len());
+    let keep = SmallVec::from_elem(u64::MAX, held.legs.len() + sources);
     let known = Known { keep, memo: memo.clone() };
     let amendment = Amendment {
-        extra: Some((&position.accounts, post)),
+        extra: post.as_ref().map(|post| (&position.accounts[..], post)),
         known: Some(&known),
         expires: None,
-        note: note.as_deref(),
+        note: Some(&note),
         answer: &[],
         now: held.worker.clock.now(),
     };
-    held.worker.books.amend(held.charge, &amendment)
+    (observed, held.worker.books.amend(held.charge, &amendment))
 }
 
-/// Writes down the answer as its client gets it when so much of each leg is captured, with its
-/// receipt; nothing where it is too large to keep. What the caller has left is said by the
-/// balances of right before the capture, because it is recorded with it.
-async fn foretell<B: Books + 'static>(held: &mut Held<B>, keep: &[u64], cost: u64) -> Bytes {
+/// Writes down the answer as its client gets it when this is captured, with its receipt; nothing
+/// where it is too large to keep. What the caller has left is said by the balances of right before
+/// the capture, because it is recorded with it.
+async fn foretell<B: Books + 'static>(held: &mut Held<B>, settling: &Settling) -> Bytes {
     // Without balances there is no capture either.
-    let Ok(standing) = held.foresee(keep).await else { return Bytes::new() };
+    let Ok(standing) = held.foresee(&settling.keep).await else { return Bytes::new() };
     held.standing = standing;
-    let kept: Legs =
-        (held.legs.iter().zip(keep)).map(|(leg, &amount)| Taken { amount, ..*leg }).collect();
+    let (cost, kept) = (settling.cost.micro(), kept(held, settling));
     let fields: Vec<_> = held.fields(State::Captured, cost, &kept).collect();
     let Some(draft) = &held.draft else { return Bytes::new() };
     let last = match draft.tells {
@@ -284,37 +250,28 @@ async fn foretell<B: Books + 'static>(held: &mut Held<B>, keep: &[u64], cost: u6
 /// call; the future only waits, and is small, because it lives in every request's.
 fn post<B: Books + 'static>(
     held: &Held<B>,
-    keep: &[u64],
-    owed: Option<(&Excess, Option<&View>, usize)>,
-    observed: Option<&Observed>,
+    settling: &Settling,
     memo: &OutcomeMemo,
     answer: &[u8],
-) -> (Option<Box<Observed>>, impl Future<Output = Result<Resolved, BooksError>> + Send + use<B>) {
-    let now = held.worker.clock.now();
-    let capture = |extra, note: &Option<Box<Observed>>| {
-        let note = note.as_deref().map_or(Vec::new(), |observed| {
-            note::encode(&OutcomeNote {
-                uncovered: Some(observed.uncovered),
-                ..OutcomeNote::default()
-            })
-        });
-        let state = State::Captured;
-        let capture = Resolution { state, keep, extra, now, memo, note: &note, answer };
-        resolve(&held.worker, held.charge, &capture)
+) -> (Option<Observed>, impl Future<Output = Result<Resolved, BooksError>> + Send + use<B>) {
+    let position = settling.has_excess().then(|| held.position());
+    let (post, observed) = settling.post(position.as_ref());
+    let accounts = position.as_ref().map(|position| &position.accounts[..]);
+    // Nothing of it is noted of a charge to which there is nothing.
+    let uncovered = observed.map(|observed| observed.uncovered);
+    let uncovered = uncovered.filter(|it| held.observed.is_some() || *it != Both::default());
+    let note = uncovered
+        .map_or(Vec::new(), |_| note::encode(&OutcomeNote { uncovered, ..OutcomeNote::default() }));
+    let capture = Resolution {
+        state: State::Captured,
+        keep: &settling.keep,
+        extra: accounts.zip(post.as_ref()),
+        now: held.worker.clock.now(),
+        memo,
+        note: &note,
+        answer,
     };
-    match owed {
-        None => {
-            let observed = observed.copied().map(Box::new);
-            let capturing = capture(None, &observed);
-            (observed, capturing)
-        }
-        Some(owed) => {
-            let (post, observed) = pay(held, owed, observed);
-            let position = held.position();
-            let capturing = capture(Some((&position.accounts[..], &post)), &observed);
-            (observed, capturing)
-        }
-    }
+    (observed, resolve(&held.worker, held.charge, &capture))
 }
 
 /// Asks the books to resolve a charge, and measures how long they take.

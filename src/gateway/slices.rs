@@ -9,12 +9,13 @@ use http::header::HeaderValue;
 use smallvec::SmallVec;
 
 use super::Refused;
-use super::hold::{Held, observed_note, unavailable};
-use super::usage::{Ends, Reading};
+use super::hold::{Held, grown_note, unavailable};
+use super::usage::{Fed, Reading};
 use crate::books::{Amended, Amendment, Books, Known};
 use crate::core::account::{Post, View};
 use crate::core::amount::{Credits, MICRO, Operations};
 use crate::core::charge::{Flags, OutcomeMemo};
+use crate::core::note::HeldNote;
 use crate::core::price::{Price, Quote, Tier};
 use crate::core::refusal::{Both, Code, Refusal};
 use crate::core::waterfall::{self, MAX_PLANS, Observed};
@@ -22,6 +23,9 @@ use crate::telemetry::{BooksOperation, BooksResult};
 
 /// The longest event that is kept back until all of it is there.
 const MAX_KEPT: usize = 1 << 20;
+/// The most slices that the usage of a meter may grow by in one event: what is beyond was not used,
+/// and would leave a debt that nobody can pay.
+const MAX_AT_ONCE: u64 = 1_000_000;
 
 /// A quantity for each meter, in millionths.
 type Quantities = SmallVec<[u64; 2]>;
@@ -50,12 +54,11 @@ pub enum Next {
 /// Lets the whole events of a stream pass that are paid for.
 #[derive(Debug, Default)]
 struct Gate {
-    ends: Ends,
     /// What came and was not looked at.
     come: VecDeque<Bytes>,
-    /// An event that is not whole yet, or is not paid for.
-    kept: VecDeque<Bytes>,
-    size: usize,
+    /// An event that is not whole yet, or is not paid for. Pieces of it are put together, because
+    /// a backend may send it byte by byte.
+    kept: Vec<u8>,
     /// What is kept is whole, and waits for a slice.
     unpaid: bool,
     /// What has passed ends in the middle of an event.
@@ -77,8 +80,9 @@ impl Slices {
     }
 
     /// Says how the stream comes: whether its events may be told apart.
-    pub fn begin(&mut self, reading: &Reading) {
+    pub fn begin(&mut self, reading: &mut Reading) {
         self.gate.coded = !reading.is_open_stream();
+        reading.bound_by(self.sizes.iter().map(|size| size.saturating_mul(MAX_AT_ONCE)));
     }
 
     /// Takes the next piece.
@@ -99,8 +103,8 @@ impl Slices {
     }
 
     /// Gives up an event that did not end: the body did.
-    pub fn rest(&mut self) -> VecDeque<Bytes> {
-        std::mem::take(&mut self.gate.kept)
+    pub fn rest(&mut self) -> Option<Bytes> {
+        self.gate.take_kept()
     }
 
     /// Whether what has passed ends with a whole event, so that another may follow it.
@@ -128,66 +132,76 @@ impl Gate {
         let Some(mut piece) = self.come.pop_front() else { return Next::Read };
         let mut paid = 0;
         while paid < piece.len() {
-            let rest = &piece[paid..];
-            let end = if self.coded { Some(rest.len()) } else { self.ends.next(rest) };
-            let passes = reading.feed(&rest[..end.unwrap_or(rest.len())]);
-            if reading.is_done() {
-                // The rest waits, from the beginning of the event that says so.
-                let waits = piece.split_off(paid + passes);
-                passing.extend(there(piece));
-                waiting.append(&mut self.kept);
-                waiting.extend(there(waits));
-                waiting.append(&mut self.come);
-                return Next::Pass;
-            }
-            let Some(end) = end else { break };
-            if is_beyond(reading, held) {
-                let mut event = piece.split_off(paid);
-                if let Some(rest) = there(event.split_off(end)) {
-                    self.come.push_front(rest);
+            match reading.next(&piece[paid..]) {
+                Fed::On => break,
+                Fed::Event(end) if is_beyond(reading, held) => {
+                    let rest = piece.split_off(paid + end);
+                    if !rest.is_empty() {
+                        self.come.push_front(rest);
+                    }
+                    self.kept.extend_from_slice(&piece.split_off(paid));
+                    self.unpaid = true;
+                    put(passing, piece);
+                    return Next::Pass;
                 }
-                passing.extend(there(piece));
-                self.kept.push_back(event);
-                self.unpaid = true;
-                return Next::Pass;
+                Fed::Event(end) => {
+                    self.end_event(passing);
+                    paid += end;
+                }
+                Fed::Done => {
+                    // The rest waits, from the beginning of the event that says so.
+                    let waits = piece.split_off(paid);
+                    put(passing, piece);
+                    waiting.extend(self.take_kept());
+                    put(waiting, waits);
+                    waiting.append(&mut self.come);
+                    return Next::Pass;
+                }
             }
-            self.end_event(passing);
-            paid += end;
         }
         let begun = piece.split_off(paid);
-        passing.extend(there(piece));
+        put(passing, piece);
         self.keep(begun, passing);
         Next::Pass
     }
 
     /// An event is paid for: what was kept of it passes.
     fn end_event(&mut self, passing: &mut VecDeque<Bytes>) {
-        passing.append(&mut self.kept);
-        (self.size, self.torn) = (0, false);
+        if let Some(kept) = self.take_kept() {
+            passing.push_back(kept);
+        }
+        self.torn = false;
     }
 
     /// Keeps the beginning of an event back, as long as it is none of an excessive length.
     fn keep(&mut self, begun: Bytes, passing: &mut VecDeque<Bytes>) {
-        self.size += begun.len();
-        self.kept.extend(there(begun));
-        if self.size > MAX_KEPT {
-            passing.append(&mut self.kept);
-            (self.size, self.torn) = (0, true);
+        if self.kept.len() + begun.len() > MAX_KEPT {
+            passing.extend(self.take_kept().into_iter().chain([begun]));
+            self.torn = true;
+        } else {
+            self.kept.extend_from_slice(&begun);
         }
+    }
+
+    fn take_kept(&mut self) -> Option<Bytes> {
+        (!self.kept.is_empty()).then(|| std::mem::take(&mut self.kept).into())
     }
 }
 
-fn there(piece: Bytes) -> Option<Bytes> {
-    Some(piece).filter(|piece| !piece.is_empty())
+/// Adds what is there.
+fn put(pieces: &mut VecDeque<Bytes>, piece: Bytes) {
+    if !piece.is_empty() {
+        pieces.push_back(piece);
+    }
 }
 
 /// Whether it is beyond what is held, as far as is known: where nobody can tell, it is.
 fn is_beyond(reading: &Reading, held: &[u64]) -> bool {
-    reading.is_lost() || reading.progress().iter().zip(held).any(|(progress, held)| progress > held)
+    reading.is_lost() || reading.progress().zip(held).any(|(progress, held)| progress > *held)
 }
 
-/// Holds as many slices more as the stream's progress needs, and records how far it came: that is
-/// charged if the gateway dies (f03).
+/// Holds as many slices more as the stream's progress needs; where nothing can pay a whole one, no
+/// more than what lets the waiting event pass.
 ///
 /// # Errors
 /// What the waterfall refuses with, `unquotable` beyond what can be charged, `books_contended`,
@@ -197,13 +211,38 @@ pub async fn top_up<B: Books + 'static>(
     held: &mut Held<B>,
     reading: &Reading,
 ) -> Result<(), Refused> {
-    let (Some(slices), Some(metered)) = (&held.slices, held.metered()) else { return Ok(()) };
+    let Some(slices) = &held.slices else { return Ok(()) };
     if reading.is_lost() {
         let detail = "the backend's stream is encoded in a way that cannot be read";
         return Err(Refusal::new(Code::UpstreamFailed, detail).into());
     }
+    let before = &held.quoted.quantities;
+    let slice = held_for(before, reading.progress(), &slices.sizes);
+    let least: Quantities =
+        before.iter().zip(reading.progress()).map(|(held, progress)| progress.max(*held)).collect();
+    match hold(held, reading, slice.clone()).await {
+        Err(refused) if least != slice && is_short(refused.refusal.code) => {
+            hold(held, reading, least).await
+        }
+        done => done,
+    }
+}
+
+/// Whether less could be paid.
+fn is_short(code: Code) -> bool {
+    use Code::{OverageCapReached, PoolExhausted, PoolLimitReached, SeatExhausted};
+    matches!(code, SeatExhausted | PoolLimitReached | PoolExhausted | OverageCapReached)
+}
+
+/// Holds so much in all, and records how far the stream came: that is charged if the gateway dies
+/// (f03).
+async fn hold<B: Books + 'static>(
+    held: &mut Held<B>,
+    reading: &Reading,
+    quantities: Quantities,
+) -> Result<(), Refused> {
+    let Some(metered) = held.metered() else { return Ok(()) };
     let before = &held.quoted;
-    let quantities = held_for(&before.quantities, &reading.progress(), &slices.sizes);
     let quote = before.again(metered, &quantities)?;
     let Some(price) = difference(&quote.price, &before.quote.price) else {
         held.quoted.quantities = quantities;
@@ -220,9 +259,12 @@ pub async fn top_up<B: Books + 'static>(
             (Some(before), Some(beyond)) => Some(before.and(&beyond)),
             (before, beyond) => before.as_deref().copied().or(beyond),
         };
-        let note =
-            observed.map(|observed| observed_note(&Observed { uncovered: left, ..observed }));
-        match amend(held, &post, &known, note.as_deref()).await? {
+        let uncovered = observed.unwrap_or_default().uncovered;
+        let now_held =
+            HeldNote { cost: quote.price.cost, measures: quantities.to_vec(), uncovered };
+        let captured = observed.map(|observed| Observed { uncovered: left, ..observed });
+        let note = grown_note(now_held, captured.as_ref());
+        match amend(held, &post, &known, &note).await? {
             Amended::Done(taken, after) => {
                 waterfall::grow(&mut held.legs, &taken);
                 held.standing.update(&after);
@@ -243,7 +285,7 @@ pub async fn top_up<B: Books + 'static>(
 
 /// What is held when each meter that came further than it was paid for has so many slices more
 /// that it is paid for.
-fn held_for(held: &[u64], progress: &[u64], sizes: &[u64]) -> Quantities {
+fn held_for(held: &[u64], progress: impl IntoIterator<Item = u64>, sizes: &[u64]) -> Quantities {
     let meters = held.iter().zip(progress).zip(sizes);
     meters
         .map(|((held, progress), size)| {
@@ -293,7 +335,7 @@ async fn amend<B: Books + 'static>(
     held: &Held<B>,
     post: &Post,
     known: &Known,
-    note: Option<&[u8]>,
+    note: &[u8],
 ) -> Result<Amended, Refused> {
     let asked = Instant::now();
     let amending = {
@@ -302,7 +344,7 @@ async fn amend<B: Books + 'static>(
             extra: Some((&position.accounts, post)),
             known: Some(known),
             expires: None,
-            note,
+            note: Some(note),
             answer: &[],
             now: held.worker.clock.now(),
         };

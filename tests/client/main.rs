@@ -187,12 +187,12 @@ fn f82_openai_s_client_reads_why_a_stream_ended_and_no_receipt() {
             "{stopped}"
         );
         assert_eq!(stopped["message"], stopped["problem"]["detail"], "{stopped}");
-        // Six events of two slices, and the first of them says whose turn it is.
-        assert_eq!(stopped["tokens"], 5, "{stopped}");
+        // Six events of two slices and one more, and the first of them says whose turn it is.
+        assert_eq!(stopped["tokens"], 6, "{stopped}");
         assert_eq!(came["received"], json!({ "raised": null, "tokens": 20 }));
         world.settled().await;
-        // Nine in at a third as held, and six out at two thirds as delivered.
-        world.seat("erin", "7", "1", "0");
+        // Nine in at a third as held, and seven out at two thirds as delivered.
+        world.seat("erin", "7.666667", "0.333333", "0");
         // Three in and twenty out as told.
         world.seat("frank", "14.333334", "85.666666", "0");
     });

@@ -121,6 +121,24 @@ fn d31_what_exceeds_a_hold_goes_through_the_waterfall_also_after_a_restart() {
 }
 
 #[test]
+fn d31_an_excess_of_somebody_who_is_gone_is_charged_to_nobody_and_the_charge_adds_up() {
+    run(async {
+        let world = world();
+        let four = json!({"user": "alice", "feature": "image", "quantity": 4});
+        let charge = held(&world, four).await;
+        let rest = Org::new().pool("10").user("bob", "3", Access::Pool);
+        world.apply(&rest.extra("[apply]\nprune = [\"user\"]\n"));
+        let told = world.send(&end(&charge, "capture", &json!({"quantity": 6}))).await.json();
+        assert_eq!((&told["state"], &told["cost"]), (&json!("captured"), &json!("4")), "{told}");
+        let covers = told["legs"].as_array().unwrap().iter().map(|leg| micro(&leg["covers"]));
+        assert_eq!(covers.sum::<u64>(), micro(&told["cost"]), "{told}");
+        assert_eq!(world.charge(told["charge"].as_str().unwrap()), told);
+        world.settled().await;
+        world.verify();
+    });
+}
+
+#[test]
 fn d34_the_same_resolution_again_is_told_the_same_and_another_is_refused() {
     run(async {
         let world = world();

@@ -1,11 +1,17 @@
-//! What a submission and a poll are answered: again under a key, broken, encoded, too long.
+//! What a submission and a poll are answered: again under a key, broken, encoded, too long, or
+//! when its charge is over or cannot be kept.
 
 use serde_json::json;
 
 use super::idempotency::repeats;
-use super::jobs::{Jobs, poll, state, submission};
-use crate::support::sample::Sample;
-use crate::support::{Call, Script, run, until};
+use super::job_ends::void;
+use super::jobs::{Jobs, org, poll, report, state, submission};
+use crate::support::sample::{REPORT_SECRET, Sample};
+use crate::support::{Call, Script, World, run, until};
+
+fn scripted(script: &Script) -> Call {
+    Call::post("/v1/scripted", "{}").user("alice").script(script)
+}
 
 #[test]
 fn d34_a_poll_is_passed_on_as_it_came_and_read_where_it_can_be() {
@@ -111,8 +117,6 @@ fn d34_what_is_no_answer_of_a_submission_is_charged_or_not_at_once() {
     run(async {
         let sample = Sample::start();
         let world = Jobs::default().world(&sample);
-        let scripted =
-            |script: &Script| Call::post("/v1/scripted", "{}").user("alice").script(script);
         let body = |text: &str| Script::body(text);
         let encoded = Script {
             headers: vec![("content-encoding".to_owned(), "br".to_owned())],
@@ -123,6 +127,10 @@ fn d34_what_is_no_answer_of_a_submission_is_charged_or_not_at_once() {
             (body("{}"), whole, json!(["usage_missing"])),
             (body("{\"id\":null}"), whole, json!(["usage_missing"])),
             (body("{\"id\":\"../a\"}"), whole, json!(["usage_missing"])),
+            (body("{\"id\":\"\"}"), whole, json!(["usage_missing"])),
+            (body("{\"id\":1.5}"), whole, json!(["usage_missing"])),
+            (body("{\"id\":\"a\",\"id\":\"b\"}"), whole, json!(["usage_missing"])),
+            (body("{\"id\":\"a\""), whole, json!(["usage_missing"])),
             (body("no json"), whole, json!(["usage_missing"])),
             (encoded, whole, json!(["usage_missing"])),
             (Script { pad: 70_000, ..body("{\"id\":\"a\"}") }, whole, json!(["usage_missing"])),
@@ -157,5 +165,103 @@ fn d34_what_is_no_answer_of_a_submission_is_charged_or_not_at_once() {
         until("the job is known", open).await;
         let charge = world.backend.last().charge().unwrap().to_owned();
         assert_eq!(state(&world, &charge), "held");
+    });
+}
+
+#[test]
+fn d34_submissions_that_are_given_the_same_job_are_charged_each_for_itself() {
+    run(async {
+        let sample = Sample::start();
+        let world = Jobs::default().world(&sample);
+        let call = scripted(&Script::body("{\"id\":\"same\"}"));
+        let mut charges = Vec::new();
+        for _ in 0..3 {
+            let answer = world.send(&call).await;
+            answer.is(200).tells(&[("state", "held")]);
+            charges.push(answer.told("charge"));
+        }
+        assert_eq!(world.metric("tollgate_jobs_open", &[]), 3.0);
+        // A report is of one charge.
+        let failed = json!({"status": "failed"});
+        let told = world.send(&report(&charges[0], &failed, REPORT_SECRET)).await;
+        assert_eq!(told.is(200).json(), json!({"charge": charges[0], "state": "voided"}));
+        let states = || charges.iter().map(|charge| state(&world, charge)).collect::<Vec<_>>();
+        assert_eq!(states(), ["voided", "held", "held"]);
+        // A poll is of the job.
+        let done = Script::body("{\"status\":\"succeeded\",\"usage\":{\"seconds\":2}}");
+        let polled = Call::get("/v1/other/same").user("alice").script_plainly(&done);
+        world.send(&polled).await.is(200);
+        assert_eq!(states(), ["voided", "captured", "captured"]);
+        assert_eq!(world.metric("tollgate_jobs_open", &[]), 0.0);
+        world.seat("alice", "4", "96", "0");
+        // The job that is over may be given once more.
+        let again = world.send(&call).await;
+        again.is(200).tells(&[("state", "held")]);
+        assert_eq!(states(), ["voided", "captured", "captured"]);
+        assert_eq!(world.metric("tollgate_jobs_open", &[]), 1.0);
+    });
+}
+
+#[test]
+fn d34_f23_a_submission_whose_charge_was_voided_meanwhile_is_answered_and_costs_nothing() {
+    run(async {
+        let sample = Sample::start();
+        let world = Jobs::default().world(&sample);
+        let slow = Script { gate: Some("g".to_owned()), ..Script::body("{\"id\":\"late\"}") };
+        let call = scripted(&slow).header("idempotency-key", "k");
+        let voiding = async {
+            until("it is forwarded", || (world.backend.count() == 1).then_some(())).await;
+            let charge = world.backend.last().charge().unwrap().to_owned();
+            assert_eq!(void(&world, &charge).await.is(200).json()["state"], "voided");
+            world.backend.open("g");
+            charge
+        };
+        let mut client = world.client().await;
+        let (answer, charge) = tokio::join!(client.send(&call), voiding);
+        answer.is(200).tells(&[("charge", &charge), ("state", "voided"), ("cost", "0")]);
+        assert_eq!(answer.json(), json!({"id": "late"}));
+        assert_eq!(world.metric("tollgate_jobs_open", &[]), 0.0);
+        // Nobody follows the job, so whoever sees its end charges nothing.
+        let done = Script::body("{\"status\":\"succeeded\",\"usage\":{\"seconds\":2}}");
+        let polled = Call::get("/v1/other/late").user("alice").script_plainly(&done);
+        world.send(&polled).await.is(200);
+        let done = json!({"status": "succeeded"});
+        let told = world.send(&report(&charge, &done, REPORT_SECRET)).await;
+        assert_eq!(told.is(200).json()["state"], "voided");
+        world.seat("alice", "0", "100", "0");
+        let counted = |outcome| world.metric("tollgate_requests_total", &[outcome]);
+        assert_eq!((counted("\"in_doubt\""), counted("\"held\"")), (1.0, 0.0));
+        // What costs nothing leaves its key free.
+        let again = world.send(&call).await;
+        again.is(200).tells(&[("state", "held")]);
+        assert_ne!(again.told("charge"), charge);
+        assert_eq!(world.backend.count(), 3);
+    });
+}
+
+/// The words of a route that stand with each job's hold may be longer than a record.
+#[test]
+fn d34_a_job_that_cannot_be_recorded_is_charged_whole_and_its_answer_is_given() {
+    run(async {
+        let sample = Sample::start();
+        let mut setup = Jobs::default().setup(&sample);
+        let words = format!("succeeded = [\"{}\", ", "x".repeat(300_000));
+        setup.limits = setup.limits.replace("succeeded = [", &words);
+        let mut world = World::with(setup, &org());
+        let call = scripted(&Script::body("{\"id\":\"a\"}")).header("idempotency-key", "k");
+        let answer = world.send(&call).await;
+        answer.is(200).tells(&[("state", "captured"), ("cost", "1")]);
+        assert_eq!(answer.json(), json!({"id": "a"}));
+        world.logged(&["what a job's end needs cannot be recorded"]).await;
+        let charge = answer.told("charge");
+        for _ in 0..2 {
+            assert_eq!(world.charge(&charge)["flags"], json!(["usage_missing"]));
+            assert_eq!(world.metric("tollgate_jobs_open", &[]), 0.0);
+            world.seat("alice", "1", "99", "0");
+            repeats(&answer, &world.send(&call).await);
+            world.kill();
+            world.start();
+        }
+        assert_eq!(world.backend.count(), 1);
     });
 }

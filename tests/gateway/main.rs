@@ -11,7 +11,8 @@
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
-//! - `jobs`, `job_answers`, `job_campaign`: charges that are settled when a job is over, by hand and by the thousand.
+//! - `jobs`, `job_answers`, `job_ends`, `job_campaign`: charges that are settled when a job is over,
+//!   by hand and by the thousand, and when nobody tells how it is.
 //! - `observe`: what is let through that would be refused.
 //! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
 //! - `routes`: the examples of docs/routes.md.
@@ -46,6 +47,7 @@ mod idempotency;
 mod identity;
 mod job_answers;
 mod job_campaign;
+mod job_ends;
 mod jobs;
 mod observe;
 mod operations;

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::upstreams::{begin, read_until};
-use super::usage::{DONE, SSE, Step, charge, chunk, event, head, metered_for};
+use super::usage::{DONE, SSE, Step, charge, chunk, event, head, metered_for, now};
 use crate::support::org::{ROBOT, STUDIO};
 use crate::support::sample::Sample;
 use crate::support::world::micro;
@@ -387,6 +387,13 @@ async fn sliced(events: u32, kill: bool) -> (Value, World) {
         go.send(()).unwrap();
         read_until(&mut stream, &format!("\"n\":{n}}}")).await;
     }
+    // Three slices are held, of which the seat has seven.
+    let open = now(&world, &backend);
+    assert_eq!((&open["state"], &open["cost"]), (&json!("held"), &json!("15")), "{open}");
+    assert_eq!(
+        (&open["quantity"], adds_up(&open)),
+        (&json!("15"), would("seat_exhausted", "8", "4"))
+    );
     if kill {
         world.kill();
         world.start();

@@ -6,7 +6,9 @@ use tokio::io::AsyncReadExt;
 
 use super::slices::{FIVE, counting, open, read_on, told};
 use super::upstreams::read_until;
-use super::usage::{Step, charge, chunk, event, gzip, head, is, metered_for, missing, now};
+use super::usage::{
+    DONE, SSE, Step, charge, chunk, event, gzip, head, is, metered_for, missing, now,
+};
 use crate::support::{Access, Call, Org, PATIENCE, run};
 
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{\"usage\":{\"n\":2}}";
@@ -115,6 +117,69 @@ fn d36_d38_a_stream_that_outlasts_the_drain_is_charged_what_it_was_known_to_be()
             assert_eq!(world.balance("alice")["seat"]["held"], "0");
             world.verify();
         }
+    });
+}
+
+#[test]
+fn f82_of_a_slice_that_nothing_can_pay_no_more_is_held_than_the_event_needs() {
+    run(async {
+        let org = Org::new().user("alice", "18", Access::None);
+        let ten = "hold = \"slice\"\nquantity = { const = 10 }\n\
+                   usage = { sse_json = \"/usage/n\" }";
+        let steps = [1, 15, 17, 18, 20].map(|n: u32| [Step::Wait, event(&n.to_string())]);
+        let steps = [head(SSE)].into_iter().chain(steps.into_iter().flatten());
+        let steps: Vec<Step> = steps.chain([Step::Closed]).collect();
+        let (world, backend, go) = metered_for(&org, vec![("chat", steps)], &[("/chat", ten)]);
+        let mut stream = open(&world, "/chat").await;
+        let mut got = String::new();
+        // A slice of ten is more than the eight that are left.
+        for (n, held) in [(1, "10"), (15, "15"), (17, "17"), (18, "18")] {
+            go.send(()).unwrap();
+            read_on(&mut stream, &mut got, &told(n)).await;
+            assert_eq!(world.balance("alice")["seat"]["held"], held, "{n}");
+        }
+        go.send(()).unwrap();
+        read_on(&mut stream, &mut got, "0\r\n\r\n").await;
+        assert!(got.contains("event: error\n") && !got.contains(&told(20)), "{got}");
+        assert!(got.contains("\"required\":{\"credits\":\"2\""), "{got}");
+        is(&charge(&world, &backend).await, "captured", "20", &json!([]));
+        world.seat("alice", "18", "0", "0");
+        assert_eq!(world.balance("alice")["overdraft"], "2");
+        world.verify();
+    });
+}
+
+#[test]
+fn f56_f82_usage_that_grows_by_more_than_a_million_slices_at_once_is_none() {
+    run(async {
+        let org = Org::new().user("alice", "20", Access::None);
+        // Five million more than the event that counts as one.
+        let many = "5000002";
+        let falls = [head(SSE), event("2"), event("9000000000"), event("3")];
+        let once = [head(SSE), event(many)];
+        let ends = [chunk(DONE), Step::End("")];
+        let plays = [("falls", falls.to_vec()), ("once", once.to_vec())];
+        let plays = plays.map(|(name, steps)| (name, [steps, ends.to_vec()].concat())).to_vec();
+        let routes = [("/falls", FIVE), ("/once", FIVE)];
+        let (world, backend, _go) = metered_for(&org, plays, &routes);
+        for (path, told, cost, flags, unreadable) in [
+            ("/falls", "3", "3", json!([]), 1.0),
+            // Nothing else was told: that is a hold that is captured whole.
+            ("/once", many, "5", missing(), 1.0),
+        ] {
+            let mut stream = open(&world, path).await;
+            let got = read_until(&mut stream, "0\r\n\r\n").await;
+            assert!(got.contains(&format!("\"n\":{told}}}")) && got.contains(DONE), "{got}");
+            is(&charge(&world, &backend).await, "captured", cost, &flags);
+            assert_eq!(
+                world.metric("tollgate_usage_unreadable_total", &[path]),
+                unreadable,
+                "{path}"
+            );
+        }
+        world.seat("alice", "8", "12", "0");
+        assert_eq!(world.balance("alice")["overdraft"], "0");
+        world.verify();
     });
 }
 

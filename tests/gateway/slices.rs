@@ -10,6 +10,7 @@ use super::upstreams::{begin, read_until};
 use super::usage::{
     DONE, SSE, Step, charge, chunk, event, gzip, head, is, metered_for, missing, now,
 };
+use crate::support::world::micro;
 use crate::support::{Access, Call, Org, World, run, until};
 
 /// Slices of five, of what the events tell.
@@ -58,6 +59,15 @@ fn unchunked(text: &str) -> (String, bool) {
     (body, false)
 }
 
+/// While it is open, a charge says what is held by now, and its legs cover that.
+#[track_caller]
+fn holds(charge: &Value, held: u32) {
+    is(charge, "held", &held.to_string(), &json!([]));
+    assert_eq!(charge["quantity"], charge["cost"], "{charge}");
+    let covers = charge["legs"].as_array().unwrap().iter().map(|leg| micro(&leg["covers"]));
+    assert_eq!(covers.sum::<u64>(), micro(&charge["cost"]), "{charge}");
+}
+
 pub async fn read_on(stream: &mut TcpStream, got: &mut String, text: &str) {
     if !got.contains(text) {
         *got += &read_until(stream, text).await;
@@ -79,6 +89,7 @@ fn d29_f82_a_stream_is_topped_up_slice_by_slice_and_exact_at_its_end() {
             read_on(&mut stream, &mut got, &told(n)).await;
             let slices = n.div_ceil(5);
             assert_eq!(held(&world), (5 * slices).to_string(), "{n}");
+            holds(&now(&world, &backend), 5 * slices);
         }
         assert!(got.contains("state=held, cost=\"5\""), "{got}");
         assert!(!backend.heads()[0].contains("accept-encoding"), "events are set among its own");
@@ -105,16 +116,16 @@ fn d30_f82_a_stream_that_nothing_can_pay_ends_with_an_event_and_exact_books() {
         let routes = [("/counted", counted), ("/silent", silent), ("/told", told_too)];
         let plays = || {
             let mut steps = vec![head(SSE)];
-            steps.extend((1..=7).map(|n| event(&n.to_string())));
+            steps.extend((1..=8).map(|n| event(&n.to_string())));
             steps.push(Step::Closed);
             steps
         };
         for (path, cost, flags) in [
-            // The seventh event was not delivered, and is not charged.
-            ("/counted", "6", json!([])),
-            ("/silent", "6", missing()),
-            // What was told was used, and there is a credit for it.
-            ("/told", "7", json!([])),
+            // The eighth event was not delivered, and is not charged.
+            ("/counted", "7", json!([])),
+            ("/silent", "7", missing()),
+            // What was told was used, and nobody has a credit for it.
+            ("/told", "8", json!([])),
         ] {
             let name = path.trim_start_matches('/');
             let plays = vec![(
@@ -128,14 +139,15 @@ fn d30_f82_a_stream_that_nothing_can_pay_ends_with_an_event_and_exact_books() {
             let (body, ended) = unchunked(&got);
             let (before, data) = last_event(&body, "error");
             assert!(ended && body.ends_with("}\n\n"), "{body}");
-            assert_eq!(before, (1..=6).map(told).collect::<String>(), "all that is paid for");
+            // Two slices of three, and what is left of the seat.
+            assert_eq!(before, (1..=7).map(told).collect::<String>(), "all that is paid for");
             let problem = if path == "/told" { &data["error"]["problem"] } else { &data };
             let status = if path == "/told" { 429 } else { 402 };
             assert_eq!(problem["code"], "seat_exhausted", "{data}");
             assert_eq!(problem["status"], status, "{data}");
             assert_eq!(problem["request_id"], "stream-1", "{data}");
-            assert_eq!(problem["required"]["credits"], "3", "{data}");
-            assert_eq!(problem["available"]["credits"], "1", "{data}");
+            assert_eq!(problem["required"]["credits"], "1", "{data}");
+            assert_eq!(problem["available"]["credits"], "0", "{data}");
             if path == "/told" {
                 assert_eq!(data["error"]["type"], "insufficient_quota", "{data}");
             }
@@ -144,9 +156,9 @@ fn d30_f82_a_stream_that_nothing_can_pay_ends_with_an_event_and_exact_books() {
             until("the backend's connection is closed", || (backend.closed() == 1).then_some(()))
                 .await;
             world.settled().await;
-            let left = if cost == "7" { "0" } else { "1" };
-            world.seat("alice", cost, left, "0");
-            assert_eq!(world.balance("alice")["overdraft"], "0");
+            world.seat("alice", "7", "0", "0");
+            let owed = if path == "/told" { "1" } else { "0" };
+            assert_eq!(world.balance("alice")["overdraft"], owed);
             assert_eq!(world.metric("tollgate_refusals_total", &["seat_exhausted"]), 1.0);
             assert_eq!(world.metric("tollgate_requests_total", &["captured", path]), 1.0);
             assert_eq!(world.metric("tollgate_requests_total", &["refused", path]), 0.0);
@@ -229,30 +241,33 @@ fn f03_f82_what_the_last_slice_knew_is_charged_when_the_gateway_is_killed() {
 fn d25_d29_slices_are_split_over_seat_and_pool() {
     run(async {
         let org = Org::new().pool("3").user("alice", "7", Access::Pool);
-        let plays = vec![("chat", counting(1, 12)), ("more", counting(8, 14))];
-        let (world, backend, go) = metered_for(&org, plays, &[("/chat", FIVE), ("/more", FIVE)]);
+        let (world, backend, go) =
+            metered_for(&org, vec![("chat", counting(1, 14))], &[("/chat", FIVE)]);
         let mut stream = open(&world, "/chat").await;
         let mut got = String::new();
         for (n, drawn) in [(1, "0"), (2, "0"), (3, "0"), (4, "0"), (5, "0"), (6, "1.5")] {
             go.send(()).unwrap();
             read_on(&mut stream, &mut got, &told(n)).await;
             assert_eq!(world.pool()["held"], drawn, "{n}");
+            holds(&now(&world, &backend), if n > 5 { 10 } else { 5 });
         }
-        for n in 7..=10 {
+        // The third slice is 2.5 Operations, and 1.5 are left: so many events as they pay, and no
+        // more than each needs.
+        let drawn = ["1.5", "1.5", "1.5", "1.5", "2", "2.5", "3"];
+        for (n, drawn) in (7..=13).zip(drawn) {
             go.send(()).unwrap();
             read_on(&mut stream, &mut got, &told(n)).await;
+            assert_eq!(world.pool()["held"], drawn, "{n}");
         }
-        // The third slice is 2.5 Operations, and 1.5 are left: refused as a whole, and what was
-        // told goes beyond what is held.
         go.send(()).unwrap();
         read_on(&mut stream, &mut got, "0\r\n\r\n").await;
         let (body, _) = unchunked(&got);
         assert_eq!(last_event(&body, "error").1["code"], "pool_exhausted");
         let charge = charge(&world, &backend).await;
-        is(&charge, "captured", "11", &json!([]));
-        world.seat("alice", "7", "0", "2");
-        assert_eq!(world.pool()["available"], "1");
-        assert_eq!(world.balance("alice")["overdraft"], "0");
+        is(&charge, "captured", "14", &json!([]));
+        world.seat("alice", "7", "0", "3");
+        assert_eq!(world.pool()["available"], "0");
+        assert_eq!(world.balance("alice")["overdraft"], "1");
     });
 }
 
@@ -364,7 +379,7 @@ fn d30_a_stream_that_was_stopped_has_its_receipt_behind_the_error() {
     run(async {
         let org = Org::new().user("alice", "7", Access::None);
         let mut steps = vec![head(SSE)];
-        steps.extend((1..=7).map(|n| event(&n.to_string())));
+        steps.extend((1..=8).map(|n| event(&n.to_string())));
         steps.push(Step::Closed);
         let route = format!("sse_receipt = true\n{FIVE}");
         let (world, _backend, _go) = metered_for(&org, vec![("chat", steps)], &[("/chat", &route)]);
@@ -373,12 +388,12 @@ fn d30_a_stream_that_was_stopped_has_its_receipt_behind_the_error() {
         let (body, _) = unchunked(&got);
         let (before, receipt) = last_event(&body, "tollgate.receipt");
         let (events, problem) = last_event(before, "error");
-        assert_eq!(events, (1..=5).map(told).collect::<String>());
+        assert_eq!(events, (1..=7).map(told).collect::<String>());
         assert_eq!(problem["code"], "seat_exhausted");
-        // Six were told, and there was a credit for the sixth.
+        // Eight were told, and there was no credit for the eighth.
         let of = |key: &str| receipt[key].clone();
-        assert_eq!(json!([of("state"), of("cost"), of("seat")]), json!(["captured", "6", "6"]));
-        assert_eq!(of("seat-remaining"), "1");
+        assert_eq!(json!([of("state"), of("cost"), of("seat")]), json!(["captured", "8", "7"]));
+        assert_eq!(of("seat-remaining"), "0");
         world.settled().await;
     });
 }
@@ -402,7 +417,7 @@ fn d33_f82_a_client_that_left_is_topped_up_for_as_long_as_something_can_pay() {
         };
         let plays = vec![("ends", ends), ("endless", endless.clone()), ("cancels", endless)];
         let routes = [("/ends", FIVE), ("/endless", FIVE), ("/cancels", &*cancels)];
-        for (path, cost) in [("/ends", "9"), ("/endless", "11"), ("/cancels", "1")] {
+        for (path, cost) in [("/ends", "9"), ("/endless", "14"), ("/cancels", "1")] {
             let (world, backend, go) = metered_for(&org, plays.clone(), &routes);
             let mut stream = open(&world, path).await;
             read_until(&mut stream, &told(1)).await;
@@ -415,7 +430,8 @@ fn d33_f82_a_client_that_left_is_topped_up_for_as_long_as_something_can_pay() {
             is(&charge(&world, &backend).await, "captured", cost, &json!([]));
             let stopped = if path == "/endless" { 1.0 } else { 0.0 };
             assert_eq!(world.metric("tollgate_refusals_total", &["seat_exhausted"]), stopped);
-            assert_eq!(world.balance("alice")["overdraft"], "0");
+            // Thirteen could be paid, and one more was told.
+            assert_eq!(world.balance("alice")["overdraft"], stopped.to_string());
             world.verify();
         }
     });

@@ -51,6 +51,10 @@ pub async fn void(call: Call) -> Result<Reply, Problem> {
         let memo = OutcomeMemo::default();
         let resolution = Resolution::plain(State::Voided, &[], call.now, &memo);
         if let Resolved::Done(..) = call.admin.books.resolve(id, &resolution).await? {
+            // What it was when it ended: it may have become a job meanwhile.
+            if let Ok(ended) = find(&call, &org, id).await {
+                (call.admin.voided)(id, &ended);
+            }
             let note = Note {
                 org: &org.id,
                 who: &call.who.name,

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use super::super::document::Key;
-use super::super::{Job, OnDisconnect, Report, Route, Usage, is_pointer};
+use super::super::{Job, OnDisconnect, Report, Route, Table, Usage, is_pointer};
 use super::Check;
 
 /// The longest hold that there is, and the longest wait between two looks at one.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 const POLLS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
+/// An id as a job may have it, and that no route names.
+const AN_ID: &str = "01a1fb54-b3cc-7d3b-8096-b6d771eb1dcb";
 
 pub(super) fn job(check: &mut Check<'_>, route_key: &Key, route: &Route) {
     let Some(job) = &route.job else { return };
@@ -42,6 +44,27 @@ pub(super) fn job(check: &mut Check<'_>, route_key: &Key, route: &Route) {
         check.that(variable, &key.name("env"), "expected the name of an environment variable");
     }
     beside(check, route_key, route);
+}
+
+/// Jobs whose clients could not ask how they stand: no free route to the same upstream takes that.
+pub(super) fn polls(check: &mut Check<'_>, key: &Key, routes: &[Route]) {
+    let method = |route: &Route| Some(http::Method::from_bytes(route.method.as_ref()?.as_bytes()));
+    let entries: Vec<_> = (routes.iter())
+        .map(|route| (method(route).and_then(Result::ok), &*route.path, route))
+        .collect();
+    let (table, _) = Table::new(&entries);
+    for (index, route) in routes.iter().enumerate() {
+        let Some(job) = &route.job else { continue };
+        let path = job.status_path.replace(Job::PLACE, AN_ID);
+        let taken = table.find(&http::Method::GET, &path).is_ok_and(|found| {
+            let poll = *found.value;
+            poll.free && poll.upstream == route.upstream
+        });
+        let key = key.index(index).name("job").name("status_path");
+        let expected = "expected a free route to the same upstream that takes GET of this path: \
+                        without one clients cannot ask how their jobs stand";
+        check.that(taken, &key, expected);
+    }
 }
 
 /// What does not go with a job: its usage is told by its status document, and who leaves before

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::note::{self, ObservedNote};
+use super::super::note::{self, HeldNote, ObservedNote};
 use super::super::waterfall::Observed;
 use super::*;
 
@@ -169,6 +169,35 @@ fn d28_a_charge_tells_what_was_not_refused_and_what_nobody_pays() {
     let told = json!(open.document(Vec::new()));
     assert_eq!((&told["flags"], told.get("would_refuse")), (&json!([]), None));
     assert_eq!(told.get("uncovered"), None);
+}
+
+#[test]
+fn d29_f82_a_hold_that_grew_says_what_is_held_by_now_and_in_the_end_what_was_used() {
+    let observed = ObservedNote {
+        would_refuse: Some("seat_exhausted".into()),
+        // Of what is captured if nobody settles it.
+        uncovered: Both { credits: credits(1_000_000), ..Both::default() },
+    };
+    let uncovered = Both { credits: credits(8_000_000), ..Both::default() };
+    let held = HeldNote { cost: credits(15_000_000), measures: vec![9_500_000], uncovered };
+    let note = HoldNote { observed: Some(observed), held: Some(held), ..HoldNote::default() };
+    let mut open = record(memo(&[(None, 5_000_000)]), None);
+    open.notes.0 = note::decode(&note::encode(&note));
+    assert_eq!(open.notes.0, note);
+    assert_eq!((open.cost(), open.covered()), (credits(15_000_000), credits(7_000_000)));
+    let told = open.document(Vec::new());
+    assert_eq!((told.cost, &told.quantity), (credits(15_000_000), &json!("9.5")));
+    assert_eq!(told.uncovered, Some(uncovered));
+
+    let mut ended = |measures| {
+        let outcome = OutcomeMemo { cost: credits(6_000_000), measures, flags: Flags::default() };
+        open.resolved = Some((State::Captured, Timestamp::UNIX_EPOCH, outcome));
+        (open.cost(), open.covered(), open.document(Vec::new()).quantity)
+    };
+    let (cost, covered) = (credits(6_000_000), credits(5_000_000));
+    assert_eq!(ended(Some(vec![6_000_000])), (cost, covered, json!("6")));
+    // Where usage was not told the whole hold was captured, and that is its quantity.
+    assert_eq!(ended(None), (cost, covered, json!("9.5")));
 }
 
 #[test]

@@ -7,11 +7,14 @@ use super::super::amount::{prorate_down, prorate_up};
 use super::super::price::Price;
 use super::{PoolAccess, PoolSide, Position, Split};
 
+/// How much of each leg is captured, by the hold's order.
+pub type Keep = SmallVec<[u64; 6]>;
+
 /// What of a hold a capture keeps, and what it still owes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
-    /// How much of each leg is captured, by the hold's order; the rest returns (D30).
-    pub keep: SmallVec<[u64; 6]>,
+    /// How much of each leg is captured; the rest returns (D30).
+    pub keep: Keep,
     /// What the hold does not cover (D31).
     pub excess: Option<Excess>,
 }
@@ -67,14 +70,8 @@ pub(super) fn settle_beside(
 }
 
 /// Spreads what is kept over the legs, first legs first, so that what returns goes to the last.
-fn keep(
-    legs: &[Taken],
-    mut seat: u64,
-    mut pool: u64,
-    mut overage: u64,
-    limit: u64,
-) -> SmallVec<[u64; 6]> {
-    let mut kept: SmallVec<[u64; 6]> = SmallVec::new();
+fn keep(legs: &[Taken], mut seat: u64, mut pool: u64, mut overage: u64, limit: u64) -> Keep {
+    let mut kept = Keep::new();
     for leg in legs {
         let part = match leg.kind {
             LegKind::Licence => take_from(&mut seat, leg.amount),

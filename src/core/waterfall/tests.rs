@@ -5,6 +5,7 @@ mod arithmetic;
 mod observed;
 mod races;
 mod settlement;
+mod settling;
 mod world;
 
 use super::super::amount::Operations;

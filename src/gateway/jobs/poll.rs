@@ -272,3 +272,43 @@ async fn answer(upstream: &Arc<Upstream>, request: Request<Outgoing>) -> Answer 
         Gathered::Whole(_) | Gathered::Open(_) => Answer::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::pin::pin;
+
+    use super::*;
+    use crate::gateway::tests::bench::{Bench, Step};
+    use crate::gateway::tests::jobs::VIDEOS;
+
+    #[tokio::test]
+    async fn d34_f72_a_question_that_hangs_is_given_up_when_the_gateway_stops() {
+        let bench = Bench::with(VIDEOS).await;
+        bench.backend.answers("200 OK", r#"{"id": "a"}"#);
+        assert_eq!(bench.post("/v1/videos", "alice", "{}").await.receipt()["state"], "held");
+        bench.backend.plays([Step::Wait]);
+        let (worker, stop) = (&bench.worker, CancellationToken::new());
+        let soon = Instant::now() + Duration::from_secs(60);
+        let mut asking = worker.jobs.take_due("media", soon).unwrap();
+        {
+            let mut question = pin!(ask(worker, &mut asking, &stop));
+            tokio::select! {
+                biased;
+                answered = &mut question => panic!("nobody answers: {}", answered.is_ok()),
+                () = bench.until("it is asked for", || bench.backend.seen().len() == 2) => {}
+            }
+            stop.cancel();
+            tokio::select! {
+                biased;
+                given_up = &mut question => assert!(given_up.is_ok()),
+                () = ready(()) => panic!("it is waited for"),
+            }
+        }
+        assert!(!asking.told);
+        drop(asking);
+        // It is asked for again, by whoever serves then.
+        assert_eq!(worker.jobs.len(), 1);
+        assert!(worker.jobs.take_due("media", soon).is_some());
+    }
+}

@@ -119,7 +119,7 @@ async fn keep<B: Books + 'static>(
     // Whoever settles it goes on in its mode.
     let observed = held.observed.as_deref().copied();
     let observed = held.is_observed().then(|| (&observed.unwrap_or_default()).into());
-    let note = HoldNote { rates, observed, job: Some(job) };
+    let note = HoldNote { rates, observed, job: Some(job), ..HoldNote::default() };
     let encoded = note::encode(&note);
     let cost = held.quoted.quote.price.cost.micro();
     let answer = answer(held, cost);

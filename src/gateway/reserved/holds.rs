@@ -59,23 +59,8 @@ pub async fn hold<B: Books>(
     let moment = caller.org.moment(now);
     let position = caller.org.position(caller.payer(), &moment, now);
     let Priced { quote, rates, quantities } = priced;
-    let memo = HoldMemo {
-        org: caller.org.id.as_str(),
-        user: caller.user.as_ref().map(|user| user.id()),
-        key: caller.key.id.as_str(),
-        feature: asked.feature.as_str(),
-        route: ROUTE,
-        measures: named(&quantities),
-        price: quote.price,
-        pool: quote.pool,
-        rate_card: quote.rate_card.as_str(),
-        cycle: moment.cycle.label,
-        term: moment.term.map(|index| caller.org.terms[index].term.id.as_str()),
-        profile: caller.payer().access().ok().map(|access| access.profile.as_str()),
-        request_id,
-    };
-    // A memo is texts and numbers, and a vector takes as many as there are.
-    let memo = postcard::to_extend(&memo, Vec::with_capacity(256)).unwrap_or_default();
+    let what = (asked.feature.as_str(), ROUTE, named(&quantities));
+    let memo = caller.memo(&moment, &quote, what, request_id);
     let is_observed = caller.org.mode == Mode::Observe;
     let mut known = None;
     for plans in 0..=MAX_PLANS {
@@ -92,7 +77,8 @@ pub async fn hold<B: Books>(
             },
         };
         let observed = is_observed.then(|| (&observed.unwrap_or_default()).into());
-        let note = note::encode(&HoldNote { rates: Some(rates.clone()), observed, job: None });
+        let rates = Some(rates.clone());
+        let note = note::encode(&HoldNote { rates, observed, ..HoldNote::default() });
         let ask = Ask {
             charge,
             accounts: &position.accounts,

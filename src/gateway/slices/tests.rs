@@ -50,7 +50,7 @@ fn play<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, payable: usize) -> Went 
         request_id: HeaderValue::from_static("a"),
         gate: Gate::default(),
     };
-    slices.begin(&reading);
+    slices.begin(&mut reading);
     let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();
     let (mut paid, mut stopped) = (0, false);
     'pieces: for piece in pieces {
@@ -64,13 +64,13 @@ fn play<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, payable: usize) -> Went 
                     break 'pieces;
                 }
                 Next::TopUp => {
-                    held = super::held_for(&held, &reading.progress(), &sizes);
+                    held = super::held_for(&held, reading.progress(), &sizes);
                     paid += 1;
                 }
             }
         }
     }
-    let rest = if stopped { VecDeque::new() } else { slices.rest() };
+    let rest = if stopped { None } else { slices.rest() };
     let bytes = |pieces: VecDeque<Bytes>| pieces.into_iter().flatten().collect::<Vec<u8>>();
     let (passed, waits) = (bytes(passing), bytes(waiting.into_iter().chain(rest).collect()));
     Went { passed, waits, held, stopped, clean: slices.may_end_cleanly() }
@@ -140,6 +140,60 @@ fn f82_an_event_of_any_length_is_kept_back_up_to_a_bound() {
 }
 
 #[test]
+fn f82_an_event_that_comes_byte_by_byte_is_kept_in_one_piece() {
+    let mut reading = Reading::new(&rules(), &head(""), Names::new());
+    let mut slices = Slices {
+        sizes: smallvec![MICRO, MICRO],
+        request_id: HeaderValue::from_static("a"),
+        gate: Gate::default(),
+    };
+    slices.begin(&mut reading);
+    let text = format!("data: {}\n\ndata: 2", "x".repeat(10_000));
+    let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();
+    for byte in text.as_bytes() {
+        slices.push(Bytes::copy_from_slice(&[*byte]));
+        while slices.next(&mut reading, &[MICRO, MICRO], &mut passing, &mut waiting) != Next::Read {
+        }
+    }
+    let (event, rest) = text.split_at(text.len() - "data: 2".len());
+    // One more, because the last byte of it came when the others were together.
+    assert!(passing.len() <= 2, "{} pieces", passing.len());
+    assert_eq!(passing.into_iter().flatten().collect::<Vec<u8>>(), event.as_bytes());
+    assert_eq!((slices.rest().unwrap(), waiting.len()), (Bytes::from(rest.to_owned()), 0));
+}
+
+#[test]
+fn f56_f82_usage_that_grows_by_more_than_a_million_slices_at_once_is_not_told() {
+    let text = |numbers: &[u64]| -> String {
+        numbers.iter().map(|n| format!("data: {{\"n\":{n}}}\n\n")).collect()
+    };
+    // A slice of what is told is two.
+    for (pick, numbers, told, unreadable) in [
+        (Pick::Last, &[1, 9_000_000_000, 3][..], Some(3), true),
+        (Pick::Max, &[1, 9_000_000_000, 3], Some(3), true),
+        // What is not known cannot be added up.
+        (Pick::Sum, &[1, 9_000_000_000, 3], None, true),
+        (Pick::Last, &[2_000_001], Some(2_000_001), false),
+        (Pick::Last, &[2_000_002], None, true),
+        (Pick::Last, &[2_000_000, 4_000_000, 6_000_000], Some(6_000_000), false),
+        (Pick::Sum, &[2_000_000, 2_000_000], Some(4_000_000), false),
+    ] {
+        let mut rules = Rules::new(pick);
+        rules.add(Some(&Usage { sse_json: Some("/n".to_owned()), ..Usage::default() })).unwrap();
+        let mut reading = Reading::new(&Arc::new(rules), &head(""), Names::new());
+        let mut slices = Slices {
+            sizes: smallvec![2 * MICRO],
+            request_id: HeaderValue::from_static("a"),
+            gate: Gate::default(),
+        };
+        slices.begin(&mut reading);
+        reading.feed(text(numbers).as_bytes());
+        let found = reading.reported(&[0]).map(|told| told[0] / MICRO);
+        assert_eq!((found, reading.is_unreadable()), (told, unreadable), "{pick:?} {numbers:?}");
+    }
+}
+
+#[test]
 fn f74_an_encoded_stream_passes_piece_by_piece() {
     let mut reading = Reading::new(&rules(), &head("gzip"), Names::new());
     let slices = &mut Slices {
@@ -147,7 +201,7 @@ fn f74_an_encoded_stream_passes_piece_by_piece() {
         request_id: HeaderValue::from_static("a"),
         gate: Gate::default(),
     };
-    slices.begin(&reading);
+    slices.begin(&mut reading);
     assert!(!slices.may_end_cleanly());
     slices.push(Bytes::from_static(b"\x1f\x8b\x08"));
     let (mut passing, mut waiting) = <(VecDeque<_>, VecDeque<_>)>::default();
@@ -157,7 +211,7 @@ fn f74_an_encoded_stream_passes_piece_by_piece() {
 
 #[test]
 fn d29_a_slice_is_as_many_as_are_needed_and_its_price_is_the_exact_difference() {
-    let next = |held, progress, size| super::held_for(&[held], &[progress], &[size])[0];
+    let next = |held, progress, size| super::held_for(&[held], [progress], &[size])[0];
     assert_eq!(next(5, 5, 5), 5);
     assert_eq!(next(5, 6, 5), 10);
     assert_eq!(next(5, 11, 5), 15);

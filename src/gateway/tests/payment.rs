@@ -6,7 +6,8 @@ use crate::books::{
     Posted, Resolution, Resolved, Session,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
-use crate::core::charge::State;
+use crate::core::amount::Credits;
+use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 use bytes::Bytes;
 use http::Request;
@@ -151,21 +152,34 @@ async fn d38_metrics_count_what_the_ledger_records() {
     }
 }
 
-/// Books that fail to say what they held, or to resolve anything.
-struct Mute(Session, bool);
+/// What of books goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// They do not say what they held.
+    Mute,
+    /// They resolve nothing.
+    Unresolved,
+    /// They amend nothing.
+    Unamended,
+    /// Somebody captures a charge as soon as it was amended, five credits of it.
+    Captured,
+}
 
-impl Books for Mute {
+/// Books of which that goes wrong.
+pub struct Faulty(pub Session, pub Fault);
+
+impl Books for Faulty {
     fn hold(
         &self,
         ask: &Ask<'_>,
     ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
-        let (holding, says) = (self.0.hold(ask), self.1);
+        let (holding, fault) = (self.0.hold(ask), self.1);
         async move {
             let posted = holding.await?;
-            if says {
-                return Ok(posted);
+            match fault {
+                Fault::Mute => Err(BooksError::Unavailable("the answer is lost".into())),
+                _ => Ok(posted),
             }
-            Err(BooksError::Unavailable("the answer is lost".into()))
         }
     }
 
@@ -174,7 +188,8 @@ impl Books for Mute {
         charge: ChargeId,
         resolution: &Resolution<'_>,
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
-        let resolving = (!self.1).then(|| self.0.resolve(charge, resolution));
+        let resolves = self.1 != Fault::Unresolved;
+        let resolving = resolves.then(|| self.0.resolve(charge, resolution));
         async move {
             match resolving {
                 Some(resolving) => resolving.await,
@@ -188,7 +203,21 @@ impl Books for Mute {
         charge: ChargeId,
         amendment: &Amendment<'_>,
     ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
-        self.0.amend(charge, amendment)
+        let (session, fault, now) = (self.0.clone(), self.1, amendment.now);
+        let amending = (fault != Fault::Unamended).then(|| session.amend(charge, amendment));
+        async move {
+            let Some(amending) = amending else {
+                return Err(BooksError::Unavailable("it is not amended".into()));
+            };
+            let amended = amending.await?;
+            if fault == Fault::Captured {
+                let cost = Credits::from_micro(5_000_000).unwrap();
+                let memo = OutcomeMemo { cost, ..OutcomeMemo::default() };
+                let whole = Resolution::plain(State::Captured, &[5_000_000], now, &memo);
+                session.resolve(charge, &whole).await?;
+            }
+            Ok(amended)
+        }
     }
 
     fn abandon(
@@ -226,7 +255,7 @@ impl Books for Mute {
 
 #[tokio::test]
 async fn d38_a_request_whose_hold_fails_is_voided_and_counted_once_as_refused() {
-    let bench = Bench::over("", |session| Mute(session, false)).await;
+    let bench = Bench::over("", |session| Faulty(session, Fault::Mute)).await;
     let answer = bench.post("/v1/images", "alice", "{}").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "books_unavailable"));
     bench.settled().await;
@@ -244,7 +273,7 @@ async fn d38_a_request_whose_hold_fails_is_voided_and_counted_once_as_refused() 
 
 #[tokio::test]
 async fn d36_what_was_taken_for_a_kept_answer_is_charged_where_its_capture_is_lost() {
-    let bench = Bench::over("", |session| Mute(session, true)).await;
+    let bench = Bench::over("", |session| Faulty(session, Fault::Unresolved)).await;
     bench.backend.answers("200 OK", r#"{"usage": {"images": 9}}"#);
     let mut request = post("/v1/used", "alice", "");
     request.headers_mut().insert("idempotency-key", "k".parse().unwrap());

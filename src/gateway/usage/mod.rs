@@ -12,7 +12,6 @@ use super::settle::Actual;
 use crate::core::amount::{MICRO, parse_micro};
 
 mod coding;
-mod ends;
 mod ndjson;
 mod plain;
 mod rules;
@@ -20,11 +19,11 @@ mod sse;
 mod tally;
 
 use coding::Coding;
-pub use ends::Ends;
 use ndjson::{Lines, Text};
 use plain::Whole;
 use rules::{Finder, Places};
 pub use rules::{Names, Rules};
+pub use sse::Fed;
 use sse::{Event, Events};
 use tally::Tally;
 
@@ -74,13 +73,14 @@ impl Body {
             Self::Not => {}
             Self::Whole(whole) => whole.feed(piece),
             Self::Events(events) => {
-                return events.feed(piece, |event| {
-                    tally.events = tally.events.saturating_add(1);
-                    match event {
-                        Event::Data(text) => told(text, &rules.events, tally),
-                        Event::TooLong => too_long(&rules.events, tally),
+                let mut at = 0;
+                while at < piece.len() {
+                    match events.next(&piece[at..], |event| of_event(event, rules, tally)) {
+                        Fed::On => break,
+                        Fed::Event(end) => at += end,
+                        Fed::Done => return at,
                     }
-                });
+                }
             }
             Self::Lines(lines) => lines.feed(piece, |text| match text {
                 Text::Line(text) => told(text, &rules.lines, tally),
@@ -158,6 +158,15 @@ const LINES: [&str; 5] = [
     "application/x-jsonlines",
     "application/jsonlines",
 ];
+
+/// Reads an event of a stream.
+fn of_event(event: Event<'_>, rules: &Rules, tally: &mut Tally) {
+    tally.events = tally.events.saturating_add(1);
+    match event {
+        Event::Data(text) => told(text, &rules.events, tally),
+        Event::TooLong => too_long(&rules.events, tally),
+    }
+}
 
 /// Reads one text of several.
 fn told(text: &[u8], finder: &Finder, tally: &mut Tally) {
@@ -258,6 +267,29 @@ impl Reading {
         piece.len()
     }
 
+    /// Says for each meter by how much its usage may grow in one text at most: what tells more is
+    /// no usage (f56).
+    pub fn bound_by(&mut self, most: impl Iterator<Item = u64>) {
+        let meters = self.rules.iter().flat_map(|rules| &rules.meters).zip(most);
+        for (places, most) in meters {
+            if let Some(pointer) = self.kind.pointer(places) {
+                self.tally.bound(pointer, most);
+            }
+        }
+    }
+
+    /// Reads on in an open stream, up to the end of an event; give it the rest of the piece then.
+    /// Of everything else each piece is taken for one.
+    pub fn next(&mut self, piece: &[u8]) -> Fed {
+        if self.is_open_stream()
+            && let (Some(rules), Body::Events(events)) = (&self.rules, &mut self.body)
+        {
+            return events.next(piece, |event| of_event(event, rules, &mut self.tally));
+        }
+        self.feed(piece);
+        if self.is_done() { Fed::Done } else { Fed::Event(piece.len()) }
+    }
+
     /// Reads the trailers of those that were declared.
     pub fn trailers(&mut self, trailers: &HeaderMap) {
         let awaited = std::mem::take(&mut self.awaited);
@@ -323,17 +355,14 @@ impl Reading {
         self.tally.conflicting
     }
 
-    /// What each meter's usage comes to by what was told so far. A body that is one JSON text
-    /// tells nothing before its end.
-    pub fn told_so_far(&self) -> SmallVec<[Option<u64>; 2]> {
-        let Some(rules) = &self.rules else { return SmallVec::new() };
-        let meters = rules.meters.iter().zip(&self.told);
-        meters
-            .map(|(places, told)| {
-                let pointer = self.kind.pointer(places);
-                pointer.map_or(*told, |pointer| self.tally.get(pointer))
-            })
-            .collect()
+    /// Where each meter's usage is told, and what it comes to by what was told so far. A body that
+    /// is one JSON text tells nothing before its end.
+    fn told_so_far(&self) -> impl Iterator<Item = (&Places, Option<u64>)> {
+        let meters = self.rules.as_ref().map_or(&[][..], |rules| &rules.meters);
+        meters.iter().zip(&self.told).map(|(places, told)| {
+            let pointer = self.kind.pointer(places);
+            (places, pointer.map_or(*told, |pointer| self.tally.get(pointer)))
+        })
     }
 
     /// What was really used, as told by all of the response.
@@ -349,9 +378,9 @@ impl Reading {
     /// The same of a response that is not complete: only a report counts. Meters whose usage is
     /// told nowhere have what was quoted.
     pub fn reported(&self, quoted: &[u64]) -> Option<SmallVec<[u64; 2]>> {
-        let rules = self.rules.as_ref().filter(|rules| rules.has_usage())?;
-        let meters = rules.meters.iter().zip(self.told_so_far()).zip(quoted);
-        meters
+        self.rules.as_ref().filter(|rules| rules.has_usage())?;
+        self.told_so_far()
+            .zip(quoted)
             .map(|((places, told), quoted)| match places.is_told() {
                 true => told,
                 false => Some(self.counted(places).unwrap_or(*quoted)),
@@ -382,20 +411,19 @@ impl Reading {
 
     /// How far a stream has come by each meter: what was told, and at least the events of it where
     /// they count.
-    pub fn progress(&self) -> SmallVec<[u64; 2]> {
-        let Some(rules) = &self.rules else { return SmallVec::new() };
-        let meters = rules.meters.iter().zip(self.told_so_far());
-        meters.map(|(places, told)| told.max(self.counted(places)).unwrap_or(0)).collect()
+    pub fn progress(&self) -> impl Iterator<Item = u64> {
+        self.told_so_far().map(|(places, told)| told.max(self.counted(places)).unwrap_or(0))
     }
 
     /// What a stream that ends here came to, of which so much was held and no more was delivered:
     /// what was told, else its events where they count, else what was held; and whether all of it
     /// was told.
     pub fn so_far(&self, held: &[u64]) -> (SmallVec<[u64; 2]>, bool) {
-        let Some(rules) = &self.rules else { return (SmallVec::from_slice(held), false) };
+        if self.rules.is_none() {
+            return (SmallVec::from_slice(held), false);
+        }
         let mut all_told = true;
-        let meters = rules.meters.iter().zip(self.told_so_far()).zip(held);
-        let quantities = meters.map(|((places, told), held)| {
+        let quantities = self.told_so_far().zip(held).map(|((places, told), held)| {
             all_told &= told.is_some() || !places.is_told();
             told.unwrap_or_else(|| self.counted(places).map_or(*held, |events| events.min(*held)))
         });

@@ -1,7 +1,7 @@
 //! Where a route's backend tells what was really used, compiled once.
 
 use http::header::{HeaderMap, HeaderName, TRAILER};
-use memchr::memmem;
+use memchr::{memchr_iter, memmem};
 use smallvec::SmallVec;
 
 use super::super::pick::Picker;
@@ -118,11 +118,15 @@ impl Rules {
     }
 }
 
+/// The least that keys end with alike to be looked for as one.
+const ALIKE: usize = 4;
+
 /// Pointers into JSON texts of which most tell nothing: a text is parsed only where it has what a
 /// pointer ends with.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
     pub picker: Picker,
+    /// Ends of keys, with the quote behind them.
     keys: Vec<memmem::Finder<'static>>,
     /// Every text is parsed: some pointer has no key that could be looked for.
     always: bool,
@@ -139,8 +143,16 @@ impl Finder {
                 if !key.contains(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-') =>
             {
                 let quoted = format!("\"{key}\"");
-                if !self.keys.iter().any(|known| known.needle() == quoted.as_bytes()) {
-                    self.keys.push(memmem::Finder::new(&quoted).into_owned());
+                // Usage often has `prompt_tokens` beside `completion_tokens`: each text is searched
+                // once for both.
+                let known = self.keys.iter_mut().find_map(|known| {
+                    let alike = alike(known.needle(), quoted.as_bytes());
+                    let is_one = alike == quoted.len() || alike >= ALIKE;
+                    is_one.then_some((known, &quoted[quoted.len() - alike..]))
+                });
+                match known {
+                    Some((known, end)) => *known = memmem::Finder::new(end).into_owned(),
+                    None => self.keys.push(memmem::Finder::new(&quoted).into_owned()),
                 }
             }
             _ => self.always = true,
@@ -152,6 +164,54 @@ impl Finder {
     pub fn may_tell(&self, text: &[u8]) -> bool {
         self.always
             || self.keys.iter().any(|key| key.find(text).is_some())
-            || (!self.keys.is_empty() && memmem::find(text, b"\\u00").is_some())
+            || (!self.keys.is_empty() && has_escape(text))
+    }
+}
+
+/// Whether something in it is written as `\u00` and two digits. Few texts have a backslash.
+fn has_escape(text: &[u8]) -> bool {
+    memchr_iter(b'\\', text).any(|at| text[at..].starts_with(b"\\u00"))
+}
+
+/// How many bytes two texts end with alike.
+fn alike(one: &[u8], other: &[u8]) -> usize {
+    one.iter().rev().zip(other.iter().rev()).take_while(|(one, other)| one == other).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finder(pointers: &[&str]) -> Finder {
+        let mut finder = Finder::default();
+        for pointer in pointers {
+            finder.add(pointer).unwrap();
+        }
+        finder
+    }
+
+    #[test]
+    fn f15_no_text_is_passed_over_that_a_pointer_finds_something_in() {
+        let keys =
+            ["/usage/prompt_tokens", "/usage/completion_tokens", "/usage/n", "/u/in", "/m/n"];
+        // Each of them first: what is looked for does not depend on the order.
+        for first in 0..keys.len() {
+            let mut pointers = keys.to_vec();
+            pointers.rotate_left(first);
+            let finder = finder(&pointers);
+            assert!(finder.keys.len() <= 3 && !finder.always);
+            for key in keys.map(|key| key.rsplit('/').next().unwrap()) {
+                assert!(finder.may_tell(format!("{{\"{key}\":1}}").as_bytes()), "{key}");
+                let (letter, rest) = key.split_at(1);
+                let escaped = format!("\\n{{\"\\u00{:02x}{rest}\":1}}", letter.as_bytes()[0]);
+                assert!(finder.may_tell(escaped.as_bytes()), "{escaped}");
+            }
+            for text in ["{}", "{\"tokens\":1,\"on\":\"\\n \\\\ \\u4e2d\"}", "{\"usage\":null}"] {
+                assert!(!finder.may_tell(text.as_bytes()), "{text}");
+            }
+        }
+        assert!(finder(&["/usage/0", "/7"]).may_tell(b"{}"), "an index is no key");
+        assert!(finder(&["/usage/a b"]).may_tell(b"{}"), "it may be written in many ways");
+        assert!(!finder(&[]).may_tell(b"{}"));
     }
 }

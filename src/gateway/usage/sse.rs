@@ -23,6 +23,17 @@ pub enum Event<'a> {
     TooLong,
 }
 
+/// How far a piece of a stream was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// All of it was, and the event at its end goes on.
+    On,
+    /// An event ended with so many of its bytes.
+    Event(usize),
+    /// The event that it begins or goes on with says `[DONE]`. Nothing behind that is read.
+    Done,
+}
+
 /// A stream that is being read.
 #[derive(Debug)]
 pub struct Events {
@@ -65,17 +76,19 @@ impl Events {
         self.done
     }
 
-    /// Reads one more piece, and returns how many of its bytes come before an event that says
-    /// `[DONE]`.
-    pub fn feed(&mut self, piece: &[u8], mut take: impl FnMut(Event<'_>)) -> usize {
+    /// Reads on, up to the end of an event; give it the rest of the piece then. A LF that completes
+    /// the end of one in the piece before is told as one more.
+    pub fn next(&mut self, piece: &[u8], mut take: impl FnMut(Event<'_>)) -> Fed {
         if self.done {
-            return 0;
+            return Fed::Done;
         }
         let mut at = 0;
         if !piece.is_empty() && std::mem::take(&mut self.after_cr) && piece[0] == b'\n' {
             at = 1;
+            if !self.begun {
+                return Fed::Event(at);
+            }
         }
-        let mut event_at = if self.begun || !self.line.is_empty() { 0 } else { at };
         // The only line of data so far, where it is in this piece: most events are one line in one
         // piece, and are not copied.
         let mut here: Option<&[u8]> = None;
@@ -94,10 +107,10 @@ impl Events {
                 let first = std::mem::take(&mut self.first);
                 match field(rest, first, long) {
                     Line::Blank => {
-                        self.dispatch(here.take(), &mut take);
-                        event_at = at;
+                        self.dispatch(here, &mut take);
+                        return Fed::Event(at);
                     }
-                    Line::Done => return self.end_at(event_at, here, take),
+                    Line::Done => return self.done(here, take),
                     Line::Data(value) if !self.has_data && value.len() <= MAX_TEXT => {
                         (self.begun, self.has_data, self.length) = (true, true, value.len());
                         here = Some(value);
@@ -117,10 +130,10 @@ impl Events {
             match field(&line, first, long) {
                 // A line of which something has come is only blank with a mark at its front.
                 Line::Blank => {
-                    self.dispatch(here.take(), &mut take);
-                    event_at = at;
+                    self.dispatch(here, &mut take);
+                    return Fed::Event(at);
                 }
-                Line::Done => return self.end_at(event_at, here, take),
+                Line::Done => return self.done(here, take),
                 Line::Data(value) => {
                     self.gather(&mut here);
                     self.push(value);
@@ -134,10 +147,10 @@ impl Events {
         }
         self.extend_line(&piece[at..]);
         if matches!(field(&self.line, self.first, self.long), Line::Done) {
-            return self.end_at(event_at, here, take);
+            return self.done(here, take);
         }
         self.gather(&mut here);
-        piece.len()
+        Fed::On
     }
 
     /// Gives what came without its end: the data of an event whose blank line is missing.
@@ -213,15 +226,10 @@ impl Events {
 
     /// `[DONE]` ends whatever came before it in the same event, too: some backends separate their
     /// lines by one line feed only.
-    fn end_at(
-        &mut self,
-        event_at: usize,
-        here: Option<&[u8]>,
-        mut take: impl FnMut(Event<'_>),
-    ) -> usize {
+    fn done(&mut self, here: Option<&[u8]>, mut take: impl FnMut(Event<'_>)) -> Fed {
         self.dispatch(here, &mut take);
         *self = Self { done: true, ..Self::default() };
-        event_at
+        Fed::Done
     }
 }
 
@@ -251,5 +259,58 @@ fn field(line: &[u8], first: bool, long: bool) -> Line<'_> {
         }
         None if line.is_empty() => Line::Blank,
         _ => Line::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The events of a stream that comes in these pieces, and what is left of it.
+    fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let (mut stream, mut found) = (Events::default(), Vec::<Vec<u8>>::new());
+        let mut event = Vec::new();
+        for mut piece in pieces {
+            while let Fed::Event(end) = stream.next(piece, |_| {}) {
+                event.extend_from_slice(&piece[..end]);
+                match found.last_mut() {
+                    Some(last) if event == b"\n" && last.ends_with(b"\r") => {
+                        last.append(&mut event)
+                    }
+                    _ => found.push(std::mem::take(&mut event)),
+                }
+                piece = &piece[end..];
+            }
+            event.extend_from_slice(piece);
+        }
+        (found, event)
+    }
+
+    #[test]
+    fn f82_events_end_where_the_standard_says_however_they_are_cut() {
+        for (text, expected) in [
+            ("data: a\n\ndata: b\n\nda", &["data: a\n\n", "data: b\n\n"][..]),
+            ("data: a\r\n\r\ndata: b\r\n\r\n", &["data: a\r\n\r\n", "data: b\r\n\r\n"]),
+            ("data: a\r\rdata: b\r", &["data: a\r\r"]),
+            ("data: a\n\r\ndata: b\r\n\n: c", &["data: a\n\r\n", "data: b\r\n\n"]),
+            ("\n\na\nb\n\n", &["\n", "\n", "a\nb\n\n"]),
+            ("\u{feff}\ndata\n\n", &["\u{feff}\n", "data\n\n"]),
+            ("data: a\n", &[]),
+            // What is not read has no end.
+            ("data: a\n\ndata: [DONE]\n\ndata: b\n\n", &["data: a\n\n"]),
+            ("", &[]),
+        ] {
+            let (whole, rest) = events([text.as_bytes()]);
+            assert_eq!(whole, expected.iter().map(|event| event.as_bytes()).collect::<Vec<_>>());
+            assert_eq!([whole.concat(), rest].concat(), text.as_bytes());
+            for (first, second) in
+                (0..=text.len()).flat_map(|i| (i..=text.len()).map(move |j| (i, j)))
+            {
+                let (a, b) = text.as_bytes().split_at(first);
+                let (b, c) = b.split_at(second - first);
+                let (cut, _) = events([a, b, c]);
+                assert_eq!(cut, whole, "{text:?} {first} {second}");
+            }
+        }
     }
 }

@@ -6,13 +6,15 @@ use smallvec::SmallVec;
 use super::super::pick::Picked;
 use super::super::quote::quantity_of;
 use crate::config::Pick;
-use crate::core::amount::MAX_MICRO;
+use crate::core::amount::{MAX_MICRO, MICRO};
 
 /// What was told so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pick: Pick,
     told: SmallVec<[Option<u64>; 2]>,
+    /// How much more one text may tell.
+    most: SmallVec<[u64; 2]>,
     /// What is not known cannot be added up, and what was not looked at may have been the last.
     lost: bool,
     /// Something that was told could not be read (f56).
@@ -25,7 +27,14 @@ pub(super) struct Tally {
 
 impl Tally {
     pub fn new(pick: Pick, pointers: usize) -> Self {
-        Self { pick, told: SmallVec::from_elem(None, pointers), ..Self::default() }
+        let (told, most) =
+            (SmallVec::from_elem(None, pointers), SmallVec::from_elem(MAX_MICRO, pointers));
+        Self { pick, told, most, ..Self::default() }
+    }
+
+    /// Bounds what one text may tell beyond what was told, or counted, before.
+    pub fn bound(&mut self, pointer: usize, most: u64) {
+        self.most[pointer] = most;
     }
 
     /// What a pointer's values come to.
@@ -46,6 +55,13 @@ impl Tally {
     fn add(&mut self, at: usize, raw: &RawValue) {
         let Some(value) = quantity_of(raw) else { return self.broken() };
         let Some(slot) = self.told.get_mut(at) else { return };
+        let before = match self.pick {
+            Pick::Sum => 0,
+            Pick::Last | Pick::Max => slot.unwrap_or(0).max(u64::from(self.events) * MICRO),
+        };
+        if value.saturating_sub(before) > self.most[at] {
+            return self.broken();
+        }
         let Some(before) = *slot else { return *slot = Some(value) };
         *slot = match self.pick {
             Pick::Last => {

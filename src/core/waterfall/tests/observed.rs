@@ -7,7 +7,7 @@ use super::super::super::amount::Operations;
 use super::super::super::entitlement::Overage;
 use super::super::super::price::{Price, Quote};
 use super::super::super::refusal::{Code, DecidedBy, Missing};
-use super::super::{Excess, MAX_PLANS, Observed, Settlement, Split, decide, merge};
+use super::super::{Excess, MAX_PLANS, Observed, Settling, Split, decide, merge};
 use super::races::{changes, disturb, quotes, setups};
 use super::settlement::{actual, capture, sum, used};
 use super::world::{
@@ -45,26 +45,16 @@ fn settle(
     actual: &Price,
     mut between: impl FnMut(usize, &mut World),
 ) -> (Legs, Option<Observed>) {
-    let (settlement, mut observed) = match observed {
-        None => (super::super::settle(legs, actual), None),
-        Some(mut observed) => (observed.settle(legs, pool, actual), Some(observed)),
-    };
-    let Settlement { keep, excess } = settlement;
-    let kept = capture(world, legs, &keep);
-    let Some(excess) = excess else { return (merge(&kept, &[]), observed) };
-    let mut view = View::default();
-    for plans in 0..=MAX_PLANS {
-        let (post, paid) = {
-            let from = (plans < MAX_PLANS).then_some((&world.position, &view));
-            observed.unwrap_or_default().pay(&excess, pool, from)
-        };
-        between(plans, world);
-        match world.post(&post) {
-            Ok(extra) => {
-                observed = Some(paid);
-                return (merge(&kept, &extra), observed);
-            }
-            Err(seen) => view = *seen,
+    let observed = Some(observed.unwrap_or_default());
+    let mut settling = Settling::used(legs, actual, pool, observed);
+    let kept = capture(world, legs, &settling.keep);
+    for posts in 0.. {
+        let (post, observed) = settling.post(Some(&world.position));
+        between(posts, world);
+        match world.post(&post.unwrap_or_default()) {
+            Ok(extra) => return (merge(&kept, &extra), observed),
+            Err(seen) if settling.may_be_short() => settling.short(*seen),
+            Err(_) => break,
         }
     }
     panic!("a capture never fails for lack of credit");

@@ -5,7 +5,8 @@ use smallvec::SmallVec;
 
 use super::super::super::account::{LegKind, Legs, Taken, View};
 use super::super::super::price::{Price, Quote};
-use super::super::{Excess, MAX_PLANS, Settlement, Split, merge, plan_excess, settle};
+use super::super::settlement::plan_excess;
+use super::super::{Excess, MAX_PLANS, Settlement, Split, merge, settle};
 use super::races::{changes, disturb, quotes, setups};
 use super::world::{
     Outcome, PLENTY, Setup, World, cases, covers, premium, price, principal, seat_only, user,
