@@ -382,6 +382,12 @@ pub fn a_sum_that_would_leave_its_range_is_refused<E: Engine>() {
     for delta in [i64::MAX, i64::MAX - 5, i64::MIN, i64::MIN + 1] {
         assert_eq!(adjust(&session, &a, delta), Err(BooksError::Range), "{delta}");
     }
+    // And the sum of two that are each in range.
+    let most = (1 << 53) - 1;
+    let c = account("c", 10, 1);
+    adjust(&session, &c, -most).unwrap();
+    assert_eq!(adjust(&session, &c, -1), Err(BooksError::Range));
+    adjust(&session, &c, most).unwrap();
     let too_much = Source { forced: true, ..Source::take(u64::MAX, [payer(0)]) };
     let beyond = post([Source::take(1, [payer(0)]), too_much]);
     let refused = run(session.hold(&ask(1, &[a], &beyond)));
@@ -389,6 +395,7 @@ pub fn a_sum_that_would_leave_its_range_is_refused<E: Engine>() {
     drop(session);
     let engine = engine.restart();
     assert_eq!(engine.all()[&name("a")], balance(10, 5, 0, 0));
+    assert_eq!(engine.all()[&name("c")], balance(10, 0, 0, 0));
 }
 
 pub fn d06_another_cycle_is_another_account<E: Engine>() {

@@ -24,13 +24,13 @@ pub struct OnRedis {
 }
 
 /// An event loop on a thread of its own, as a worker has one.
-struct EventLoop {
-    handle: Handle,
+pub struct EventLoop {
+    pub handle: Handle,
     _end: DropGuard,
 }
 
 impl EventLoop {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let (handle, end) = (runtime.handle().clone(), CancellationToken::new());
         let ended = end.clone();
@@ -57,27 +57,24 @@ fn open(runtime: &EventLoop, server: &RedisServer, now: Timestamp) -> redis::Eng
     handle.block_on(redis::Engine::open(options(server), handle.clone(), now)).unwrap()
 }
 
-impl OnRedis {
-    /// Every account as the ledger's records add up to it.
-    fn folded(&self) -> BTreeMap<String, Balance> {
-        let mut fold = Fold::default();
-        let mut position = 0;
-        loop {
-            let entries = self.engine.ledger(0, position, 100);
-            let entries = self.runtime.handle.block_on(entries).unwrap();
-            for (at, bytes) in &entries {
-                assert_eq!(*at, position + 1);
-                position = *at;
-                for record in Entry::read(bytes).unwrap().records {
-                    fold.apply(&record).unwrap();
-                }
-            }
-            if entries.is_empty() {
-                break;
+/// Every account as the ledger's records add up to it.
+pub fn folded(engine: &redis::Engine, handle: &Handle) -> BTreeMap<String, Balance> {
+    let mut fold = Fold::default();
+    let mut position = 0;
+    loop {
+        let entries = handle.block_on(engine.ledger(0, position, 100)).unwrap();
+        for (at, bytes) in &entries {
+            assert_eq!(*at, position + 1);
+            position = *at;
+            for record in Entry::read(bytes).unwrap().records {
+                fold.apply(&record).unwrap();
             }
         }
-        fold.accounts.into_values().map(|account| (account.name.into(), account.balance)).collect()
+        if entries.is_empty() {
+            break;
+        }
     }
+    fold.accounts.into_values().map(|account| (account.name.into(), account.balance)).collect()
 }
 
 impl Engine for OnRedis {
@@ -107,7 +104,11 @@ impl Engine for OnRedis {
     fn all(&self) -> BTreeMap<String, Balance> {
         let all = self.runtime.handle.block_on(self.engine.balances()).unwrap();
         let all = all.into_iter().map(|(_, name, balance)| (name, balance)).collect();
-        assert_eq!(self.folded(), all, "what the ledger adds up to (D37)");
+        assert_eq!(
+            folded(&self.engine, &self.runtime.handle),
+            all,
+            "what the ledger adds up to (D37)"
+        );
         all
     }
 }

@@ -13,6 +13,7 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_faults`: a bad network between the engine and Redis.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
@@ -27,12 +28,15 @@ mod crash_points;
 mod damage;
 mod engine;
 mod engine_redis;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 mod folded;
 mod grants;
 mod journal;
 mod model;
 mod prune;
 mod recorded;
+mod redis_faults;
 #[path = "../support/redis.rs"]
 mod redis_server;
 mod repairs;

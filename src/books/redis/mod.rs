@@ -286,6 +286,19 @@ impl Engine {
         Ok(ended)
     }
 
+    /// How many holds are open.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn open_holds(&self) -> Result<usize, OpenError> {
+        let mut open = 0;
+        for shard in 0..self.shared.shards {
+            let command = redis::cmd("HLEN").arg(&self.shared.keys(shard).0[HOLDS]).clone();
+            open += self.read::<usize>(&command).await?;
+        }
+        Ok(open)
+    }
+
     /// Every account's balance, with its name.
     ///
     /// # Errors

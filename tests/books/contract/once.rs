@@ -162,6 +162,7 @@ pub fn f19_a_key_outlives_its_process_and_ends_after_its_retention<E: Engine>() 
     assert_eq!([4, 5, 9].map(known), [None, Some(id(5)), Some(id(9))]);
     assert_eq!(known(3), Some(id(100)));
     // One that is open is not forgotten.
+    assert!(matches!(hold_of(&session, 101, key(1, 3, 7), 9 * kept, &free), Posted::Known(_)));
     engine.expire(second(9 * kept));
     assert_eq!(known(3), Some(id(100)));
     assert_eq!(known(9), None);
