@@ -1,6 +1,6 @@
 //! A proxy between a gateway and a server that does what networks do: cuts a connection after the
 //! request and before the reply, delivers a request after its sender has given it up, delays,
-//! splits, and drops. Which of it happens comes from a seed.
+//! splits, and goes silent. Which of it happens comes from a seed.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -26,7 +26,7 @@ struct Shared {
 
 /// What can happen to a piece of a connection.
 pub const KINDS: [&str; 6] =
-    ["request cut", "reply cut", "request late", "reply late", "split", "dropped"];
+    ["request cut", "reply cut", "request late", "reply late", "split", "silence"];
 
 /// How many pieces of a thousand meet each kind of fault.
 const PERMILLE: [u64; KINDS.len()] = [15, 15, 15, 10, 60, 8];
@@ -120,7 +120,11 @@ impl Shared {
                     to.flush()?;
                     to.write_all(part)
                 }),
-                Some("dropped") => Ok(()),
+                Some("silence") => {
+                    // From here on nothing comes, and nobody says so.
+                    while from.read(&mut buffer).is_ok_and(|count| count > 0) {}
+                    break;
+                }
                 _ => to.write_all(piece),
             };
             if carried.is_err() {

@@ -108,6 +108,8 @@ impl Driver {
         let number = last + 1;
         let mut head = Out::default();
         head.bytes(self.shared.epoch.as_bytes()).bytes(self.inner.name.as_bytes()).uint(number);
+        let tag = number << 16 | self.shard as u64;
+        head.uint(tag);
         let mut ops = Out::default();
         ops.array(batch.len());
         for pending in batch {
@@ -119,7 +121,7 @@ impl Driver {
         let args = [head.into_bytes(), ops.into_bytes()];
         let called = self.call(function, &args).await?;
         let charges: Vec<ChargeId> = batch.iter().map(|pending| pending.charge).collect();
-        match wire::reply(&called, &charges) {
+        match wire::reply(&called, tag, &charges) {
             Ok(Called::Done(replies)) => {
                 self.number = Some(number);
                 Ok(replies)
@@ -130,6 +132,8 @@ impl Driver {
                 Err(Failed::Refused(format!("shard {shard} refuses this gateway: {why}")))
             }
             Err(error) => {
+                // Whatever comes next on this connection may be somebody else's too.
+                self.shared.link.reset().await;
                 tracing::error!(shard = self.shard, %error, "a reply that cannot be read");
                 Err(Failed::Unknown(error.to_string()))
             }

@@ -84,6 +84,11 @@ impl Link {
         Ok((number, connection))
     }
 
+    /// Gives the connection up.
+    pub(super) async fn reset(&self) {
+        self.connection.lock().await.1 = None;
+    }
+
     async fn broken(&self, number: u64) {
         let mut slot = self.connection.lock().await;
         if slot.0 == number {

@@ -662,10 +662,11 @@ local function refused(...)
     return cmsgpack.pack({...})
 end
 
--- Applies a batch: {epoch, session, number}, {operation, ...}. A session numbers its batches; the
--- same number again returns the same reply, and any other than the next is refused.
+-- Applies a batch: {epoch, session, number, tag}, {operation, ...}. A session numbers its batches;
+-- the same number again returns the same reply, and any other than the next is refused. The tag is
+-- in the reply, so that nobody takes the reply to another call for his own.
 local function apply(keys, args)
-    local epoch, session, number = cmsgpack.unpack(args[1])
+    local epoch, session, number, tag = cmsgpack.unpack(args[1])
     local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
     if meta[1] ~= epoch then return refused('epoch', meta[1] or '') end
     local known = redis.call('HGET', keys[SESSIONS], session)
@@ -684,7 +685,7 @@ local function apply(keys, args)
     local ops, replies = cmsgpack.unpack(args[2]), {}
     batch:load(ops)
     for index, op in ipairs(ops) do replies[index] = STEPS[op[1]](batch, op) end
-    local reply = cmsgpack.pack({'done', replies})
+    local reply = cmsgpack.pack({'done', tag, replies})
     if next(batch.once_changed) or #batch.entries > 0 then batch:write() end
     redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(number, now()), session .. ':r', reply)
     return reply

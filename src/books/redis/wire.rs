@@ -282,14 +282,18 @@ pub(super) enum Called {
     Refused(String, Option<u64>),
 }
 
-/// Reads the reply to a call; `charges` are those of its operations, in order.
-pub(super) fn reply(bytes: &[u8], charges: &[ChargeId]) -> Result<Called, Malformed> {
+/// Reads the reply to the call with this tag; `charges` are those of its operations, in order.
+pub(super) fn reply(bytes: &[u8], tag: u64, charges: &[ChargeId]) -> Result<Called, Malformed> {
     let mut input = In::new(bytes);
     let count = input.array()?;
     let status = input.text()?;
     if status != "done" {
         let detail = if count > 1 { input.uint().ok() } else { None };
         return Ok(Called::Refused(status.to_owned(), detail));
+    }
+    match input.uint()? {
+        found if found == tag => {}
+        found => return Err(Malformed(format!("the reply to call {found}, and not to {tag}"))),
     }
     input.tuple(charges.len())?;
     let replies = charges.iter().map(|charge| one(&mut input, *charge));
