@@ -14,6 +14,7 @@
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
 //! - `redis_faults`: a bad network between the engine and Redis.
+//! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
@@ -39,6 +40,7 @@ mod recorded;
 mod redis_faults;
 #[path = "../support/redis.rs"]
 mod redis_server;
+mod redis_states;
 mod repairs;
 mod threads;
 mod told;

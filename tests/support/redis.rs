@@ -13,8 +13,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct RedisServer {
     process: Child,
     pub port: u16,
+    settings: Vec<String>,
     /// Its files.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl RedisServer {
@@ -25,23 +26,14 @@ impl RedisServer {
 
     /// One with other settings: `["--appendonly", "yes"]`.
     pub fn start_with(settings: &[&str]) -> Self {
+        let settings: Vec<String> = settings.iter().map(|word| (*word).to_owned()).collect();
         let dir = tempfile::tempdir().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
             // Free now; somebody else may take it first, and then there is another.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut command = Command::new("redis-server");
-            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-            command.arg("--dir").arg(dir.path()).args(settings).stdout(Stdio::null());
-            let process = command.spawn();
-            let mut process =
-                process.expect("redis-server does not start: install the package redis-server");
-            while process.try_wait().unwrap().is_none() {
-                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Self { process, port, _dir: dir };
-                }
-                assert!(Instant::now() < deadline, "redis-server does not answer");
-                std::thread::sleep(Duration::from_millis(5));
+            if let Some(process) = run(port, &settings, &dir) {
+                return Self { process, port, settings, dir };
             }
             assert!(Instant::now() < deadline, "redis-server ends at once");
         }
@@ -50,6 +42,37 @@ impl RedisServer {
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it again, on the same port and files.
+    pub fn start_again(&mut self) {
+        let process = run(self.port, &self.settings, &self.dir);
+        self.process = process.expect("its port was free, and still is");
+    }
+}
+
+/// A server that answers; `None` where it ends at once.
+fn run(port: u16, settings: &[String], dir: &TempDir) -> Option<Child> {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.arg("--dir").arg(dir.path()).args(settings).stdout(Stdio::null());
+    let started = command.spawn();
+    let mut process =
+        started.expect("redis-server does not start: install the package redis-server");
+    let deadline = Instant::now() + PATIENCE;
+    while process.try_wait().unwrap().is_none() {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Some(process);
+        }
+        assert!(Instant::now() < deadline, "redis-server does not answer");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
 }
 
 impl Drop for RedisServer {

@@ -257,7 +257,13 @@ impl Engine {
     }
 
     async fn read<T: redis::FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
-        let value: Value = self.shared.reads.send(command).await?;
+        let value: Value = match self.shared.reads.send(command).await {
+            // The connection may have broken long ago, and a reader may ask twice.
+            Err(CallError::NotExecuted(_) | CallError::Unknown(_)) => {
+                self.shared.reads.send(command).await?
+            }
+            sent => sent?,
+        };
         redis::from_redis_value(value).map_err(|error| OpenError::Redis(error.to_string()))
     }
 
