@@ -9,6 +9,7 @@ pub mod fold;
 pub mod journal;
 pub mod prune;
 pub mod recover;
+pub mod redis;
 pub mod repair;
 pub mod snapshot;
 
@@ -17,8 +18,9 @@ use std::future::Future;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::core::account::{Account, AccountKey, Balance, Legs, Post, View};
+use crate::core::amount::Credits;
 pub use crate::core::charge::InDoubt;
-use crate::core::charge::{OutcomeMemo, State};
+use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 pub use crate::core::record::{Known, Once};
 
@@ -290,7 +292,11 @@ pub trait Books: Send + Sync {
     ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<Self>;
 
     /// The charge that has a key.
-    fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge>;
+    fn known(
+        &self,
+        scope: u64,
+        key: &[u8; 16],
+    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<Self>;
 
     /// Changes what an account is granted, by an admin's word.
     fn adjust(
@@ -318,6 +324,24 @@ pub trait Books: Send + Sync {
 /// How long the key of a captured charge is remembered, from its hold on: longer than the longest
 /// hold, which is a day (f19).
 pub const KEPT_KEYS: SignedDuration = SignedDuration::from_hours(48);
+
+/// Keys of captured charges that were held before it are forgotten.
+fn forgotten_before(now: i64) -> i64 {
+    now.saturating_sub(KEPT_KEYS.as_micros() as i64)
+}
+
+/// How a hold of which no use is known is resolved without its owner (D36): as its route says.
+fn unowned(in_doubt: InDoubt, memo: &[u8]) -> (State, OutcomeMemo) {
+    let mut outcome = OutcomeMemo { flags: Flags::IN_DOUBT, ..OutcomeMemo::default() };
+    match in_doubt {
+        InDoubt::Void => (State::Voided, outcome),
+        InDoubt::Capture => {
+            let hold = postcard::from_bytes::<HoldMemo<'_>>(memo);
+            outcome.cost = hold.map_or(Credits::ZERO, |hold| hold.price.cost);
+            (State::Captured, outcome)
+        }
+    }
+}
 
 /// The engine behind a gateway. One engine so far; a second one makes this an enum.
 pub type Session = embedded::Session;

@@ -32,6 +32,10 @@ pub enum AccountKind {
 }
 
 impl AccountKind {
+    /// All of them, in their order.
+    pub const ALL: [Self; 6] =
+        [Self::Licence, Self::Overdraft, Self::Pool, Self::Overage, Self::Draw, Self::Tally];
+
     /// What an admin can adjust: whatever limits somebody.
     pub const ADJUSTED: [Self; 5] =
         [Self::Licence, Self::Overdraft, Self::Pool, Self::Overage, Self::Draw];
@@ -124,6 +128,25 @@ pub struct AccountKey {
 }
 
 impl AccountKey {
+    /// Stem, period and kind, as other engines than the embedded one store it.
+    pub fn to_bytes(self) -> [u8; 21] {
+        let mut bytes = [0; 21];
+        bytes[..8].copy_from_slice(&self.stem.0[0].to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.stem.0[1].to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.period.digits().to_be_bytes());
+        bytes[20] = self.kind as u8;
+        bytes
+    }
+
+    /// From [`AccountKey::to_bytes`]; `None` for a kind that there is not.
+    pub fn from_bytes(bytes: &[u8; 21]) -> Option<Self> {
+        let (words, rest) = bytes.as_chunks();
+        let stem = Stem([0, 1].map(|word| u64::from_le_bytes(words[word])));
+        let [a, b, c, d, kind] = *rest else { return None };
+        let kind = AccountKind::ALL.into_iter().find(|known| *known as u8 == kind)?;
+        Some(Self { stem, period: Label::from_digits(u32::from_be_bytes([a, b, c, d])), kind })
+    }
+
     /// True for an account that is gone where every cycle before the label `below` is closed.
     pub fn is_closed(&self, below: Label) -> bool {
         self.period != Label::NONE && self.period < below && self.kind.ends_with_its_cycle()
@@ -260,6 +283,10 @@ pub enum LegKind {
 }
 
 impl LegKind {
+    /// All of them, in their order.
+    pub const ALL: [Self; 6] =
+        [Self::Licence, Self::Pool, Self::Overage, Self::Overdraft, Self::Limit, Self::Cap];
+
     /// The word in charge documents.
     pub const fn word(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de};
+use sha2::{Digest, Sha256};
 
 /// An id as the contract has it: `^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`, compared byte for byte
 /// (f58). Names of products, features, units and meters follow the same rule. Cloning is cheap.
@@ -71,6 +72,15 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
+/// Where an org is at home: all that belongs to it is in the shard that this number chooses.
+pub fn home_of(org: &str) -> u16 {
+    let mut digest = Sha256::new();
+    digest.update((org.len() as u64).to_le_bytes());
+    digest.update(org.as_bytes());
+    let digest = digest.finalize();
+    u16::from_le_bytes([digest[0], digest[1]])
+}
+
 /// The id of a charge: a UUIDv7 made by the gateway, so that ids sort by time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChargeId(pub [u8; 16]);
@@ -83,6 +93,18 @@ impl ChargeId {
         let random_b = random & 0x3fff_ffff_ffff_ffff;
         let bits = time | (0x7 << 76) | random_a | (0b10 << 62) | random_b;
         Self(bits.to_be_bytes())
+    }
+
+    /// The same id for a charge of an org whose home this is: its last random bits are the home's,
+    /// so that whoever knows a charge knows where its books are.
+    pub const fn at_home(self, home: u16) -> Self {
+        let bits = u128::from_be_bytes(self.0);
+        Self(((bits & !0xffff) | home as u128).to_be_bytes())
+    }
+
+    /// The home of the charge's org.
+    pub const fn home(self) -> u16 {
+        u16::from_be_bytes([self.0[14], self.0[15]])
     }
 
     /// The hyphenated lower-case text, without allocating.

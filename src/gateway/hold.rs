@@ -208,10 +208,12 @@ pub async fn hold<B: Books + 'static>(
                 _ => Stage::Resolved,
             };
             // A seat that is used up by now refuses no repetition.
-            let known = once.and_then(|once| worker.books.known(once.scope, &once.key));
-            match known {
-                Some(known) if held.stage == Stage::Resolved => Ok(Holding::Known(held, known)),
-                _ => Err(refused),
+            if held.stage != Stage::Resolved {
+                return Err(refused);
+            }
+            match once::known(worker, once.as_ref()).await? {
+                Some(known) => Ok(Holding::Known(held, known)),
+                None => Err(refused),
             }
         }
     }

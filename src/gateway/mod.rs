@@ -149,7 +149,7 @@ async fn serve<B: Books + 'static>(
     let mut quoted = metered.pricing.quote(metered.feature.as_str(), card, &asked)?;
     quoted.hold_something(metered)?;
     let once = once::once(metered, &caller, key, &parts, body.bytes())?;
-    if metered.job.is_some() && !once::is_known(worker, once.as_ref()) {
+    if metered.job.is_some() && once::known(worker, once.as_ref()).await?.is_none() {
         worker.jobs.admit(caller.org.id.as_str())?;
     }
     if let Some(inject) = &metered.inject {

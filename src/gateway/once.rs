@@ -133,9 +133,17 @@ fn remembered<'a>(
     }
 }
 
-/// Whether a charge has this key already, so that its request is only answered.
-pub fn is_known<B: Books>(worker: &Worker<B>, once: Option<&Once>) -> bool {
-    once.is_some_and(|once| worker.books.known(once.scope, &once.key).is_some())
+/// The charge that has this key already, if there is one: its request is only answered.
+///
+/// # Errors
+/// `books_unavailable`.
+pub async fn known<B: Books>(
+    worker: &Worker<B>,
+    once: Option<&Once>,
+) -> Result<Option<KnownCharge>, Refused> {
+    let Some(once) = once else { return Ok(None) };
+    let known = worker.books.known(once.scope, &once.key).await;
+    known.map_err(|error| unavailable(&error))
 }
 
 /// Half of the SHA-256 of parts, each with its length.

@@ -23,6 +23,10 @@ pub const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 pub trait Engine: Sized + Sync {
     type Session: Books + Clone + 'static;
 
+    /// Whether sessions of one engine see what another has been asked before it is recorded, so
+    /// that the order of the calls is that of the books. Elsewhere only a session's own is.
+    const IN_ORDER: bool;
+
     /// Empty books.
     fn start() -> Self;
 
@@ -52,6 +56,8 @@ pub struct Embedded {
 
 impl Engine for Embedded {
     type Session = embedded::Session;
+
+    const IN_ORDER: bool = true;
 
     fn start() -> Self {
         let dir = temporary();

@@ -2,6 +2,7 @@
 //!
 //! - `archive`: the archive behind a journal that lost records, or has some that cannot be read.
 //! - `closed`: cycles that are long over.
+//! - `engine`, `engine_redis`: the engines, as the suites need them.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `folded`: what records add up to, and snapshots of it.
 //! - `grants`: in which records a grant stands, and how far it can be changed.
@@ -12,6 +13,8 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_faults`: a bad network between the engine and Redis.
+//! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
@@ -25,12 +28,19 @@ mod contract;
 mod crash_points;
 mod damage;
 mod engine;
+mod engine_redis;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 mod folded;
 mod grants;
 mod journal;
 mod model;
 mod prune;
 mod recorded;
+mod redis_faults;
+#[path = "../support/redis.rs"]
+mod redis_server;
+mod redis_states;
 mod repairs;
 mod threads;
 mod told;
@@ -38,4 +48,9 @@ mod told;
 /// The suite of the contract, once for each engine.
 mod embedded {
     crate::contract::suite!(crate::engine::Embedded);
+}
+
+/// The same on a real Redis.
+mod redis {
+    crate::contract::suite!(crate::engine_redis::OnRedis);
 }

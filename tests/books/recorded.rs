@@ -425,7 +425,8 @@ fn restarted(file: &Path, naive: &Naive) {
     assert_eq!(open, expected.open.iter().map(|(charge, left)| (*charge, left.expires)).collect());
     let session = engine.session();
     for which in 0..5 {
-        let known = session.known(1, &[which; 16]).map(|known| (known.charge.0, known.captured));
+        let known = run(session.known(1, &[which; 16])).unwrap();
+        let known = known.map(|known| (known.charge.0, known.captured));
         assert_eq!(known, expected.keys.get(&[which; 16]).copied());
     }
 }

@@ -23,7 +23,9 @@ use super::fold::{DAY, Fold, FoldHold, FoldOnce};
 use super::journal::{Journal, SEGMENT_SIZE};
 use super::prune::{self, Ages};
 use super::recover::{RecoverError, recover};
-use super::{BooksError, Durability, KnownCharge, Once, OpenCharge, Resolution, snapshot};
+use super::{
+    BooksError, Durability, KnownCharge, Once, OpenCharge, Resolution, forgotten_before, snapshot,
+};
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, Taken};
 use crate::core::charge::State as ChargeState;
 use crate::core::cycle::Label;
@@ -178,7 +180,7 @@ impl Engine {
             TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
         })?;
         let mut recovered = recover(dir, None)?;
-        recovered.fold.forget_once(once::forgotten_before(now.as_microsecond()));
+        recovered.fold.forget_once(forgotten_before(now.as_microsecond()));
         if let Some(torn) = &recovered.torn {
             tracing::warn!(
                 file = %torn.place.path.display(),
@@ -372,7 +374,7 @@ impl Engine {
             return Ok(false);
         }
         let mut recovered = recover(self.dir(), Some(sealed))?;
-        recovered.fold.forget_once(once::forgotten_before(now.as_microsecond()));
+        recovered.fold.forget_once(forgotten_before(now.as_microsecond()));
         snapshot::write(self.dir(), sealed, &recovered.fold)?;
         files.snapshot = sealed;
         files.closable = recovered.fold.closable();

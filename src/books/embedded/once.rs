@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use parking_lot::Mutex;
 
-use crate::books::{BooksError, KEPT_KEYS, KnownCharge, Once};
+use crate::books::{BooksError, KnownCharge, Once, forgotten_before};
 use crate::core::ids::ChargeId;
 
 /// How many keys are remembered of one scope, and of all together: some 130 bytes each.
@@ -97,11 +97,6 @@ impl OnceKeys {
     }
 }
 
-/// Captured charges that were held before it are forgotten.
-pub(super) fn forgotten_before(now: i64) -> i64 {
-    now.saturating_sub(KEPT_KEYS.as_micros() as i64)
-}
-
 impl Keys {
     fn put(&mut self, once: &Once, charge: KnownCharge, at: i64) {
         let key = (once.scope, once.key);
@@ -126,6 +121,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::books::KEPT_KEYS;
 
     fn once(scope: u64, n: u64) -> Once {
         let mut key = [0; 16];

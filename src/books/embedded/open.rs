@@ -7,10 +7,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::table::{Places, Table};
-use crate::books::{Known, Once, OpenCharge, OpenLeg};
+use crate::books::{Known, Once, OpenCharge, OpenLeg, unowned};
 use crate::core::account::{AccountKey, Legs, Slot, View};
-use crate::core::amount::Credits;
-use crate::core::charge::{Flags, HoldMemo, InDoubt, OutcomeMemo, State};
+use crate::core::charge::{Flags, InDoubt, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
 
@@ -116,14 +115,11 @@ impl OpenHold {
                 OutcomeMemo { flags: known.memo.flags | Flags::IN_DOUBT, ..known.memo.clone() };
             return (State::Captured, known.keep.clone(), memo);
         }
-        let mut memo = OutcomeMemo { flags: Flags::IN_DOUBT, ..OutcomeMemo::default() };
-        match self.in_doubt {
-            InDoubt::Void => (State::Voided, Keep::new(), memo),
-            InDoubt::Capture => {
-                let hold = postcard::from_bytes::<HoldMemo<'_>>(&self.memo);
-                memo.cost = hold.map_or(Credits::ZERO, |hold| hold.price.cost);
-                (State::Captured, self.legs.iter().map(|leg| leg.amount).collect(), memo)
-            }
-        }
+        let (state, memo) = unowned(self.in_doubt, &self.memo);
+        let keep = match state {
+            State::Captured => self.legs.iter().map(|leg| leg.amount).collect(),
+            _ => Keep::new(),
+        };
+        (state, keep, memo)
     }
 }

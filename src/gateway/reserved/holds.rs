@@ -68,7 +68,7 @@ pub async fn hold<B: Books>(
         let (post, observed) = match planned {
             Ok(planned) => planned,
             // A seat that is used up by now refuses no repetition.
-            Err(refusal) => match once.and_then(|once| before(worker, &once)) {
+            Err(refusal) => match once::known(worker, once.as_ref()).await? {
                 None => return Err(refusal.into()),
                 Some(made) => match repeat(worker, caller, once, made, now).await? {
                     Some(made) => return Ok(made),
@@ -118,10 +118,6 @@ pub async fn hold<B: Books>(
     }
     let detail = "holds under this key ended each time that it was looked for; try again";
     Err(Refusal::new(Code::BooksContended, detail).into())
-}
-
-fn before<B: Books>(worker: &Worker<B>, once: &Once) -> Option<KnownCharge> {
-    worker.books.known(once.scope, &once.key)
 }
 
 /// The hold that was made under the same key, as it is now; `None` where it has ended meanwhile

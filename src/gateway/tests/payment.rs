@@ -228,7 +228,11 @@ impl Books for Faulty {
         self.0.abandon(charge, now)
     }
 
-    fn known(&self, scope: u64, key: &[u8; 16]) -> Option<KnownCharge> {
+    fn known(
+        &self,
+        scope: u64,
+        key: &[u8; 16],
+    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<> {
         self.0.known(scope, key)
     }
 

@@ -98,7 +98,7 @@ pub fn an_amendment_is_begun_when_it_is_called_and_recorded_when_it_is_told<E: E
         let held = session.hold(&asked);
         let mut amended = Box::pin(session.amend(id(1), &more(&accounts, &six)));
         assert_eq!(session.balances(&accounts).await.unwrap().get(0).unwrap().held, 10);
-        assert!(!poll_once(&mut amended).await);
+        assert!(!E::IN_ORDER || !poll_once(&mut amended).await, "told before it is recorded");
         // Given up is not undone.
         drop(amended);
         assert!(done(held.await.unwrap()).is_some());
@@ -124,7 +124,8 @@ pub fn f23_what_is_resolved_or_unknown_is_not_amended<E: Engine>() {
         let resolved = mine.resolve(id(1), &captured);
         // Its record waits, and the answer must not outrun it.
         let again = other.amend(id(1), &more).await.unwrap();
-        assert!(matches!(again, Amended::Already(State::Captured)), "{again:?}");
+        let is_already = matches!(again, Amended::Already(State::Captured));
+        assert!(is_already || !E::IN_ORDER, "{again:?}");
         assert!(matches!(resolved.await.unwrap(), Resolved::Done(..)));
     });
     assert!(matches!(amend(&mine, 1, &more), Amended::Unknown | Amended::Already(_)));

@@ -28,11 +28,16 @@ fn hold_of(
     run(session.hold(&Ask { lasting: under(once), now, ..ask(charge, accounts, &one) })).unwrap()
 }
 
+/// Who has the key.
+fn of(session: &impl Books, scope: u64, key: &[u8; 16]) -> Option<KnownCharge> {
+    run(session.known(scope, key)).unwrap()
+}
+
 /// Who has the key, whom both ways to ask name.
 #[track_caller]
 fn has(session: &impl Books, once: Once, charge: u64, captured: bool) {
     let expected = KnownCharge { charge: id(charge), request: once.request, captured };
-    assert_eq!(session.known(once.scope, &once.key), Some(expected));
+    assert_eq!(of(session, once.scope, &once.key), Some(expected));
     match hold(session, 999, Once { request: [0; 16], ..once }, 0) {
         Posted::Known(known) => assert_eq!(known, expected),
         other => panic!("{other:?}"),
@@ -84,16 +89,21 @@ pub fn f17_a_key_is_free_when_the_void_of_its_charge_is_recorded<E: Engine>() {
         let one = take(10, &[0]);
         let asked = Ask { lasting: under(once), ..ask(2, &accounts, &one) };
         let early = other.hold(&asked).await.unwrap();
-        assert!(matches!(early, Posted::Known(known) if known.charge == id(1)), "{early:?}");
+        let is_known = matches!(early, Posted::Known(known) if known.charge == id(1));
+        // Where nothing is there before it is recorded, the void may be recorded by now.
+        let is_made = !E::IN_ORDER && matches!(early, Posted::Done(..));
+        assert!(is_known || is_made, "{early:?}");
         assert!(matches!(voided.await.unwrap(), Resolved::Done(..)));
-        assert_eq!(mine.known(1, &once.key), None);
-        assert!(done(other.hold(&asked).await.unwrap()).is_some());
+        if is_known {
+            assert_eq!(mine.known(1, &once.key).await.unwrap(), None);
+            assert!(done(other.hold(&asked).await.unwrap()).is_some());
+        }
     });
     has(&mine, once, 2, false);
     // Of the dead process's holds nobody is charged for, so that one may be made again.
     drop((mine, other));
     let engine = engine.restart();
-    assert_eq!(engine.session().known(1, &once.key), None);
+    assert_eq!(of(&engine.session(), 1, &once.key), None);
     assert!(done(hold(&engine.session(), 3, once, 0)).is_some());
 }
 
@@ -103,13 +113,13 @@ pub fn f17_a_hold_that_is_refused_leaves_no_key<E: Engine>() {
     let once = key(1, 1, 7);
     let little = [account("b", 9, 1)];
     assert!(matches!(hold_of(&session, 1, once, 0, &little), Posted::Short(_)));
-    assert_eq!(session.known(1, &once.key), None);
+    assert_eq!(of(&session, 1, &once.key), None);
     let accounts = [account("a", 100, 1)];
     let one = take(10, &[0]);
     let note = vec![b'x'; 2 << 20];
     let lasting = Some(Lasting { once: Some(once), note: &note, ..Lasting::default() });
     run(session.hold(&Ask { lasting, ..ask(2, &accounts, &one) })).unwrap_err();
-    assert_eq!(session.known(1, &once.key), None);
+    assert_eq!(of(&session, 1, &once.key), None);
     assert!(done(hold(&session, 3, once, 0)).is_some());
     has(&session, once, 3, false);
 }
@@ -148,17 +158,18 @@ pub fn f19_a_key_outlives_its_process_and_ends_after_its_retention<E: Engine>() 
     has(&session, key(1, 3, 7), 100, false);
     // Also nobody holds under it.
     engine.expire(second(kept + 5));
-    let known = |n: u8| session.known(1, &[n; 16]).map(|known| known.charge);
+    let known = |n: u8| of(&session, 1, &[n; 16]).map(|known| known.charge);
     assert_eq!([4, 5, 9].map(known), [None, Some(id(5)), Some(id(9))]);
     assert_eq!(known(3), Some(id(100)));
     // One that is open is not forgotten.
+    assert!(matches!(hold_of(&session, 101, key(1, 3, 7), 9 * kept, &free), Posted::Known(_)));
     engine.expire(second(9 * kept));
     assert_eq!(known(3), Some(id(100)));
     assert_eq!(known(9), None);
     drop(session);
     // And none is remembered that is over at the next start.
     let engine = engine.restart_at(second(9 * kept));
-    assert!((0..10).all(|n| engine.session().known(1, &[n; 16]).is_none()));
+    assert!((0..10).all(|n| of(&engine.session(), 1, &[n; 16]).is_none()));
 }
 
 pub fn f20_the_keys_of_two_scopes_are_unrelated<E: Engine>() {
@@ -169,7 +180,7 @@ pub fn f20_the_keys_of_two_scopes_are_unrelated<E: Engine>() {
     }
     void(&session, 2);
     has(&session, key(1, 1, 7), 1, false);
-    assert_eq!(session.known(2, &[1; 16]), None);
+    assert_eq!(of(&session, 2, &[1; 16]), None);
 }
 
 pub fn d35_a_hold_that_ends_by_itself_frees_its_key_unless_it_is_captured<E: Engine>() {
@@ -190,6 +201,6 @@ pub fn d35_a_hold_that_ends_by_itself_frees_its_key_unless_it_is_captured<E: Eng
     has(&session, key(1, 1, 7), 1, false);
     has(&session, key(1, 2, 7), 2, false);
     assert_eq!(engine.expire(second(60)).len(), 2);
-    assert_eq!(session.known(1, &[1; 16]), None);
+    assert_eq!(of(&session, 1, &[1; 16]), None);
     has(&session, key(1, 2, 7), 2, true);
 }

@@ -1,0 +1,285 @@
+//! Takes a session's operations for one shard to Redis: batch by batch, one at a time, each with
+//! the next number. What arrives meanwhile is the next batch, so nobody waits for a timer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::link::CallError;
+use super::pack::Out;
+use super::session::{Inner, Pending, Queue};
+use super::wire::{self, Called, Reply};
+use super::{Keys, Shared, library};
+use crate::books::{BooksError, Resolution};
+use crate::core::charge::{OutcomeMemo, State};
+use crate::core::ids::ChargeId;
+use crate::core::record::instant;
+
+/// The most operations of a batch, and the most bytes: so long nobody else is served by Redis.
+const MAX_BATCH: usize = 256;
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// How long it rests after a call that was not executed, first and at most.
+const FIRST_REST: Duration = Duration::from_millis(5);
+const MAX_REST: Duration = Duration::from_millis(250);
+
+/// The task of a session and a shard.
+pub(super) struct Driver {
+    inner: Arc<Inner>,
+    shared: Arc<Shared>,
+    shard: usize,
+    keys: Keys,
+    /// The number of the last batch; `None` before the session has joined the shard.
+    number: Option<u64>,
+}
+
+impl Driver {
+    pub(super) fn new(inner: &Arc<Inner>, shard: usize) -> Self {
+        let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
+        let keys = shared.keys(shard);
+        Self { inner, shared, shard, keys, number: None }
+    }
+
+    /// Until the session has been left and nothing waits any more.
+    pub(super) async fn run(mut self, left: CancellationToken) {
+        loop {
+            let batch = self.take();
+            if !batch.is_empty() {
+                self.deliver(batch).await;
+                continue;
+            }
+            tokio::select! {
+                () = self.queue().wake.notified() => {}
+                () = left.cancelled() => {
+                    if self.queue().waiting.lock().is_empty() {
+                        return;
+                    }
+                }
+            }
+            // One turn of the event loop: whoever else is ready adds what they ask.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn queue(&self) -> &Queue {
+        &self.inner.shards[self.shard]
+    }
+
+    fn take(&self) -> Vec<Pending> {
+        take(&mut self.queue().waiting.lock())
+    }
+
+    /// Has a batch done, whatever it takes. Waiters are told when it takes too long; what they
+    /// asked is done all the same, and a hold that nobody waits for any more is voided.
+    async fn deliver(&mut self, mut batch: Vec<Pending>) {
+        let mut rest = FIRST_REST;
+        // Once nobody knows whether a batch was executed, only the same one can tell.
+        let mut is_unknown = false;
+        while !batch.is_empty() {
+            match self.attempt(&batch, is_unknown).await {
+                Ok(replies) => {
+                    self.answer(batch, replies);
+                    return;
+                }
+                Err(Failed::NoMemory) => batch = give_up_takers(batch),
+                Err(Failed::NotExecuted(why)) => self.tell_the_impatient(&mut batch, &why),
+                Err(Failed::Unknown(why)) => {
+                    is_unknown = true;
+                    self.tell_the_impatient(&mut batch, &why);
+                }
+                Err(Failed::Refused(why)) => {
+                    for pending in &mut batch {
+                        pending.answer(Err(BooksError::Unavailable(why.clone())));
+                    }
+                    self.tell_the_impatient(&mut batch, &why);
+                    return;
+                }
+            }
+            tokio::time::sleep(rest).await;
+            rest = (rest * 2).min(MAX_REST);
+        }
+    }
+
+    async fn attempt(&mut self, batch: &[Pending], is_unknown: bool) -> Result<Vec<Reply>, Failed> {
+        let last = match self.number {
+            Some(last) => last,
+            None => self.join().await?,
+        };
+        let number = last + 1;
+        let mut head = Out::default();
+        head.bytes(self.shared.epoch.as_bytes()).bytes(self.inner.name.as_bytes()).uint(number);
+        let tag = number << 16 | self.shard as u64;
+        head.uint(tag);
+        let mut ops = Out::default();
+        ops.array(batch.len());
+        for pending in batch {
+            ops.raw(&pending.op);
+        }
+        // What may have been executed is asked so that lack of memory does not hide its reply.
+        let settles = is_unknown || batch.iter().all(|pending| pending.gives_back);
+        let function = if settles { library::SETTLE } else { library::APPLY };
+        let args = [head.into_bytes(), ops.into_bytes()];
+        let called = self.call(function, &args).await?;
+        let charges: Vec<ChargeId> = batch.iter().map(|pending| pending.charge).collect();
+        match wire::reply(&called, tag, &charges) {
+            Ok(Called::Done(replies)) => {
+                self.number = Some(number);
+                Ok(replies)
+            }
+            Ok(Called::Refused(why, last)) => {
+                let shard = self.shard;
+                tracing::error!(shard, why, last, number, "the books refuse a session");
+                Err(Failed::Refused(format!("shard {shard} refuses this gateway: {why}")))
+            }
+            Err(error) => {
+                // Whatever comes next on this connection may be somebody else's too.
+                self.shared.link.reset().await;
+                tracing::error!(shard = self.shard, %error, "a reply that cannot be read");
+                Err(Failed::Unknown(error.to_string()))
+            }
+        }
+    }
+
+    /// Registers the session with the shard.
+    async fn join(&mut self) -> Result<u64, Failed> {
+        let args = [self.shared.epoch.clone().into_bytes(), self.inner.name.clone().into_bytes()];
+        let joined = self.call(library::JOIN, &args).await?;
+        match wire::joined(&joined) {
+            Ok(Ok(number)) => {
+                self.number = Some(number);
+                Ok(number)
+            }
+            Ok(Err(why)) => Err(Failed::Refused(format!("shard {}: {why}", self.shard))),
+            Err(error) => Err(Failed::NotExecuted(error.to_string())),
+        }
+    }
+
+    async fn call(&self, function: &str, args: &[Vec<u8>]) -> Result<Vec<u8>, Failed> {
+        let called = self.shared.link.call(&self.keys.function(function, args)).await;
+        match called {
+            Ok(bytes) => Ok(bytes),
+            Err(CallError::NoMemory) => Err(Failed::NoMemory),
+            Err(CallError::NoLibrary) => {
+                tracing::warn!(shard = self.shard, "Redis has lost the books' library");
+                let loaded = library::load(&self.shared.link).await;
+                let again = loaded.err().unwrap_or_else(|| "the library was loaded again".into());
+                Err(Failed::NotExecuted(again))
+            }
+            Err(CallError::NotExecuted(why)) => Err(Failed::NotExecuted(why)),
+            Err(CallError::Unknown(why)) => Err(Failed::Unknown(why)),
+        }
+    }
+
+    fn answer(&self, batch: Vec<Pending>, replies: Vec<Reply>) {
+        for (mut pending, reply) in batch.into_iter().zip(replies) {
+            let is_made = pending.holds && matches!(reply, Reply::Done(..));
+            if is_made && pending.answer.is_none() {
+                // Its waiter was told that the books do not answer, and forwards nothing.
+                self.void(pending.charge);
+            }
+            pending.answer(Ok(reply));
+        }
+    }
+
+    /// Voids a hold that was made too late.
+    fn void(&self, charge: ChargeId) {
+        let memo = OutcomeMemo::default();
+        let now = instant(self.shared.now());
+        let Ok(op) = wire::resolve(charge, &Resolution::plain(State::Voided, &[], now, &memo))
+        else {
+            return;
+        };
+        self.queue().waiting.lock().push_front(Pending {
+            op,
+            charge,
+            gives_back: true,
+            holds: false,
+            since: std::time::Instant::now(),
+            answer: None,
+        });
+    }
+
+    /// Tells those who have waited too long, in the batch and behind it.
+    fn tell_the_impatient(&self, batch: &mut [Pending], why: &str) {
+        let deadline = self.shared.deadline;
+        let tell = |pending: &mut Pending| {
+            if pending.since.elapsed() >= deadline {
+                pending.answer(Err(BooksError::Unavailable(why.to_owned())));
+            }
+        };
+        batch.iter_mut().for_each(tell);
+        self.queue().waiting.lock().iter_mut().for_each(tell);
+    }
+}
+
+/// Why a batch has no replies.
+enum Failed {
+    /// It was not executed, and may be later.
+    NotExecuted(String),
+    /// It may have been executed: the same has to be asked again (f26).
+    Unknown(String),
+    /// There is no memory for what takes.
+    NoMemory,
+    /// It was not executed, and will not be.
+    Refused(String),
+}
+
+/// As many as one batch takes.
+fn take(waiting: &mut std::collections::VecDeque<Pending>) -> Vec<Pending> {
+    let mut bytes = 0;
+    let fits = |pending: &&Pending| {
+        bytes += pending.op.len();
+        bytes <= MAX_BATCH_BYTES
+    };
+    let count = waiting.iter().take(MAX_BATCH).take_while(fits).count();
+    // One that is too long by itself goes by itself.
+    waiting.drain(..count.max(usize::from(!waiting.is_empty()))).collect()
+}
+
+/// Where memory is short, what only gives back still goes; the rest was not executed.
+fn give_up_takers(batch: Vec<Pending>) -> Vec<Pending> {
+    let full = "Redis has no memory left (maxmemory)";
+    batch
+        .into_iter()
+        .filter_map(|mut pending| {
+            if pending.gives_back {
+                return Some(pending);
+            }
+            pending.answer(Err(BooksError::Unavailable(full.into())));
+            None
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn pending(bytes: usize) -> Pending {
+        Pending {
+            op: vec![0; bytes],
+            charge: ChargeId([0; 16]),
+            gives_back: false,
+            holds: false,
+            since: Instant::now(),
+            answer: None,
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bounded_and_never_empty() {
+        let mut waiting: VecDeque<Pending> = (0..600).map(|_| pending(10)).collect();
+        assert_eq!(take(&mut waiting).len(), MAX_BATCH);
+        assert_eq!(take(&mut waiting).len(), MAX_BATCH);
+        assert_eq!(take(&mut waiting).len(), 600 - 2 * MAX_BATCH);
+        assert!(take(&mut waiting).is_empty());
+        waiting.extend([pending(10), pending(MAX_BATCH_BYTES), pending(2 * MAX_BATCH_BYTES)]);
+        assert_eq!(take(&mut waiting).len(), 1);
+        assert_eq!(take(&mut waiting).len(), 1);
+        assert_eq!(take(&mut waiting).len(), 1);
+        assert!(take(&mut waiting).is_empty());
+    }
+}

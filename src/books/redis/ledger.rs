@@ -1,0 +1,160 @@
+//! Entries of a shard's ledger: the records of one call, as the archive, the verifier and repairs
+//! read them.
+
+use smallvec::SmallVec;
+
+use super::pack::{In, Malformed};
+use super::wire::{leg_kind, state_of};
+use crate::core::account::{AccountKey, Grant, Version};
+use crate::core::charge::{InDoubt, OutcomeMemo};
+use crate::core::record::{
+    Adjust, Amend, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve,
+};
+
+/// What one call changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Whose call it was.
+    pub session: &'a str,
+    /// Which of that session's it was.
+    pub number: u64,
+    /// What it did, in order.
+    pub records: Vec<Record<'a>>,
+}
+
+impl<'a> Entry<'a> {
+    /// Reads an entry, whole.
+    ///
+    /// # Errors
+    /// When the bytes are anything else than one entry.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let mut input = In::new(bytes);
+        input.tuple(3)?;
+        let (session, number) = (input.text()?, input.uint()?);
+        let count = input.array()?;
+        let records = (0..count).map(|_| record(&mut input)).collect::<Result<_, _>>()?;
+        input.end()?;
+        Ok(Self { session, number, records })
+    }
+}
+
+fn record<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let count = input.array()?;
+    let kind = input.small()?;
+    match (kind, count) {
+        (1, 10) => hold(input),
+        (2, 10) => resolve(input),
+        (3, 9) => amend(input),
+        (5, 7) => adjust(input),
+        _ => Err(Malformed(format!("a record of kind {kind} with {count} values"))),
+    }
+}
+
+fn hold<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (charge, at) = (input.fixed()?, input.int()?);
+    let (openings, legs) = (openings(input)?, legs(input)?);
+    let in_doubt = match input.small()? {
+        0 => InDoubt::Void,
+        1 => InDoubt::Capture,
+        code => return Err(Malformed(format!("in doubt {code}"))),
+    };
+    let (memo, expires) = (input.bytes()?, input.int()?);
+    let once = once(input)?;
+    let note = input.bytes()?;
+    let hold = Hold { charge, at, in_doubt, openings, legs, memo };
+    let expires = (expires > 0).then_some(expires);
+    if expires.is_none() && once.is_none() && note.is_empty() {
+        return Ok(Record::Hold(hold));
+    }
+    Ok(Record::Lasting(Lasting { hold, expires, once, note }))
+}
+
+fn once(input: &mut In<'_>) -> Result<Option<Once>, Malformed> {
+    if input.is_nothing() {
+        return Ok(None);
+    }
+    input.tuple(2)?;
+    let field: [u8; 24] = input.fixed()?;
+    let (mut scope, mut key) = ([0; 8], [0; 16]);
+    scope.copy_from_slice(&field[..8]);
+    key.copy_from_slice(&field[8..]);
+    Ok(Some(Once { scope: u64::from_be_bytes(scope), key, request: input.fixed()? }))
+}
+
+fn resolve<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (charge, at) = (input.fixed()?, input.int()?);
+    let (openings, extra) = (openings(input)?, legs(input)?);
+    let state = state_of(input.small()?)?;
+    let count = input.array()?;
+    let keep = (0..count).map(|_| input.uint()).collect::<Result<_, _>>()?;
+    let memo = match input.bytes()? {
+        // What ends in its time has nothing to say.
+        [] => OutcomeMemo::default(),
+        memo => decode(memo)?,
+    };
+    let resolve = Resolve { charge, at, state, keep, openings, extra, memo };
+    match (input.bytes()?, input.bytes()?) {
+        ([], []) => Ok(Record::Resolve(resolve)),
+        (note, answer) => Ok(Record::Finish(Finish { resolve, note, answer })),
+    }
+}
+
+fn amend<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (charge, at) = (input.fixed()?, input.int()?);
+    let (openings, legs) = (openings(input)?, legs(input)?);
+    let known: Option<Known> = match input.is_nothing() {
+        true => None,
+        false => Some(decode(input.bytes()?)?),
+    };
+    let expires = input.int()?;
+    let note = match input.is_nothing() {
+        true => None,
+        false => Some(serde_bytes::Bytes::new(input.bytes()?)),
+    };
+    let answer = input.bytes()?;
+    let expires = (expires > 0).then_some(expires);
+    Ok(Record::Amend(Amend { charge, at, openings, legs, known, expires, note, answer }))
+}
+
+fn adjust<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (_, at) = (input.bytes()?, input.int()?);
+    let openings = openings(input)?;
+    let (key, delta, memo) = (account(input)?, input.int()?, input.bytes()?);
+    Ok(Record::Adjust(Adjust { at, openings, key, delta, memo }))
+}
+
+fn openings<'a>(input: &mut In<'a>) -> Result<SmallVec<[Opening<'a>; 1]>, Malformed> {
+    let count = input.array()?;
+    (0..count)
+        .map(|_| {
+            input.tuple(5)?;
+            let (key, name, base) = (account(input)?, input.text()?, input.uint()?);
+            let epoch = u32::try_from(input.uint()?);
+            let epoch = epoch.map_err(|_| Malformed("an epoch beyond 32 bits".into()))?;
+            let version = Version { epoch, number: input.uint()? };
+            Ok(Opening { key, name, grant: Grant { base, version } })
+        })
+        .collect()
+}
+
+fn legs(input: &mut In<'_>) -> Result<SmallVec<[Leg; 2]>, Malformed> {
+    let count = input.array()?;
+    if count % 3 != 0 {
+        return Err(Malformed(format!("{count} values of legs")));
+    }
+    (0..count / 3)
+        .map(|_| {
+            let (key, kind) = (account(input)?, leg_kind(input.small()?)?);
+            Ok(Leg { key, kind, amount: input.uint()? })
+        })
+        .collect()
+}
+
+fn account(input: &mut In<'_>) -> Result<AccountKey, Malformed> {
+    let key = AccountKey::from_bytes(&input.fixed()?);
+    key.ok_or_else(|| Malformed("an account of no kind".into()))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
+    postcard::from_bytes(bytes).map_err(|error| Malformed(error.to_string()))
+}

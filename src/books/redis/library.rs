@@ -1,0 +1,65 @@
+//! The function library: what it is, and how Redis comes to have it.
+
+use super::link::{CallError, Link};
+
+/// The library, as Redis loads it. Its name and those of its functions end in a version, so that
+/// gateways of two versions can share a Redis; one version is always the same code.
+pub const CODE: &str = include_str!("tollgate.lua");
+
+pub(super) const APPLY: &str = "tollgate_1_apply";
+pub(super) const SETTLE: &str = "tollgate_1_settle";
+pub(super) const CREATE: &str = "tollgate_1_create";
+pub(super) const JOIN: &str = "tollgate_1_join";
+pub(super) const LEAVE: &str = "tollgate_1_leave";
+const NAME: &str = "tollgate_1";
+
+/// Has Redis load the library, unless it has it.
+pub(super) async fn load(link: &Link) -> Result<(), String> {
+    let mut command = redis::cmd("FUNCTION");
+    command.arg("LOAD").arg(CODE);
+    match link.call(&command).await {
+        Ok(_) => Ok(()),
+        Err(CallError::Unknown(why)) if why.contains("already exists") => same(link).await,
+        Err(error) => Err(format!("the books' library cannot be loaded: {error}")),
+    }
+}
+
+/// Whether the library that is there is ours.
+async fn same(link: &Link) -> Result<(), String> {
+    let mut command = redis::cmd("FUNCTION");
+    command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
+    let listed = link.send(&command).await.map_err(|error| error.to_string())?;
+    match code_of(&listed) {
+        Some(code) if code == CODE.as_bytes() => Ok(()),
+        _ => Err(format!(
+            "Redis has another library {NAME}: if no gateway of that build runs any more, delete \
+             it with FUNCTION DELETE {NAME}"
+        )),
+    }
+}
+
+/// The text behind `library_code`, wherever it stands: RESP2 lists pairs, RESP3 has maps.
+fn code_of(value: &redis::Value) -> Option<&[u8]> {
+    let text = |value: &redis::Value| match value {
+        redis::Value::BulkString(bytes) => Some(bytes.clone()),
+        redis::Value::SimpleString(text) => Some(text.clone().into_bytes()),
+        _ => None,
+    };
+    match value {
+        redis::Value::Array(values) => {
+            for pair in values.windows(2) {
+                if text(&pair[0]).is_some_and(|name| name == b"library_code")
+                    && let redis::Value::BulkString(code) = &pair[1]
+                {
+                    return Some(code);
+                }
+            }
+            values.iter().find_map(code_of)
+        }
+        redis::Value::Map(pairs) => pairs.iter().find_map(|(name, value)| match value {
+            redis::Value::BulkString(code) if text(name)? == b"library_code" => Some(&code[..]),
+            _ => code_of(value),
+        }),
+        _ => None,
+    }
+}

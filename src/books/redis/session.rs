@@ -1,0 +1,322 @@
+//! A session: what a worker asks the books goes into a queue for its shard, in the order of the
+//! calls, and from there in batches to Redis.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Shared;
+use super::drive::Driver;
+use super::wire::{self, Reply};
+use crate::books::{
+    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
+    Posted, Resolution, Resolved,
+};
+use crate::core::account::{Account, AccountKey, Balance, View};
+use crate::core::charge::State;
+use crate::core::ids::{ChargeId, home_of};
+
+/// How many operations wait for one shard before a session refuses more. What gives back is never
+/// refused: there are no more of them than there are open holds.
+const MAX_WAITING: usize = 10_000;
+
+/// A worker's session. Its clones are the same session; when the last one goes, what it has asked
+/// is still done.
+#[derive(Clone, Debug)]
+pub struct Session {
+    inner: Arc<Inner>,
+    _left: Arc<DropGuard>,
+}
+
+/// What the clones of a session share.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    /// Its name in Redis.
+    pub(super) name: String,
+    /// A queue for each shard.
+    pub(super) shards: Box<[Queue]>,
+}
+
+/// What waits for a shard.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) waiting: Mutex<VecDeque<Pending>>,
+    pub(super) wake: Notify,
+}
+
+/// An operation that waits for its reply.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// Encoded.
+    pub(super) op: Vec<u8>,
+    /// The charge it is about, or zeros.
+    pub(super) charge: ChargeId,
+    /// True for what is done where memory is short: what ends charges.
+    pub(super) gives_back: bool,
+    /// True for a hold: one that nobody waits for any more when it is made is voided.
+    pub(super) holds: bool,
+    pub(super) since: Instant,
+    /// Nobody, once the answer was given up.
+    pub(super) answer: Option<oneshot::Sender<Result<Reply, BooksError>>>,
+}
+
+impl Pending {
+    pub(super) fn answer(&mut self, answer: Result<Reply, BooksError>) {
+        if let Some(waiter) = self.answer.take() {
+            // Who gave up waiting wants no answer.
+            let _ = waiter.send(answer);
+        }
+    }
+}
+
+/// What kind of operation is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Hold,
+    GivesBack,
+    Other,
+}
+
+const NO_CHARGE: ChargeId = ChargeId([0; 16]);
+
+impl Session {
+    /// A session of this name; its tasks run where the engine's do.
+    pub(super) fn start(shared: &Arc<Shared>, name: String) -> Self {
+        let shards = (0..shared.shards).map(|_| Queue::default()).collect();
+        let inner = Arc::new(Inner { shared: Arc::clone(shared), name, shards });
+        let left = CancellationToken::new();
+        for shard in 0..inner.shards.len() {
+            let driver = Driver::new(&inner, shard).run(left.clone());
+            let driving = shared.end.clone().run_until_cancelled_owned(driver);
+            shared.tasks.spawn_on(driving, &shared.runtime);
+        }
+        Self { inner, _left: Arc::new(left.drop_guard()) }
+    }
+
+    fn shard_of(&self, home: u16) -> usize {
+        usize::from(home) % self.inner.shards.len()
+    }
+
+    /// Puts an operation behind those that were asked before. What comes back waits for its reply.
+    fn ask(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        kind: Kind,
+        op: Result<Vec<u8>, BooksError>,
+    ) -> impl Future<Output = Result<Reply, BooksError>> + Send + use<> {
+        let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op));
+        async move {
+            let gone = || BooksError::Unavailable("the gateway is stopping".into());
+            match asked?.await.map_err(|_| gone())?? {
+                Reply::Refused(error) => Err(error),
+                reply => Ok(reply),
+            }
+        }
+    }
+
+    fn enqueue(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        kind: Kind,
+        op: Vec<u8>,
+    ) -> Result<oneshot::Receiver<Result<Reply, BooksError>>, BooksError> {
+        let queue = &self.inner.shards[shard];
+        let (answer, waits) = oneshot::channel();
+        {
+            let mut waiting = queue.waiting.lock();
+            if waiting.len() >= MAX_WAITING && kind != Kind::GivesBack {
+                return Err(BooksError::Unavailable("too much waits for Redis".into()));
+            }
+            waiting.push_back(Pending {
+                op,
+                charge,
+                gives_back: kind == Kind::GivesBack,
+                holds: kind == Kind::Hold,
+                since: Instant::now(),
+                answer: Some(answer),
+            });
+        }
+        queue.wake.notify_one();
+        Ok(waits)
+    }
+
+    fn of_charge(&self, charge: ChargeId) -> usize {
+        self.shard_of(charge.home())
+    }
+
+    /// Ends a hold whose time is over (D34).
+    pub(super) fn expire(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
+        self.end(shard, charge, now, true)
+    }
+
+    /// Ends a hold without its owner (D36); with `due` only if its time is over.
+    pub(super) fn end(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        now: Timestamp,
+        due: bool,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
+        let op = wire::end(charge, now.as_microsecond(), due);
+        let asked = self.ask(shard, charge, Kind::GivesBack, Ok(op));
+        async move {
+            match asked.await? {
+                Reply::Ended(state, charge) => Ok(Some(Abandoned { state, charge })),
+                Reply::Unknown => Ok(None),
+                other => Err(odd(&other)),
+            }
+        }
+    }
+
+    /// Forgets keys of captured charges that were held before an instant (f19).
+    pub(super) async fn sweep(
+        &self,
+        shard: usize,
+        before: i64,
+        most: u64,
+    ) -> Result<(), BooksError> {
+        let op = wire::sweep(before, most);
+        self.ask(shard, NO_CHARGE, Kind::GivesBack, Ok(op)).await.map(|_| ())
+    }
+}
+
+impl Books for Session {
+    fn hold(
+        &self,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
+        let shard = self.of_charge(ask.charge);
+        let asked = self.ask(shard, ask.charge, Kind::Hold, wire::hold(ask));
+        async move {
+            match asked.await? {
+                Reply::Done(legs, view) => Ok(Posted::Done(legs, view)),
+                Reply::Short(view) => Ok(Posted::Short(view)),
+                Reply::Known(known) => Ok(Posted::Known(known)),
+                other => Err(odd(&other)),
+            }
+        }
+    }
+
+    fn resolve(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
+        let op = wire::resolve(charge, resolution);
+        let asked = self.ask(self.of_charge(charge), charge, Kind::GivesBack, op);
+        async move {
+            match asked.await? {
+                Reply::Done(legs, view) => Ok(Resolved::Done(legs, view)),
+                Reply::Short(view) => Ok(Resolved::Short(view)),
+                Reply::Unknown => Ok(Resolved::Unknown),
+                other => Err(odd(&other)),
+            }
+        }
+    }
+
+    fn amend(
+        &self,
+        charge: ChargeId,
+        amendment: &Amendment<'_>,
+    ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
+        let op = wire::amend(charge, amendment);
+        let asked = self.ask(self.of_charge(charge), charge, Kind::Other, op);
+        async move {
+            match asked.await? {
+                Reply::Done(legs, view) => Ok(Amended::Done(legs, view)),
+                Reply::Short(view) => Ok(Amended::Short(view)),
+                Reply::Unknown => Ok(Amended::Unknown),
+                other => Err(odd(&other)),
+            }
+        }
+    }
+
+    fn abandon(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
+        self.end(self.of_charge(charge), charge, now, false)
+    }
+
+    fn known(
+        &self,
+        scope: u64,
+        key: &[u8; 16],
+    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<> {
+        // The scope of an org's keys begins with its home.
+        let shard = self.shard_of(scope as u16);
+        let asked = self.ask(shard, NO_CHARGE, Kind::Other, Ok(wire::find(scope, key)));
+        async move {
+            match asked.await? {
+                Reply::Known(known) => Ok(Some(known)),
+                Reply::Unknown => Ok(None),
+                other => Err(odd(&other)),
+            }
+        }
+    }
+
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+        let shard = self.shard_of(home_of(adjustment.account.name.org));
+        match self.ask(shard, NO_CHARGE, Kind::Other, wire::adjust(adjustment)).await? {
+            Reply::Done(_, view) => Ok(view.get(0).unwrap_or_default()),
+            other => Err(odd(&other)),
+        }
+    }
+
+    async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {
+        let mut view = View::new(accounts.len());
+        let shard = |account: &Account<'_>| self.shard_of(home_of(account.name.org));
+        let mut shards: Vec<usize> = accounts.iter().map(shard).collect();
+        let of = shards.clone();
+        shards.sort_unstable();
+        shards.dedup();
+        // One org mostly, and so one shard.
+        for here in shards {
+            let slots = (0..accounts.len()).filter(|slot| of[*slot] == here);
+            let slots: Vec<usize> = slots.collect();
+            let named: Vec<&Account<'_>> = slots.iter().map(|slot| &accounts[*slot]).collect();
+            match self.ask(here, NO_CHARGE, Kind::Other, wire::read(&named)).await? {
+                Reply::Done(_, found) => {
+                    for (at, slot) in slots.iter().enumerate() {
+                        view.set(*slot as u8, found.get(at as u8).unwrap_or_default());
+                    }
+                }
+                other => return Err(odd(&other)),
+            }
+        }
+        Ok(view)
+    }
+
+    fn is_closed(&self, _key: &AccountKey) -> bool {
+        false
+    }
+
+    async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
+        let shard = self.of_charge(charge);
+        match self.ask(shard, charge, Kind::Other, Ok(wire::look(charge))).await? {
+            Reply::Ended(State::Held, open) => Ok(Some(open)),
+            Reply::Unknown => Ok(None),
+            other => Err(odd(&other)),
+        }
+    }
+}
+
+/// A reply that no such operation has.
+fn odd(reply: &Reply) -> BooksError {
+    BooksError::Unavailable(format!("the books' library gave a reply of another kind: {reply:?}"))
+}

@@ -1,0 +1,727 @@
+#!lua name=tollgate_1
+
+-- The books of one shard: accounts, open holds, keys, sessions, and the ledger of all changes.
+--
+-- This is a ledger and knows no policy: what to take from where, and what becomes of a hold whose
+-- owner disappears, is said by the gateway with every operation. One call carries a batch of
+-- operations. It is worked out on Lua tables first; only when all of it is known to be possible is
+-- anything written, the ledger's entry first. So a call does all or nothing.
+--
+-- Amounts are millionths, at most 2^53 - 1, which a double holds exactly. What an account has given
+-- (held and captured) has the same bound, so that every sum below is exact where it matters.
+--
+-- Keys, all of one hash slot:
+--   meta      hash: epoch, seq (of the ledger), closed (cycles before it are), and how much there is
+--             of accounts, holds, ending, keys, scopes, kept
+--   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
+--   names     hash: key of an account -> its name
+--   holds     hash: charge -> hold (see the H_ constants)
+--   ending    sorted set: charges that end by themselves, by when
+--   once      hash: scope and key -> charge, request, captured, at; scope -> how many
+--   kept      sorted set: keys of captured charges, by when they were held
+--   sessions  hash: session -> last number, when it was seen; session:r -> the reply to that number
+--   ledger    stream: an entry for each call that changed something; its ids count from 1
+
+local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER = 1, 2, 3, 4, 5, 6, 7, 8, 9
+
+local MAX = 9007199254740991
+
+-- An account as an operation names it.
+local A_KEY, A_ENDS, A_BASE, A_EPOCH, A_NUMBER, A_NAME = 1, 2, 3, 4, 5, 6
+-- An account as it is stored.
+local BASE, ADJUSTED, HELD, CAPTURED, EPOCH, NUMBER = 1, 2, 3, 4, 5, 6
+-- A hold as it is stored.
+local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DOUBT, H_MEMO, H_NOTE =
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+
+-- Kinds of operations, and of entries of the ledger.
+local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5, 6, 7, 8, 9
+-- What became of an operation.
+local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS = 0, 1, 2, 3, 4, 5, 6
+-- What becomes of a hold without its owner.
+local VOID, WHOLE, USED = 0, 1, 2
+-- How a charge ends.
+local CAPTURED_STATE, VOIDED_STATE, EXPIRED_STATE = 1, 2, 3
+-- The kind of a leg that counts against the cap of the one before it.
+local CAP = 5
+
+-- What is counted of a shard, in `meta`.
+local COUNTS = {'seq', 'accounts', 'holds', 'ending', 'keys', 'scopes', 'kept'}
+
+-- Redis passes a bounded number of values at once from a table.
+local CHUNK = 1000
+
+local function call_many(command, key, values)
+    local at, count = 1, #values
+    while at <= count do
+        local last = math.min(at + CHUNK - 1, count)
+        redis.call(command, key, unpack(values, at, last))
+        at = last + 1
+    end
+end
+
+-- What was recorded or replied of a table must not change with it later in the batch.
+local function copy(list)
+    local copied = {}
+    for index, value in ipairs(list) do copied[index] = value end
+    return copied
+end
+
+-- The books' clock, in microseconds since the Unix epoch.
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000000 + time[2]
+end
+
+-- Reads fields of a hash into a table, those that are there.
+local function fetch(key, wanted)
+    local fields, found = {}, {}
+    for field in pairs(wanted) do fields[#fields + 1] = field end
+    local at, count = 1, #fields
+    while at <= count do
+        local last = math.min(at + CHUNK - 1, count)
+        local values = redis.call('HMGET', key, unpack(fields, at, last))
+        for index = 1, last - at + 1 do
+            if values[index] then found[fields[at + index - 1]] = values[index] end
+        end
+        at = last + 1
+    end
+    return found
+end
+
+-- What an account has left; below zero for one in the red. Exact wherever it is not beyond MAX.
+local function remaining(balance)
+    return balance[BASE] - (balance[HELD] + balance[CAPTURED]) + balance[ADJUSTED]
+end
+
+local function available(balance)
+    return math.min(math.max(remaining(balance), 0), MAX)
+end
+
+local function is_newer(account, stored)
+    local epoch, number = 0, 0
+    if stored then epoch, number = stored[EPOCH], stored[NUMBER] end
+    return account[A_EPOCH] > epoch or (account[A_EPOCH] == epoch and account[A_NUMBER] > number)
+end
+
+-- A batch at work.
+local Batch = {}
+Batch.__index = Batch
+
+-- An account that ends with its cycle, and whose cycle is closed: whatever is asked of it, it is
+-- empty.
+function Batch:is_closed(account)
+    return account[A_ENDS] > 0 and account[A_ENDS] < self.closed
+end
+
+-- The balance of an account under the newer of its two grants.
+function Batch:balance(account)
+    if self:is_closed(account) then return {0, 0, 0, 0} end
+    local stored = self.accounts[account[A_KEY]]
+    local base = 0
+    if is_newer(account, stored) then
+        base = account[A_BASE]
+    elseif stored then
+        base = stored[BASE]
+    end
+    if not stored then return {base, 0, 0, 0} end
+    return {base, stored[ADJUSTED], stored[HELD], stored[CAPTURED]}
+end
+
+-- The account to change, under the newer of its two grants; says so to the entry where that is a
+-- change.
+function Batch:open(account, openings)
+    local key = account[A_KEY]
+    local stored = self.accounts[key]
+    local changed = false
+    if not stored then
+        stored = {0, 0, 0, 0, 0, 0}
+        self.accounts[key] = stored
+        self.new_names[#self.new_names + 1] = key
+        self.new_names[#self.new_names + 1] = account[A_NAME]
+        self.names[key] = account[A_NAME]
+        changed = true
+    end
+    if is_newer(account, stored) then
+        changed = changed or account[A_BASE] ~= stored[BASE]
+        stored[BASE], stored[EPOCH], stored[NUMBER] =
+            account[A_BASE], account[A_EPOCH], account[A_NUMBER]
+    end
+    if changed then
+        openings[#openings + 1] =
+            {key, account[A_NAME], stored[BASE], stored[EPOCH], stored[NUMBER]}
+    end
+    self.changed[key] = true
+    return stored
+end
+
+-- Balances by slot, flat: slot, base, adjusted, held, captured.
+local function put_view(view, slot, balance)
+    local at = #view
+    view[at + 1], view[at + 2], view[at + 3], view[at + 4], view[at + 5] =
+        slot, balance[1], balance[2], balance[3], balance[4]
+end
+
+-- Applies a post to `side` of its accounts (HELD or CAPTURED): all of it, or nothing. Returns what
+-- became of it, the legs it took (flat: slot, kind, amount), and a view of all that it names.
+function Batch:post(accounts, sources, look, side, openings)
+    local seen, order = {}, {}
+    for _, source in ipairs(sources) do
+        local payers = source[5]
+        for at = 1, #payers, 3 do
+            for _, slot in ipairs({payers[at], payers[at + 2]}) do
+                if slot >= 0 and not seen[slot] then
+                    seen[slot] = self:balance(accounts[slot + 1])
+                    order[#order + 1] = slot
+                end
+            end
+        end
+    end
+    local legs, fits, in_range = {}, true, true
+    local function have(slot, cap)
+        local own = available(seen[slot])
+        if cap < 0 then return own end
+        return math.min(own, available(seen[cap]))
+    end
+    local function debit(slot, kind, amount)
+        local balance = seen[slot]
+        if amount > MAX - (balance[HELD] + balance[CAPTURED]) then in_range = false end
+        balance[side] = balance[side] + amount
+        local at = #legs
+        legs[at + 1], legs[at + 2], legs[at + 3] = slot, kind, amount
+    end
+    for _, source in ipairs(sources) do
+        local take, below, solvent, forced, payers =
+            source[1], source[2], source[3], source[4], source[5]
+        local total = 0
+        for at = 1, #payers, 3 do
+            total = total + have(payers[at], payers[at + 2])
+            if solvent and remaining(seen[payers[at]]) < 0 then fits = false end
+        end
+        if (not forced and total < take) or (below >= 0 and total >= below) then fits = false end
+        if not fits then break end
+        local rest = take
+        for at = 1, #payers, 3 do
+            local slot, kind, cap = payers[at], payers[at + 1], payers[at + 2]
+            local amount = rest
+            if not forced then amount = math.min(rest, have(slot, cap)) end
+            if amount > 0 then
+                rest = rest - amount
+                debit(slot, kind, amount)
+                if cap >= 0 then debit(cap, CAP, amount) end
+                if not in_range then return RANGE end
+            end
+        end
+        -- Payers that share a cap can give less together than each by itself.
+        if rest > 0 then
+            fits = false
+            break
+        end
+    end
+    local view = {}
+    if fits then
+        for at = 1, #legs, 3 do
+            local stored = self:open(accounts[legs[at] + 1], openings)
+            stored[side] = stored[side] + legs[at + 2]
+        end
+    end
+    for _, slot in ipairs(order) do put_view(view, slot, self:balance(accounts[slot + 1])) end
+    for _, slot in ipairs(look) do
+        if not seen[slot] then
+            seen[slot] = true
+            order[#order + 1] = slot
+            put_view(view, slot, self:balance(accounts[slot + 1]))
+        end
+    end
+    if not fits then return SHORT, legs, view end
+    return DONE, legs, view, order
+end
+
+-- Legs by account instead of by slot.
+local function by_account(legs, accounts)
+    local named = {}
+    for at = 1, #legs, 3 do
+        named[at], named[at + 1], named[at + 2] =
+            accounts[legs[at] + 1][A_KEY], legs[at + 1], legs[at + 2]
+    end
+    return named
+end
+
+-- Where the key of a charge stands: in `once` under its scope.
+function Batch:key_begins(once, charge)
+    local field, scope, request, before, most_of_scope, most =
+        once[1], once[2], once[3], once[4], once[5], once[6]
+    local kept = self.once[field]
+    if kept then
+        if not (kept[3] and kept[4] < before) then return KNOWN, kept end
+        self:key_ends(field)
+    end
+    local count = self.once[scope] or 0
+    if count >= most_of_scope or self.counts.keys >= most then return TOO_MANY_KEYS end
+    return nil
+end
+
+function Batch:key_begun(once, charge, at)
+    local field, scope = once[1], once[2]
+    self.once[field] = {charge, once[3], false, at}
+    if not self.once[scope] then self.counts.scopes = self.counts.scopes + 1 end
+    self.once[scope] = (self.once[scope] or 0) + 1
+    self.counts.keys = self.counts.keys + 1
+    self.once_changed[field], self.once_changed[scope] = true, true
+end
+
+function Batch:key_ends(field)
+    local kept, scope = self.once[field], string.sub(field, 1, 8)
+    if kept[3] then
+        self.kept[field] = nil
+        self.unkept[#self.unkept + 1] = field
+        self.counts.kept = self.counts.kept - 1
+    end
+    self.once[field] = nil
+    local count = self.once[scope] - 1
+    if count == 0 then
+        count = nil
+        self.counts.scopes = self.counts.scopes - 1
+    end
+    self.once[scope] = count
+    self.counts.keys = self.counts.keys - 1
+    self.once_changed[field], self.once_changed[scope] = true, true
+end
+
+function Batch:record(entry)
+    self.entries[#self.entries + 1] = entry
+end
+
+-- Puts a hold where it is found, or takes it away.
+function Batch:put_hold(charge, hold)
+    self.holds[charge] = hold
+    self.holds_changed[charge] = true
+end
+
+function Batch:hold(op)
+    local charge, accounts, sources, look, at, expires, once, finish, doubt, memo, note =
+        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12]
+    if self.holds[charge] then return {RANGE} end
+    if once then
+        local status, kept = self:key_begins(once, charge)
+        if status == KNOWN then return {KNOWN, kept[1], kept[2], kept[3]} end
+        if status then return {status} end
+    end
+    local openings = {}
+    local status, legs, view, order = self:post(accounts, sources, look, HELD, openings)
+    if status == RANGE then return {RANGE} end
+    if status == SHORT then return {SHORT, view} end
+    local named = {}
+    for _, slot in ipairs(order) do
+        local account = accounts[slot + 1]
+        local last = #named
+        named[last + 1], named[last + 2], named[last + 3], named[last + 4], named[last + 5],
+            named[last + 6] = slot, account[A_KEY], account[A_ENDS], account[A_BASE],
+            account[A_EPOCH], account[A_NUMBER]
+    end
+    local taken = by_account(legs, accounts)
+    self:put_hold(charge, {
+        self.session, at, expires, once and {once[1], once[3]}, taken, named, #accounts, finish,
+        doubt, memo, note,
+    })
+    if once then self:key_begun(once, charge, at) end
+    self:record({HOLD, charge, at, openings, taken, doubt, memo, expires,
+        once and {once[1], once[3]}, note})
+    return {DONE, legs, view}
+end
+
+-- The balances of the accounts that a hold named, by its slots.
+function Batch:view_of(hold)
+    local view, named = {}, hold[H_NAMED]
+    for at = 1, #named, 6 do
+        local account =
+            {named[at + 1], named[at + 2], named[at + 3], named[at + 4], named[at + 5]}
+        put_view(view, named[at], self:balance(account))
+    end
+    return view
+end
+
+-- Ends a hold: of each leg so much is captured, the rest returns.
+function Batch:settle(charge, hold, state, keep)
+    local legs, kept = hold[H_LEGS], {}
+    for at = 1, #legs, 3 do
+        local key, amount = legs[at], legs[at + 2]
+        local index = (at + 2) / 3
+        local captured = math.min(keep[index] or 0, amount)
+        kept[index] = captured
+        local stored = self.accounts[key]
+        stored[HELD] = stored[HELD] - amount
+        stored[CAPTURED] = stored[CAPTURED] + captured
+        self.changed[key] = true
+    end
+    self:put_hold(charge, nil)
+    if hold[H_ONCE] then
+        local field = hold[H_ONCE][1]
+        local known = self.once[field]
+        if known and known[1] == charge then
+            if state == CAPTURED_STATE then
+                known[3] = true
+                self.once_changed[field] = true
+                self.kept[field] = known[4]
+                self.counts.kept = self.counts.kept + 1
+            else
+                self:key_ends(field)
+            end
+        end
+    end
+    return kept
+end
+
+function Batch:resolve(op)
+    local charge, state, keep, accounts, sources, look, at, memo, note, answer =
+        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
+    local hold = self.holds[charge]
+    if not hold then return {UNKNOWN} end
+    local openings, legs, extra = {}, {}, {}
+    if sources then
+        local status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
+        if status == RANGE then return {RANGE} end
+        if status == SHORT then return {SHORT, view} end
+        legs, extra = taken, by_account(taken, accounts)
+    end
+    local kept = self:settle(charge, hold, state, keep)
+    self:record({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer})
+    return {DONE, legs, self:view_of(hold)}
+end
+
+function Batch:amend(op)
+    local charge, accounts, sources, look, at, expires, finish, note, answer, known =
+        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
+    local hold = self.holds[charge]
+    if not hold then return {UNKNOWN} end
+    hold = copy(hold)
+    local openings, legs, taken = {}, {}, {}
+    if sources then
+        local status, view
+        status, legs, view = self:post(accounts, sources, look, HELD, openings)
+        if status == RANGE then return {RANGE} end
+        if status == SHORT then return {SHORT, view} end
+        taken = by_account(legs, accounts)
+        self:grow(hold, legs, taken, accounts)
+    end
+    if expires > 0 then hold[H_EXPIRES] = expires end
+    if finish then hold[H_FINISH] = finish end
+    if note then hold[H_NOTE] = note end
+    self:put_hold(charge, hold)
+    self:record({AMEND, charge, at, openings, taken, known, expires, note, answer})
+    return {DONE, legs, self:view_of(hold)}
+end
+
+-- Adds legs to a hold: one leg for an account and kind, new ones behind those that are there.
+function Batch:grow(hold, legs, taken, accounts)
+    local has, named = copy(hold[H_LEGS]), copy(hold[H_NAMED])
+    hold[H_LEGS], hold[H_NAMED] = has, named
+    for at = 1, #taken, 3 do
+        local key, kind, amount = taken[at], taken[at + 1], taken[at + 2]
+        local found = false
+        for index = 1, #has, 3 do
+            if has[index] == key and has[index + 1] == kind then
+                has[index + 2] = has[index + 2] + amount
+                found = true
+                break
+            end
+        end
+        if not found then
+            local last = #has
+            has[last + 1], has[last + 2], has[last + 3] = key, kind, amount
+            local is_named = false
+            for index = 2, #named, 6 do is_named = is_named or named[index] == key end
+            if not is_named then
+                local account, end_of = accounts[legs[at] + 1], #named
+                named[end_of + 1], named[end_of + 2], named[end_of + 3], named[end_of + 4],
+                    named[end_of + 5], named[end_of + 6] = hold[H_SLOTS], key, account[A_ENDS],
+                    account[A_BASE], account[A_EPOCH], account[A_NUMBER]
+                hold[H_SLOTS] = hold[H_SLOTS] + 1
+            end
+        end
+    end
+end
+
+-- An open hold, for a reader: how it ends, what is kept, the hold, and the names of its legs.
+function Batch:describe(hold, state, kept)
+    local names, legs = {}, hold[H_LEGS]
+    for at = 1, #legs, 3 do
+        names[#names + 1] = self.names[legs[at]] or redis.call('HGET', self.keys[NAMES], legs[at])
+    end
+    return {state, kept, hold, names}
+end
+
+function Batch:look(op)
+    local hold = self.holds[op[2]]
+    if not hold then return {UNKNOWN} end
+    return {DONE, {}, {}, self:describe(hold, 0, {})}
+end
+
+-- The charge that has a key.
+function Batch:find(op)
+    local kept = self.once[op[2]]
+    if not kept then return {UNKNOWN} end
+    return {KNOWN, kept[1], kept[2], kept[3]}
+end
+
+-- Ends a hold without its owner, as it says itself. With `due`, only one whose time is over.
+function Batch:finish(op)
+    local charge, at, due = op[2], op[3], op[4]
+    local hold = self.holds[charge]
+    if not hold then return {UNKNOWN} end
+    if due and (hold[H_EXPIRES] == 0 or hold[H_EXPIRES] > at) then return {UNKNOWN} end
+    local finish = hold[H_FINISH]
+    local state, keep, memo = CAPTURED_STATE, {}, finish[2]
+    if finish[1] == VOID then
+        state = VOIDED_STATE
+        -- Nobody is in doubt about what ends in its time.
+        if due then state, memo = EXPIRED_STATE, '' end
+    elseif finish[1] == WHOLE then
+        for index = 3, #hold[H_LEGS], 3 do keep[index / 3] = hold[H_LEGS][index] end
+    else
+        keep = finish[3]
+    end
+    local kept = self:settle(charge, hold, state, keep)
+    self:record({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''})
+    return {DONE, {}, {}, self:describe(hold, state, kept)}
+end
+
+function Batch:adjust(op)
+    local account, delta, at, memo = op[2], op[3], op[4], op[5]
+    if self:is_closed(account) then return {CLOSED} end
+    local before = self:balance(account)
+    local sum = before[ADJUSTED] + delta
+    if math.abs(sum) > MAX or math.abs(delta) > MAX then return {RANGE} end
+    if delta > 0 and before[BASE] - before[CAPTURED] + sum > MAX then return {RANGE} end
+    local openings = {}
+    local stored = self:open(account, openings)
+    stored[ADJUSTED] = sum
+    self:record({ADJUST, '', at, openings, account[A_KEY], delta, memo})
+    local view = {}
+    put_view(view, 0, self:balance(account))
+    return {DONE, {}, view}
+end
+
+function Batch:read(op)
+    local view = {}
+    for index, account in ipairs(op[2]) do put_view(view, index - 1, self:balance(account)) end
+    return {DONE, {}, view}
+end
+
+-- Forgets keys of captured charges that were held before an instant.
+function Batch:sweep()
+    for _, field in ipairs(self.swept) do
+        if self.once[field] and self.once[field][3] then self:key_ends(field) end
+    end
+    return {DONE, {}, {}}
+end
+
+local STEPS = {
+    [HOLD] = Batch.hold, [RESOLVE] = Batch.resolve, [AMEND] = Batch.amend, [END] = Batch.finish,
+    [ADJUST] = Batch.adjust, [READ] = Batch.read, [SWEEP] = Batch.sweep, [LOOK] = Batch.look,
+    [FIND] = Batch.find,
+}
+
+-- Reads all that the operations of a batch can touch.
+function Batch:load(ops)
+    local keys = self.keys
+    local accounts, holds, once = {}, {}, {}
+    local function named(list)
+        for _, account in ipairs(list) do accounts[account[A_KEY]] = true end
+    end
+    local function key(field)
+        once[field], once[string.sub(field, 1, 8)] = true, true
+    end
+    for _, op in ipairs(ops) do
+        local kind = op[1]
+        if kind == HOLD then
+            holds[op[2]] = true
+            named(op[3])
+            if op[8] then key(op[8][1]) end
+        elseif kind == RESOLVE then
+            holds[op[2]] = true
+            named(op[5])
+        elseif kind == AMEND then
+            holds[op[2]] = true
+            named(op[3])
+        elseif kind == END or kind == LOOK then
+            holds[op[2]] = true
+        elseif kind == FIND then
+            once[op[2]] = true
+        elseif kind == ADJUST then
+            accounts[op[2][A_KEY]] = true
+        elseif kind == READ then
+            named(op[2])
+        elseif kind == SWEEP then
+            local before = string.format('(%.0f', op[2])
+            self.swept = redis.call('ZRANGEBYSCORE', keys[KEPT], '-inf', before, 'LIMIT', 0, op[3])
+            for _, field in ipairs(self.swept) do key(field) end
+        end
+    end
+    self.holds = fetch(keys[HOLDS], holds)
+    for charge, bytes in pairs(self.holds) do
+        local hold = cmsgpack.unpack(bytes)
+        self.holds[charge] = hold
+        for at = 1, #hold[H_LEGS], 3 do accounts[hold[H_LEGS][at]] = true end
+        for at = 2, #hold[H_NAMED], 6 do accounts[hold[H_NAMED][at]] = true end
+        if hold[H_ONCE] then key(hold[H_ONCE][1]) end
+    end
+    self.accounts = fetch(keys[ACCOUNTS], accounts)
+    for field, bytes in pairs(self.accounts) do
+        self.accounts[field] = {cmsgpack.unpack(bytes)}
+    end
+    self.once = fetch(keys[ONCE], once)
+    for field, bytes in pairs(self.once) do self.once[field] = cmsgpack.unpack(bytes) end
+    self.were = {}
+    for charge in pairs(self.holds) do self.were[charge] = self.holds[charge][H_EXPIRES] end
+    self.once_were = {}
+    for field in pairs(self.once) do self.once_were[field] = true end
+end
+
+-- Writes what a batch came to. Nothing in here can be refused but the ledger's entry, which comes
+-- first.
+function Batch:write()
+    local keys = self.keys
+    local counts = self.counts
+    counts.seq = counts.seq + 1
+    local entry = cmsgpack.pack({self.session, self.number, self.entries})
+    redis.call('XADD', keys[LEDGER], string.format('%.0f-0', counts.seq), 'b', entry)
+    local put, gone, rise, fall = {}, {}, {}, {}
+    for key in pairs(self.changed) do
+        local a = self.accounts[key]
+        put[#put + 1] = key
+        put[#put + 1] = cmsgpack.pack(a[1], a[2], a[3], a[4], a[5], a[6])
+    end
+    call_many('HSET', keys[ACCOUNTS], put)
+    call_many('HSET', keys[NAMES], self.new_names)
+    counts.accounts = counts.accounts + #self.new_names / 2
+    put = {}
+    for charge in pairs(self.holds_changed) do
+        local hold, was = self.holds[charge], self.were[charge]
+        if hold then
+            put[#put + 1] = charge
+            put[#put + 1] = cmsgpack.pack(hold)
+            if not was then counts.holds = counts.holds + 1 end
+            if hold[H_EXPIRES] > 0 and hold[H_EXPIRES] ~= was then
+                rise[#rise + 1] = hold[H_EXPIRES]
+                rise[#rise + 1] = charge
+                if not was or was == 0 then counts.ending = counts.ending + 1 end
+            end
+        elseif was then
+            gone[#gone + 1] = charge
+            counts.holds = counts.holds - 1
+            if was > 0 then
+                fall[#fall + 1] = charge
+                counts.ending = counts.ending - 1
+            end
+        end
+    end
+    call_many('HSET', keys[HOLDS], put)
+    call_many('HDEL', keys[HOLDS], gone)
+    call_many('ZADD', keys[ENDING], rise)
+    call_many('ZREM', keys[ENDING], fall)
+    put, gone, rise = {}, {}, {}
+    for field in pairs(self.once_changed) do
+        local kept = self.once[field]
+        if kept then
+            put[#put + 1] = field
+            put[#put + 1] = cmsgpack.pack(kept)
+        elseif self.once_were[field] then
+            gone[#gone + 1] = field
+        end
+    end
+    for field, at in pairs(self.kept) do
+        rise[#rise + 1] = at
+        rise[#rise + 1] = field
+    end
+    call_many('HSET', keys[ONCE], put)
+    call_many('HDEL', keys[ONCE], gone)
+    call_many('ZREM', keys[KEPT], self.unkept)
+    call_many('ZADD', keys[KEPT], rise)
+    put = {}
+    for index, name in ipairs(COUNTS) do
+        put[2 * index - 1], put[2 * index] = name, string.format('%.0f', counts[name])
+    end
+    redis.call('HSET', keys[META], unpack(put))
+end
+
+-- A key that was deleted, or comes from another time than the others, is told by how much it has.
+-- One of another type raises an error here, before anything is written.
+local function is_whole(keys, counts)
+    return redis.call('HLEN', keys[ACCOUNTS]) == counts.accounts
+        and redis.call('HLEN', keys[NAMES]) == counts.accounts
+        and redis.call('HLEN', keys[HOLDS]) == counts.holds
+        and redis.call('ZCARD', keys[ENDING]) == counts.ending
+        and redis.call('HLEN', keys[ONCE]) == counts.keys + counts.scopes
+        and redis.call('ZCARD', keys[KEPT]) == counts.kept
+        and (counts.seq == 0 or redis.call('EXISTS', keys[LEDGER]) == 1)
+end
+
+-- The reply to a call that did nothing: why.
+local function refused(...)
+    return cmsgpack.pack({...})
+end
+
+-- Applies a batch: {epoch, session, number, tag}, {operation, ...}. A session numbers its batches;
+-- the same number again returns the same reply, and any other than the next is refused. The tag is
+-- in the reply, so that nobody takes the reply to another call for his own.
+local function apply(keys, args)
+    local epoch, session, number, tag = cmsgpack.unpack(args[1])
+    local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
+    if meta[1] ~= epoch then return refused('epoch', meta[1] or '') end
+    local known = redis.call('HGET', keys[SESSIONS], session)
+    if not known then return refused('session') end
+    local last = cmsgpack.unpack(known)
+    if number == last then return redis.call('HGET', keys[SESSIONS], session .. ':r') end
+    if number ~= last + 1 then return refused('number', last) end
+    local counts = {}
+    for index, name in ipairs(COUNTS) do counts[name] = tonumber(meta[index + 2]) end
+    if not is_whole(keys, counts) then return refused('damaged') end
+    local batch = setmetatable({
+        keys = keys, session = session, number = number, closed = tonumber(meta[2]), counts = counts,
+        entries = {}, changed = {}, names = {}, new_names = {}, holds_changed = {}, once_changed = {},
+        kept = {}, unkept = {}, swept = {},
+    }, Batch)
+    local ops, replies = cmsgpack.unpack(args[2]), {}
+    batch:load(ops)
+    for index, op in ipairs(ops) do replies[index] = STEPS[op[1]](batch, op) end
+    local reply = cmsgpack.pack({'done', tag, replies})
+    if next(batch.once_changed) or #batch.entries > 0 then batch:write() end
+    redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(number, now()), session .. ':r', reply)
+    return reply
+end
+
+-- Makes empty books, unless there are some: {epoch}.
+local function create(keys, args)
+    local epoch = redis.call('HGET', keys[META], 'epoch')
+    if epoch then return epoch end
+    redis.call('HSET', keys[META], 'epoch', args[1], 'closed', 0)
+    for _, name in ipairs(COUNTS) do redis.call('HSET', keys[META], name, 0) end
+    return args[1]
+end
+
+-- Registers a session: {epoch}, {session}. Says the last number it has used.
+local function join(keys, args)
+    local epoch, session = args[1], args[2]
+    local found = redis.call('HGET', keys[META], 'epoch')
+    if found ~= epoch then return refused('epoch', found or '') end
+    local known = redis.call('HGET', keys[SESSIONS], session)
+    if known then return refused('done', (cmsgpack.unpack(known))) end
+    redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(0, now()), session .. ':r', '')
+    return refused('done', 0)
+end
+
+-- A session that is over, and of which nothing is open: {session}.
+local function leave(keys, args)
+    redis.call('HDEL', keys[SESSIONS], args[1], args[1] .. ':r')
+    return refused('done', 0)
+end
+
+redis.register_function('tollgate_1_apply', apply)
+-- What gives back, where memory is short (f28): the same, but not refused for it.
+redis.register_function{
+    function_name = 'tollgate_1_settle', callback = apply, flags = {'allow-oom'},
+}
+redis.register_function('tollgate_1_create', create)
+redis.register_function('tollgate_1_join', join)
+redis.register_function('tollgate_1_leave', leave)

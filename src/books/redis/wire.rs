@@ -1,0 +1,449 @@
+//! Operations as the library takes them, and its replies.
+//!
+//! The arrays here are those of the head comment of `tollgate.lua`, value by value.
+
+use smallvec::SmallVec;
+
+use super::pack::{In, Malformed, Out};
+use crate::books::{
+    Adjustment, Amendment, Ask, BooksError, InDoubt, KnownCharge, Lasting, OpenCharge, OpenLeg,
+    Resolution, unowned,
+};
+use crate::core::account::{Account, AccountKey, Balance, LegKind, Legs, Post, Slot, Taken, View};
+use crate::core::amount::MAX_MICRO;
+use crate::core::charge::{Flags, OutcomeMemo, State};
+use crate::core::cycle::Label;
+use crate::core::ids::ChargeId;
+use crate::core::record::instant;
+
+/// The longest memo, note or answer of an operation.
+const MAX_MEMO: usize = 1 << 18;
+
+/// Kinds of operations.
+mod kind {
+    pub const HOLD: u64 = 1;
+    pub const RESOLVE: u64 = 2;
+    pub const AMEND: u64 = 3;
+    pub const END: u64 = 4;
+    pub const ADJUST: u64 = 5;
+    pub const READ: u64 = 6;
+    pub const SWEEP: u64 = 7;
+    pub const LOOK: u64 = 8;
+    pub const FIND: u64 = 9;
+}
+
+/// How many keys are remembered of one scope, and of all of a shard.
+const MAX_SCOPE: u64 = 250_000;
+const MAX_KEYS: u64 = 1_000_000;
+
+pub(super) fn hold(ask: &Ask<'_>) -> Result<Vec<u8>, BooksError> {
+    let Lasting { expires, once, note } = ask.lasting.unwrap_or_default();
+    let mut out = Out::default();
+    out.array(12).uint(kind::HOLD).bytes(&ask.charge.0);
+    put_post(&mut out, ask.accounts, ask.post)?;
+    out.int(ask.now.as_microsecond()).int(expires.map_or(0, |at| at.as_microsecond()));
+    match once {
+        None => out.flag(false),
+        Some(once) => {
+            let before = crate::books::forgotten_before(ask.now.as_microsecond());
+            let field = once_field(once.scope, &once.key);
+            out.array(6).bytes(&field).bytes(&field[..8]).bytes(&once.request);
+            out.int(before).uint(MAX_SCOPE).uint(MAX_KEYS)
+        }
+    };
+    let (state, memo) = unowned(ask.in_doubt, ask.memo);
+    let how = if state == State::Captured { WHOLE } else { VOID };
+    out.array(2).uint(how).bytes(&encode(&memo)?);
+    out.uint(u64::from(ask.in_doubt == InDoubt::Capture));
+    out.bytes(bounded(ask.memo)?).bytes(bounded(note)?);
+    Ok(out.into_bytes())
+}
+
+/// What becomes of a hold without its owner.
+const VOID: u64 = 0;
+const WHOLE: u64 = 1;
+const USED: u64 = 2;
+
+pub(super) fn resolve(
+    charge: ChargeId,
+    resolution: &Resolution<'_>,
+) -> Result<Vec<u8>, BooksError> {
+    let mut out = Out::default();
+    out.array(11).uint(kind::RESOLVE).bytes(&charge.0).uint(code(resolution.state));
+    put_keep(&mut out, resolution.keep);
+    put_extra(&mut out, resolution.extra)?;
+    out.int(resolution.now.as_microsecond()).bytes(&encode(resolution.memo)?);
+    out.bytes(bounded(resolution.note)?).bytes(bounded(resolution.answer)?);
+    Ok(out.into_bytes())
+}
+
+pub(super) fn amend(charge: ChargeId, amendment: &Amendment<'_>) -> Result<Vec<u8>, BooksError> {
+    let mut out = Out::default();
+    out.array(11).uint(kind::AMEND).bytes(&charge.0);
+    put_extra(&mut out, amendment.extra)?;
+    out.int(amendment.now.as_microsecond());
+    out.int(amendment.expires.map_or(0, |at| at.as_microsecond()));
+    match amendment.known {
+        None => out.flag(false),
+        Some(known) => {
+            let memo =
+                OutcomeMemo { flags: known.memo.flags | Flags::IN_DOUBT, ..known.memo.clone() };
+            out.array(3).uint(USED).bytes(&encode(&memo)?);
+            put_keep(&mut out, &known.keep);
+            &mut out
+        }
+    };
+    match amendment.note {
+        None => out.flag(false),
+        Some(note) => out.bytes(bounded(note)?),
+    };
+    out.bytes(bounded(amendment.answer)?);
+    match amendment.known {
+        None => out.flag(false),
+        Some(known) => out.bytes(&encode(known)?),
+    };
+    Ok(out.into_bytes())
+}
+
+/// Ends a hold without its owner; with `due` only if its time is over.
+pub(super) fn end(charge: ChargeId, at: i64, due: bool) -> Vec<u8> {
+    let mut out = Out::default();
+    out.array(4).uint(kind::END).bytes(&charge.0).int(at).flag(due);
+    out.into_bytes()
+}
+
+pub(super) fn adjust(adjustment: &Adjustment<'_>) -> Result<Vec<u8>, BooksError> {
+    if adjustment.delta.unsigned_abs() > MAX_MICRO {
+        return Err(BooksError::Range);
+    }
+    let mut out = Out::default();
+    out.array(5).uint(kind::ADJUST);
+    put_account(&mut out, adjustment.account)?;
+    out.int(adjustment.delta).int(adjustment.now.as_microsecond());
+    out.bytes(bounded(adjustment.memo)?);
+    Ok(out.into_bytes())
+}
+
+pub(super) fn read(accounts: &[&Account<'_>]) -> Result<Vec<u8>, BooksError> {
+    let mut out = Out::default();
+    out.array(2).uint(kind::READ).array(accounts.len());
+    for account in accounts {
+        put_account(&mut out, account)?;
+    }
+    Ok(out.into_bytes())
+}
+
+/// Forgets keys of captured charges that were held before an instant, so many at most.
+pub(super) fn sweep(before: i64, most: u64) -> Vec<u8> {
+    let mut out = Out::default();
+    out.array(3).uint(kind::SWEEP).int(before).uint(most);
+    out.into_bytes()
+}
+
+pub(super) fn look(charge: ChargeId) -> Vec<u8> {
+    let mut out = Out::default();
+    out.array(2).uint(kind::LOOK).bytes(&charge.0);
+    out.into_bytes()
+}
+
+pub(super) fn find(scope: u64, key: &[u8; 16]) -> Vec<u8> {
+    let mut out = Out::default();
+    out.array(2).uint(kind::FIND).bytes(&once_field(scope, key));
+    out.into_bytes()
+}
+
+fn once_field(scope: u64, key: &[u8; 16]) -> [u8; 24] {
+    let mut field = [0; 24];
+    field[..8].copy_from_slice(&scope.to_be_bytes());
+    field[8..].copy_from_slice(key);
+    field
+}
+
+fn put_account(out: &mut Out, account: &Account<'_>) -> Result<(), BooksError> {
+    let Account { key, name, grant } = account;
+    if grant.base > MAX_MICRO || grant.version.number > MAX_MICRO {
+        return Err(BooksError::Range);
+    }
+    let ends = match key.kind.ends_with_its_cycle() {
+        true => key.period.digits(),
+        false => Label::NONE.digits(),
+    };
+    out.array(6).bytes(&key.to_bytes()).uint(u64::from(ends)).uint(grant.base);
+    out.uint(u64::from(grant.version.epoch)).uint(grant.version.number);
+    out.bytes(name.to_string().as_bytes());
+    Ok(())
+}
+
+fn put_post(out: &mut Out, accounts: &[Account<'_>], post: &Post) -> Result<(), BooksError> {
+    out.array(accounts.len());
+    for account in accounts {
+        put_account(out, account)?;
+    }
+    let there = |slot: Slot| usize::from(slot) < accounts.len();
+    let mut named: SmallVec<[AccountKey; 8]> = SmallVec::new();
+    let mut slots: SmallVec<[Slot; 8]> = SmallVec::new();
+    out.array(post.sources.len());
+    for source in &post.sources {
+        let below = source.below.map_or(-1, |below| below.min(MAX_MICRO + 1) as i64);
+        if source.take > MAX_MICRO {
+            return Err(BooksError::Range);
+        }
+        out.array(5).uint(source.take).int(below).flag(source.solvent).flag(source.forced);
+        out.array(3 * source.payers.len());
+        for payer in &source.payers {
+            out.uint(u64::from(payer.slot)).uint(payer.kind as u64);
+            out.int(payer.cap.map_or(-1, i64::from));
+            for slot in [Some(payer.slot), payer.cap].into_iter().flatten() {
+                if !there(slot) {
+                    return Err(BooksError::Range);
+                }
+                if !slots.contains(&slot) {
+                    slots.push(slot);
+                    named.push(accounts[usize::from(slot)].key);
+                }
+            }
+        }
+    }
+    // Two slots of one account would each have all of it.
+    named.sort_unstable();
+    if named.windows(2).any(|pair| pair[0] == pair[1]) || !post.look.iter().all(|s| there(*s)) {
+        return Err(BooksError::Range);
+    }
+    out.array(post.look.len());
+    for slot in &post.look {
+        out.uint(u64::from(*slot));
+    }
+    Ok(())
+}
+
+fn put_extra(out: &mut Out, extra: Option<(&[Account<'_>], &Post)>) -> Result<(), BooksError> {
+    match extra {
+        Some((accounts, post)) => put_post(out, accounts, post),
+        None => {
+            out.array(0).flag(false).array(0);
+            Ok(())
+        }
+    }
+}
+
+fn put_keep(out: &mut Out, keep: &[u64]) {
+    out.array(keep.len());
+    for keep in keep {
+        out.uint(*keep.min(&MAX_MICRO));
+    }
+}
+
+fn encode<T: serde::Serialize>(what: &T) -> Result<Vec<u8>, BooksError> {
+    postcard::to_allocvec(what).map_err(|error| BooksError::Unavailable(error.to_string()))
+}
+
+/// Refuses what could make the ledger's entry longer than anybody should have to read.
+fn bounded(memo: &[u8]) -> Result<&[u8], BooksError> {
+    if memo.len() > MAX_MEMO { Err(BooksError::Range) } else { Ok(memo) }
+}
+
+fn code(state: State) -> u64 {
+    match state {
+        State::Held => 0,
+        State::Captured => 1,
+        State::Voided => 2,
+        State::Expired => 3,
+    }
+}
+
+pub(super) fn state_of(code: u8) -> Result<State, Malformed> {
+    match code {
+        0 => Ok(State::Held),
+        1 => Ok(State::Captured),
+        2 => Ok(State::Voided),
+        3 => Ok(State::Expired),
+        _ => Err(Malformed(format!("a state {code}"))),
+    }
+}
+
+/// What became of an operation.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Done(Legs, View),
+    /// An open hold, or one that has ended just now: how, and of each leg as much as is captured.
+    Ended(State, OpenCharge),
+    Short(View),
+    Known(KnownCharge),
+    Unknown,
+    Refused(BooksError),
+}
+
+/// What a call came to.
+#[derive(Debug)]
+pub(super) enum Called {
+    /// Every operation was worked on.
+    Done(Vec<Reply>),
+    /// Nothing was: why, and for a session the last number it has used.
+    Refused(String, Option<u64>),
+}
+
+/// Reads the reply to the call with this tag; `charges` are those of its operations, in order.
+pub(super) fn reply(bytes: &[u8], tag: u64, charges: &[ChargeId]) -> Result<Called, Malformed> {
+    let mut input = In::new(bytes);
+    let count = input.array()?;
+    let status = input.text()?;
+    if status != "done" {
+        let detail = if count > 1 { input.uint().ok() } else { None };
+        return Ok(Called::Refused(status.to_owned(), detail));
+    }
+    match input.uint()? {
+        found if found == tag => {}
+        found => return Err(Malformed(format!("the reply to call {found}, and not to {tag}"))),
+    }
+    input.tuple(charges.len())?;
+    let replies = charges.iter().map(|charge| one(&mut input, *charge));
+    let replies = replies.collect::<Result<Vec<Reply>, Malformed>>()?;
+    input.end()?;
+    Ok(Called::Done(replies))
+}
+
+/// Reads the reply to `join`: the last number of the session.
+pub(super) fn joined(bytes: &[u8]) -> Result<Result<u64, String>, Malformed> {
+    let mut input = In::new(bytes);
+    input.tuple(2)?;
+    match input.text()? {
+        "done" => Ok(Ok(input.uint()?)),
+        why => Ok(Err(why.to_owned())),
+    }
+}
+
+fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
+    let count = input.array()?;
+    Ok(match input.small()? {
+        0 if count == 4 => {
+            let (_, _) = (legs(input)?, view(input)?);
+            return ended(input, charge);
+        }
+        0 => Reply::Done(legs(input)?, view(input)?),
+        1 => Reply::Short(view(input)?),
+        2 => Reply::Known(KnownCharge {
+            charge: ChargeId(input.fixed()?),
+            request: input.fixed()?,
+            captured: input.flag()?,
+        }),
+        3 => Reply::Unknown,
+        4 => Reply::Refused(BooksError::Closed),
+        5 => Reply::Refused(BooksError::Range),
+        6 => Reply::Refused(BooksError::TooManyKeys),
+        code => return Err(Malformed(format!("a status {code}"))),
+    })
+}
+
+fn legs(input: &mut In<'_>) -> Result<Legs, Malformed> {
+    let count = input.array()?;
+    (0..count / 3)
+        .map(|_| {
+            let slot = input.small()?;
+            Ok(Taken { slot, kind: leg_kind(input.small()?)?, amount: input.uint()? })
+        })
+        .collect()
+}
+
+pub(super) fn leg_kind(code: u8) -> Result<LegKind, Malformed> {
+    let kind = LegKind::ALL.into_iter().find(|kind| *kind as u8 == code);
+    kind.ok_or_else(|| Malformed(format!("a leg of kind {code}")))
+}
+
+fn view(input: &mut In<'_>) -> Result<View, Malformed> {
+    let count = input.array()?;
+    let mut balances: SmallVec<[(Slot, Balance); 8]> = SmallVec::new();
+    for _ in 0..count / 5 {
+        let slot = input.small()?;
+        let (base, adjusted) = (input.uint()?, input.int()?);
+        let (held, captured) = (input.uint()?, input.uint()?);
+        balances.push((slot, Balance { base, adjusted, held, captured }));
+    }
+    let slots = balances.iter().map(|(slot, _)| usize::from(*slot) + 1).max();
+    let mut view = View::new(slots.unwrap_or(0));
+    for (slot, balance) in balances {
+        view.set(slot, balance);
+    }
+    Ok(view)
+}
+
+/// `{state, kept, hold, names}`.
+fn ended(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
+    input.tuple(4)?;
+    let state = state_of(input.small()?)?;
+    let count = input.array()?;
+    let kept = (0..count).map(|_| input.uint()).collect::<Result<Vec<u64>, _>>()?;
+    let hold = StoredHold::read(input)?;
+    let count = input.array()?;
+    let names = (0..count).map(|_| Ok(input.text()?.to_owned()));
+    let names = names.collect::<Result<Vec<String>, Malformed>>()?;
+    if names.len() != hold.legs.len() {
+        return Err(Malformed(format!("{} names of {} legs", names.len(), hold.legs.len())));
+    }
+    let legs = hold.legs.iter().zip(names).enumerate().map(|(at, (leg, account))| OpenLeg {
+        account,
+        account_kind: leg.0.kind,
+        kind: leg.1,
+        amount: if state == State::Held { leg.2 } else { kept.get(at).copied().unwrap_or(0) },
+    });
+    let legs = legs.collect();
+    let open = OpenCharge {
+        charge,
+        held_at: instant(hold.at),
+        memo: hold.memo,
+        legs,
+        expires: (hold.expires > 0).then(|| instant(hold.expires)),
+        note: hold.note,
+    };
+    Ok(Reply::Ended(state, open))
+}
+
+/// A hold as the library stores it, as far as anybody here wants to know.
+#[derive(Debug)]
+pub(super) struct StoredHold {
+    /// The session that made it.
+    pub(super) owner: String,
+    pub(super) at: i64,
+    /// When it ends by itself; zero where it does not.
+    pub(super) expires: i64,
+    pub(super) legs: Vec<(AccountKey, LegKind, u64)>,
+    pub(super) memo: Box<[u8]>,
+    pub(super) note: Box<[u8]>,
+}
+
+impl StoredHold {
+    pub(super) fn read(input: &mut In<'_>) -> Result<Self, Malformed> {
+        input.tuple(11)?;
+        let owner = input.text()?.to_owned();
+        let (at, expires) = (input.int()?, input.int()?);
+        if !input.is_nothing() {
+            input.tuple(2)?;
+            let (_, _) = (input.bytes()?, input.bytes()?);
+        }
+        let count = input.array()?;
+        let legs = (0..count / 3).map(|_| {
+            let key = AccountKey::from_bytes(&input.fixed()?);
+            let key = key.ok_or_else(|| Malformed("an account of no kind".into()))?;
+            Ok((key, leg_kind(input.small()?)?, input.uint()?))
+        });
+        let legs = legs.collect::<Result<Vec<_>, Malformed>>()?;
+        let named = input.array()?;
+        for _ in 0..named / 6 {
+            input.small()?;
+            input.bytes()?;
+            for _ in 0..4 {
+                input.uint()?;
+            }
+        }
+        input.small()?;
+        let finish = input.array()?;
+        let (_, _) = (input.small()?, input.bytes()?);
+        if finish > 2 {
+            for _ in 0..input.array()? {
+                input.uint()?;
+            }
+        }
+        input.small()?;
+        let (memo, note) = (input.bytes()?.into(), input.bytes()?.into());
+        Ok(Self { owner, at, expires, legs, memo, note })
+    }
+}

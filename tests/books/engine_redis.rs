@@ -1,0 +1,114 @@
+//! The engine on Redis, with a server of its own.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tollgate::books::OpenCharge;
+use tollgate::books::fold::Fold;
+use tollgate::books::redis::ledger::Entry;
+use tollgate::books::redis::{self, Options};
+use tollgate::core::account::Balance;
+use tollgate::core::charge::State;
+
+use crate::engine::{Engine, NOW};
+use crate::redis_server::RedisServer;
+
+pub struct OnRedis {
+    engine: redis::Engine,
+    // Below the engine, so that it ends before they do.
+    runtime: EventLoop,
+    server: RedisServer,
+}
+
+/// An event loop on a thread of its own, as a worker has one.
+pub struct EventLoop {
+    pub handle: Handle,
+    _end: DropGuard,
+}
+
+impl EventLoop {
+    pub fn start() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let (handle, end) = (runtime.handle().clone(), CancellationToken::new());
+        let ended = end.clone();
+        std::thread::spawn(move || runtime.block_on(ended.cancelled()));
+        Self { handle, _end: end.drop_guard() }
+    }
+}
+
+/// One gateway's books on a server.
+pub fn options(server: &RedisServer) -> Options {
+    Options {
+        url: server.url(),
+        prefix: "tollgate".into(),
+        shards: 1,
+        gateway: "gateway-1".into(),
+        epoch: "1".into(),
+        call_timeout: Duration::from_secs(5),
+        deadline: Duration::from_secs(10),
+    }
+}
+
+fn open(runtime: &EventLoop, server: &RedisServer, now: Timestamp) -> redis::Engine {
+    let handle = &runtime.handle;
+    handle.block_on(redis::Engine::open(options(server), handle.clone(), now)).unwrap()
+}
+
+/// Every account as the ledger's records add up to it.
+pub fn folded(engine: &redis::Engine, handle: &Handle) -> BTreeMap<String, Balance> {
+    let mut fold = Fold::default();
+    let mut position = 0;
+    loop {
+        let entries = handle.block_on(engine.ledger(0, position, 100)).unwrap();
+        for (at, bytes) in &entries {
+            assert_eq!(*at, position + 1);
+            position = *at;
+            for record in Entry::read(bytes).unwrap().records {
+                fold.apply(&record).unwrap();
+            }
+        }
+        if entries.is_empty() {
+            break;
+        }
+    }
+    fold.accounts.into_values().map(|account| (account.name.into(), account.balance)).collect()
+}
+
+impl Engine for OnRedis {
+    type Session = redis::Session;
+
+    const IN_ORDER: bool = false;
+
+    fn start() -> Self {
+        let (runtime, server) = (EventLoop::start(), RedisServer::start());
+        Self { engine: open(&runtime, &server, NOW), runtime, server }
+    }
+
+    fn session(&self) -> Self::Session {
+        self.engine.session()
+    }
+
+    fn restart_at(self, now: Timestamp) -> Self {
+        let Self { engine, runtime, server } = self;
+        drop(engine);
+        Self { engine: open(&runtime, &server, now), runtime, server }
+    }
+
+    fn expire(&self, now: Timestamp) -> Vec<(OpenCharge, State)> {
+        self.runtime.handle.block_on(self.engine.expire(now)).unwrap()
+    }
+
+    fn all(&self) -> BTreeMap<String, Balance> {
+        let all = self.runtime.handle.block_on(self.engine.balances()).unwrap();
+        let all = all.into_iter().map(|(_, name, balance)| (name, balance)).collect();
+        assert_eq!(
+            folded(&self.engine, &self.runtime.handle),
+            all,
+            "what the ledger adds up to (D37)"
+        );
+        all
+    }
+}

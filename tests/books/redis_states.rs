@@ -1,0 +1,196 @@
+//! What a Redis that is down, full, busy, emptied or damaged does to the books: it is told, nothing
+//! is charged for nothing, and no account fills again.
+
+use std::time::Duration;
+
+use tollgate::books::redis::{self, Options, Session};
+use tollgate::books::{Ask, Books, BooksError, Posted, Resolved};
+use tollgate::core::account::{Account, Source};
+use tollgate::core::amount::MAX_MICRO;
+use tollgate::core::charge::{OutcomeMemo, State};
+
+use crate::engine::{
+    NOW, account, ask, balance, done, id, key, name, payer, post, resolution, take, under,
+};
+use crate::engine_redis::{EventLoop, folded, options};
+use crate::redis_server::RedisServer;
+
+/// A gateway that gives up soon.
+struct Gateway {
+    engine: redis::Engine,
+    session: Session,
+    runtime: EventLoop,
+    server: RedisServer,
+}
+
+impl Gateway {
+    fn start(settings: &[&str]) -> Self {
+        let server = RedisServer::start_with(settings);
+        let runtime = EventLoop::start();
+        let options = Options {
+            call_timeout: Duration::from_millis(200),
+            deadline: Duration::from_millis(500),
+            ..options(&server)
+        };
+        let opening = redis::Engine::open(options, runtime.handle.clone(), NOW);
+        let engine = runtime.handle.block_on(opening).unwrap();
+        Self { session: engine.session(), engine, runtime, server }
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.handle.block_on(future)
+    }
+
+    fn hold(&self, charge: u64) -> Result<Posted, BooksError> {
+        let accounts = [account("a", 100, 1)];
+        let ten = take(10, &[0]);
+        let asked = Ask { lasting: under(key(1, charge as u8, 7)), ..ask(charge, &accounts, &ten) };
+        self.run(self.session.hold(&asked))
+    }
+
+    fn capture(&self, charge: u64, keep: u64) -> Result<Resolved, BooksError> {
+        let memo = OutcomeMemo::default();
+        let keep = [keep];
+        self.run(self.session.resolve(id(charge), &resolution(State::Captured, &keep, &memo)))
+    }
+
+    /// Asks until it works again.
+    fn works_again(&self, charge: u64) {
+        for attempt in 0..100 {
+            if self.hold(charge + attempt).is_ok_and(|posted| done(posted).is_some()) {
+                return;
+            }
+        }
+        panic!("it never works again");
+    }
+
+    /// A command by somebody else.
+    fn command(&self, words: &[&str]) -> String {
+        ask_redis(&mut self.connection(), words)
+    }
+
+    fn connection(&self) -> ::redis::Connection {
+        ::redis::Client::open(self.server.url()).unwrap().get_connection().unwrap()
+    }
+
+    fn found(&self) -> tollgate::core::account::Balance {
+        let all = self.run(self.engine.balances()).unwrap();
+        let found = all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2;
+        assert_eq!(folded(&self.engine, &self.runtime.handle)[&name("a")], found);
+        found
+    }
+}
+
+/// A command's answer, or what was said instead.
+fn ask_redis(connection: &mut ::redis::Connection, words: &[&str]) -> String {
+    let mut command = ::redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    format!("{:?}", command.query::<::redis::Value>(connection))
+}
+
+fn is_unavailable<T: std::fmt::Debug>(asked: Result<T, BooksError>, why: &str) {
+    match asked {
+        Err(BooksError::Unavailable(told)) if told.contains(why) => {}
+        other => panic!("{other:?}, and not {why}"),
+    }
+}
+
+#[test]
+fn f31_a_library_that_is_gone_is_loaded_again() {
+    let gateway = Gateway::start(&[]);
+    assert!(done(gateway.hold(1).unwrap()).is_some());
+    gateway.command(&["FUNCTION", "FLUSH"]);
+    assert!(matches!(gateway.capture(1, 4).unwrap(), Resolved::Done(..)));
+    gateway.command(&["FUNCTION", "FLUSH"]);
+    assert!(done(gateway.hold(2).unwrap()).is_some());
+    assert_eq!(gateway.found(), balance(100, 0, 10, 4));
+}
+
+#[test]
+fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
+    let keys = ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger"];
+    for lost in keys {
+        let gateway = Gateway::start(&[]);
+        assert!(done(gateway.hold(1).unwrap()).is_some());
+        assert!(done(gateway.hold(2).unwrap()).is_some());
+        gateway.capture(1, 10).unwrap();
+        let deleted = gateway.command(&["DEL", &format!("tollgate:{{s0}}:{lost}")]);
+        assert_eq!(deleted, "Ok(int(1))", "{lost}");
+        let why = match lost {
+            "meta" => "epoch",
+            "sessions" => "session",
+            _ => "damaged",
+        };
+        is_unavailable(gateway.hold(3), why);
+        is_unavailable(gateway.capture(2, 1), why);
+        let there = gateway.command(&["HLEN", "tollgate:{s0}:accounts"]);
+        let expected = if lost == "accounts" { "Ok(int(0))" } else { "Ok(int(1))" };
+        assert_eq!(there, expected, "{lost}: nothing is opened");
+    }
+    let gateway = Gateway::start(&[]);
+    assert!(done(gateway.hold(1).unwrap()).is_some());
+    gateway.command(&["FLUSHALL"]);
+    is_unavailable(gateway.hold(2), "epoch");
+    is_unavailable(gateway.capture(1, 1), "epoch");
+    assert_eq!(gateway.command(&["DBSIZE"]), "Ok(int(0))");
+}
+
+#[test]
+fn f28_without_memory_nothing_is_taken_and_what_is_open_settles() {
+    let gateway = Gateway::start(&["--maxmemory-policy", "noeviction"]);
+    assert!(done(gateway.hold(1).unwrap()).is_some());
+    gateway.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    is_unavailable(gateway.hold(2), "maxmemory");
+    assert!(matches!(gateway.capture(1, 4).unwrap(), Resolved::Done(..)));
+    gateway.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(done(gateway.hold(3).unwrap()).is_some());
+    assert_eq!(gateway.found(), balance(100, 0, 10, 4));
+}
+
+#[test]
+fn f25_a_redis_that_was_down_serves_again_with_all_that_it_said() {
+    let mut gateway = Gateway::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    assert!(done(gateway.hold(1).unwrap()).is_some());
+    gateway.server.kill();
+    is_unavailable(gateway.hold(2), "");
+    // Nobody waits for it any more; it is done when there is a Redis again.
+    is_unavailable(gateway.capture(1, 4), "");
+    gateway.server.start_again();
+    gateway.works_again(100);
+    // The hold whose caller was told no is void.
+    assert_eq!(gateway.found(), balance(100, 0, 10, 4));
+    assert_eq!(gateway.run(gateway.engine.open_holds()).unwrap(), 1);
+}
+
+#[test]
+fn f30_a_redis_that_is_busy_with_somebodys_script_is_waited_for() {
+    let gateway = Gateway::start(&["--busy-reply-threshold", "50"]);
+    assert!(done(gateway.hold(1).unwrap()).is_some());
+    let (mut somebody, mut operator) = (gateway.connection(), gateway.connection());
+    let busy =
+        std::thread::spawn(move || ask_redis(&mut somebody, &["EVAL", "while true do end", "0"]));
+    while !ask_redis(&mut operator, &["PING"]).contains("BUSY") {}
+    is_unavailable(gateway.hold(2), "");
+    assert_eq!(ask_redis(&mut operator, &["SCRIPT", "KILL"]), "Ok(okay)");
+    busy.join().unwrap();
+    gateway.works_again(100);
+    assert_eq!(gateway.found().captured, 0);
+    assert_eq!(gateway.run(gateway.engine.open_holds()).unwrap(), 2);
+}
+
+#[test]
+fn f57_an_account_gives_no_more_than_a_number_can_hold() {
+    let gateway = Gateway::start(&[]);
+    let accounts: [Account<'_>; 1] = [account("a", 100, 1)];
+    let forced = |amount| Source { forced: true, ..Source::take(amount, [payer(0)]) };
+    let hold = |charge, amount| {
+        gateway.run(gateway.session.hold(&ask(charge, &accounts, &post([forced(amount)]))))
+    };
+    assert!(done(hold(1, MAX_MICRO - 5).unwrap()).is_some());
+    assert!(matches!(hold(2, 6), Err(BooksError::Range)));
+    assert!(done(hold(3, 5).unwrap()).is_some());
+    assert!(matches!(hold(4, 1), Err(BooksError::Range)));
+    assert_eq!(gateway.found(), balance(100, 0, MAX_MICRO, 0));
+    gateway.capture(1, MAX_MICRO).unwrap();
+    assert_eq!(gateway.found(), balance(100, 0, 5, MAX_MICRO - 5));
+}

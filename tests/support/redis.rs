@@ -1,0 +1,84 @@
+//! A real `redis-server` of a test's own, on a free loopback port, which ends with it.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long it may take to start.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server.
+pub struct RedisServer {
+    process: Child,
+    pub port: u16,
+    settings: Vec<String>,
+    /// Its files.
+    dir: TempDir,
+}
+
+impl RedisServer {
+    /// One that keeps nothing on disk.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One with other settings: `["--appendonly", "yes"]`.
+    pub fn start_with(settings: &[&str]) -> Self {
+        let settings: Vec<String> = settings.iter().map(|word| (*word).to_owned()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Free now; somebody else may take it first, and then there is another.
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some(process) = run(port, &settings, &dir) {
+                return Self { process, port, settings, dir };
+            }
+            assert!(Instant::now() < deadline, "redis-server ends at once");
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it again, on the same port and files.
+    pub fn start_again(&mut self) {
+        let process = run(self.port, &self.settings, &self.dir);
+        self.process = process.expect("its port was free, and still is");
+    }
+}
+
+/// A server that answers; `None` where it ends at once.
+fn run(port: u16, settings: &[String], dir: &TempDir) -> Option<Child> {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.arg("--dir").arg(dir.path()).args(settings).stdout(Stdio::null());
+    let started = command.spawn();
+    let mut process =
+        started.expect("redis-server does not start: install the package redis-server");
+    let deadline = Instant::now() + PATIENCE;
+    while process.try_wait().unwrap().is_none() {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Some(process);
+        }
+        assert!(Instant::now() < deadline, "redis-server does not answer");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // Both fail only where it has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
