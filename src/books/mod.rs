@@ -296,7 +296,7 @@ pub trait Books: Send + Sync {
         &self,
         scope: u64,
         key: &[u8; 16],
-    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<Self>;
+    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send;
 
     /// Changes what an account is granted, by an admin's word.
     fn adjust(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tollgate::books::redis::{self, Options};
 use tollgate::books::{Ask, Books, BooksError, Posted, Resolution, Resolved};
 use tollgate::core::account::Account;
@@ -83,11 +84,12 @@ fn f26_f35_a_bad_network_loses_doubles_and_leaves_nothing() {
     proxy.set_active(true);
     let (told, next) = (Arc::new(Told::default()), Arc::new(AtomicU64::new(0)));
     let sessions = [engine.session(), engine.session()];
-    let tasks: Vec<_> = (0..AT_ONCE)
-        .map(|task| {
-            let session = sessions[task as usize % 2].clone();
-            let (told, next) = (Arc::clone(&told), Arc::clone(&next));
-            handle.spawn(async move {
+    let mut tasks = JoinSet::new();
+    for task in 0..AT_ONCE {
+        let session = sessions[task as usize % 2].clone();
+        let (told, next) = (Arc::clone(&told), Arc::clone(&next));
+        tasks.spawn_on(
+            async move {
                 loop {
                     let number = next.fetch_add(1, Ordering::SeqCst);
                     if number >= charges {
@@ -95,12 +97,11 @@ fn f26_f35_a_bad_network_loses_doubles_and_leaves_nothing() {
                     }
                     charge(&session, number, &told).await;
                 }
-            })
-        })
-        .collect();
-    for task in tasks {
-        handle.block_on(task).unwrap();
+            },
+            handle,
+        );
     }
+    handle.block_on(tasks.join_all());
     proxy.set_active(false);
     let counts = proxy.counts();
     for (kind, count) in KINDS.iter().zip(counts) {

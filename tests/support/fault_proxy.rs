@@ -2,6 +2,11 @@
 //! request and before the reply, delivers a request after its sender has given it up, delays,
 //! splits, and goes silent. Which of it happens comes from a seed.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a proxy that delays sleeps, on a thread of its own"
+)]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! A real `redis-server` of a test's own, on a free loopback port, which ends with it.
 
+#![expect(clippy::disallowed_methods, reason = "a test waits for a server to start")]
+
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

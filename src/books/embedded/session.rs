@@ -384,12 +384,8 @@ impl Books for Session {
         }
     }
 
-    fn known(
-        &self,
-        scope: u64,
-        key: &[u8; 16],
-    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<> {
-        std::future::ready(Ok(self.0.shared.once.find(scope, key)))
+    async fn known(&self, scope: u64, key: &[u8; 16]) -> Result<Option<KnownCharge>, BooksError> {
+        Ok(self.0.shared.once.find(scope, key))
     }
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {

@@ -335,6 +335,9 @@ impl Engine {
     }
 }
 
+/// An entry of a stream: its id, and its fields.
+type StreamEntry = (String, Vec<(Vec<u8>, Vec<u8>)>);
+
 /// An entry of a shard's ledger: its position, and its bytes for [`ledger::Entry::read`].
 pub type LedgerEntry = (u64, Vec<u8>);
 
@@ -352,9 +355,9 @@ impl Engine {
         let mut command = redis::cmd("XRANGE");
         command.arg(&self.shared.keys(shard).0[LEDGER]).arg(format!("({behind}-0")).arg("+");
         command.arg("COUNT").arg(most);
-        let entries: Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)> = self.read(&command).await?;
+        let entries: Vec<StreamEntry> = self.read(&command).await?;
         let odd = || OpenError::Books("an entry of the ledger that nobody of ours wrote".into());
-        let entry = |(id, fields): (String, Vec<(Vec<u8>, Vec<u8>)>)| {
+        let entry = |(id, fields): StreamEntry| {
             let position = id.strip_suffix("-0").and_then(|id| id.parse().ok()).ok_or_else(odd)?;
             let (_, bytes) = fields.into_iter().next().ok_or_else(odd)?;
             Ok((position, bytes))

@@ -253,20 +253,13 @@ impl Books for Session {
         self.end(self.of_charge(charge), charge, now, false)
     }
 
-    fn known(
-        &self,
-        scope: u64,
-        key: &[u8; 16],
-    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<> {
+    async fn known(&self, scope: u64, key: &[u8; 16]) -> Result<Option<KnownCharge>, BooksError> {
         // The scope of an org's keys begins with its home.
         let shard = self.shard_of(scope as u16);
-        let asked = self.ask(shard, NO_CHARGE, Kind::Other, Ok(wire::find(scope, key)));
-        async move {
-            match asked.await? {
-                Reply::Known(known) => Ok(Some(known)),
-                Reply::Unknown => Ok(None),
-                other => Err(odd(&other)),
-            }
+        match self.ask(shard, NO_CHARGE, Kind::Other, Ok(wire::find(scope, key))).await? {
+            Reply::Known(known) => Ok(Some(known)),
+            Reply::Unknown => Ok(None),
+            other => Err(odd(&other)),
         }
     }
 

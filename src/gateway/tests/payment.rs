@@ -228,12 +228,8 @@ impl Books for Faulty {
         self.0.abandon(charge, now)
     }
 
-    fn known(
-        &self,
-        scope: u64,
-        key: &[u8; 16],
-    ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send + use<> {
-        self.0.known(scope, key)
+    async fn known(&self, scope: u64, key: &[u8; 16]) -> Result<Option<KnownCharge>, BooksError> {
+        self.0.known(scope, key).await
     }
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {

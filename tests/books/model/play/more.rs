@@ -221,8 +221,8 @@ impl Play {
     pub(super) fn check_keys(&self) {
         let now = self.now.as_microsecond();
         for (scope, key) in (0..SCOPES).flat_map(|scope| (0..KEYS).map(move |key| (scope, key))) {
-            let known = self.sessions[0].known(scope, &name(key));
-            let known = ready(Box::pin(known)).unwrap();
+            let named = name(key);
+            let known = ready(Box::pin(self.sessions[0].known(scope, &named))).unwrap();
             let found = known.map(|known| (known.charge, known.captured));
             let told = |owner: Owner| (charge_id(owner.charge), owner.captured);
             match self.model.live.owner((scope, key), now) {
