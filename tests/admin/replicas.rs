@@ -10,7 +10,9 @@ use super::*;
 /// A gateway on a server's database.
 fn on(url: &str) -> World {
     let url = ("TOLLGATE__DIRECTORY__URL".to_owned(), url.to_owned());
-    World::with(Setup { environment: vec![url], ..Setup::default() }, &org())
+    // Whoever tries until a change is there spends credits meanwhile.
+    let org = Org::new().user("bob", "100000", Access::None).extra("[[group]]\nid = \"design\"\n");
+    World::with(Setup { environment: vec![url], ..Setup::default() }, &org)
 }
 
 fn image() -> Call {
@@ -23,7 +25,6 @@ fn d09_a_licence_taken_at_one_gateway_pays_at_none() {
         let server = Postgres::shared().await;
         let url = server.database();
         let (one, two) = (on(&url), on(&url));
-        // Each has books of its own here, and bob five credits in both.
         for round in 0..4 {
             two.send(&image()).await.is(200);
             let take = json!({ "user": null });
@@ -71,7 +72,7 @@ fn while_the_server_is_away_traffic_goes_on_and_changes_are_refused() {
 fn a_directory_is_copied_from_a_file_to_a_server() {
     run(async {
         let server = Postgres::shared().await;
-        let first = World::new(&org());
+        let first = World::new(&Org::new().user("bob", "100000", Access::None));
         let file = first.data().join("directory.db");
         let copy = |from: &str, to: &str| {
             let mut copy = tollgate();

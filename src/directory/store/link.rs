@@ -107,9 +107,10 @@ impl Place {
         let url = url.expose_secret();
         let wrong = |what: String| sqlx::Error::Configuration(what.into());
         let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
-        let names = parameters.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+        let mut names =
+            parameters.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
         // One that is misspelt is otherwise only warned of, with its value.
-        for name in names.filter(|name| !name.is_empty() && !PARAMETERS.contains(name)) {
+        if let Some(name) = names.find(|name| !name.is_empty() && !PARAMETERS.contains(name)) {
             return Err(wrong(format!("the URL has the unknown parameter {name}")));
         }
         // Of a text that is no URL nothing is shown: it may hold the password anywhere.

@@ -263,6 +263,12 @@ async fn of_two_admins_on_two_replicas_one_is_told_that_it_changed() {
         assert!(matches!(lost, Err(ApplyError::Stale)), "{lost:?}");
         tag = won.unwrap().thing.unwrap().etag;
     }
+    // Who was refused keeps nobody waiting.
+    let never = Condition::Matches(vec!["never".to_owned()]);
+    let refused = write_if(&one, user(&json!({ "id": "bob" })), never).await;
+    assert!(matches!(refused, Err(ApplyError::Stale)), "{refused:?}");
+    write(&two, user(&json!({ "id": "bob" }))).await.unwrap();
+    one.catch_up().await.unwrap();
     // Without a condition both are made, one after the other.
     let before = one.live.load().orgs[&id("acme")].version.number;
     for round in 0..20 {
@@ -303,6 +309,22 @@ async fn what_is_checked_across_orgs_is_checked_against_what_others_changed() {
     two.revoke_token(&id("ci"), write()).await.unwrap();
     one.catch_up().await.unwrap();
     assert!(one.live.load().tokens.find(secret, at(NOVEMBER)).is_none());
+}
+
+#[tokio::test]
+async fn ids_sort_byte_by_byte_whatever_the_language_of_the_server() {
+    let server = Postgres::shared().await;
+    let directory = alone(&server.database()).await;
+    apply(&directory, "acme", ACME).await;
+    for name in ["ab", "a-b", "B"] {
+        let licence = json!({ "id": name, "plan": "cc-pro" });
+        write(&directory, put(Kind::Licence, How::Create, &licence)).await.unwrap();
+    }
+    let query = store::LicenceQuery { limit: 3, ..Default::default() };
+    let (things, next) = directory.licences(&id("acme"), &query).await.unwrap();
+    let ids: Vec<&str> =
+        things.iter().map(|thing| thing.document["id"].as_str().unwrap()).collect();
+    assert_eq!((ids, next), (vec!["B", "a-b", "ab"], Some(id("ab"))));
 }
 
 #[tokio::test]
