@@ -30,7 +30,7 @@ use crate::books::{Durability, Session};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
-use crate::directory::Directory;
+use crate::directory::{Directory, Place};
 use crate::gateway::current::Current;
 use crate::gateway::{self, Charges, FoundAnswer, FoundCharge, FoundNote};
 use crate::gauges::{self, Watched};
@@ -145,7 +145,7 @@ impl App {
         TaskTracker::new().spawn_on(giving_up, runtime.handle());
 
         let admin_router = admin::router(Arc::new(Admin {
-            directory,
+            directory: Arc::clone(&directory),
             books: engine.session(),
             charges: ChargeBook::new(Arc::clone(&engine), archive.clone()),
             voided: voided(Arc::clone(&currents[0])),
@@ -158,7 +158,7 @@ impl App {
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let keeping = Keeping::new(&engine, &archive, &options.clock, &config.books);
-        let watched = (Arc::clone(&currents[0]), Arc::clone(&engine));
+        let watched = (Arc::clone(&currents[0]), Arc::clone(&engine), directory);
         let upkeep = upkeep(watched, telemetry.in_doubt(), options.clock);
         let config::Gateway { header_timeout: header, write_timeout: write, .. } = config.gateway;
         let control =
@@ -362,7 +362,7 @@ impl Stores {
         let engine = Arc::new(engine);
         report_recovery(&engine);
         runtime.block_on(async {
-            let directory = Arc::new(Directory::open(data_dir, 0).await?);
+            let directory = Arc::new(open_directory(config).await?);
             let (recovered, written) = (engine.recovery().position, engine.records_written());
             let archive = Archive::open(data_dir, engine.dir(), recovered, written).await?;
             if let Some(newest) = archive.newest_charge().await? {
@@ -371,6 +371,19 @@ impl Stores {
             Ok(Self { engine, directory, archive })
         })
     }
+}
+
+/// The directory of the data dir, or of the server that is configured.
+async fn open_directory(config: &Config) -> anyhow::Result<Directory> {
+    let Some(url) = &config.directory.url else {
+        return Ok(Directory::open(config.data.dir.as_path(), 0).await?);
+    };
+    // Each would grant everybody's credits once more.
+    tracing::warn!(
+        "the directory may be shared, but embedded books are not: run one gateway on it"
+    );
+    let place = Place::Server(url.expose().into());
+    Directory::open(place, 0).await.with_context(|| format!("directory.url {url}"))
 }
 
 /// The three listeners.

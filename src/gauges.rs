@@ -177,8 +177,7 @@ const ABOUT_THE_PROCESS: &[Gauge] = &[
     (
         "tollgate_directory_age_seconds",
         "Seconds since the directory in memory was last known to be the newest",
-        // The process is the only one that writes its SQLite database.
-        |_| one(0.0),
+        |w| one(w.live.age().as_secs_f64()),
     ),
     (
         "tollgate_config_last_reload_successful",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::books::embedded::{Engine, Session};
 use crate::clock::{CHECK_INTERVAL, Clock};
 use crate::core::charge::State;
+use crate::directory::Directory;
 use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
 use crate::gateway::{self, Worker};
@@ -19,7 +20,16 @@ const LAST_CHANCE: Duration = Duration::from_secs(60);
 
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
-    (current, engine): (Arc<Current<Session>>, Arc<Engine>),
+    (current, engine, directory): (Arc<Current<Session>>, Arc<Engine>, Arc<Directory>),
+    in_doubt: Arc<[AtomicU64; 2]>,
+    clock: Clock,
+) {
+    tokio::join!(directory.follow(), tidy(current, engine, in_doubt, clock));
+}
+
+async fn tidy(
+    current: Arc<Current<Session>>,
+    engine: Arc<Engine>,
     in_doubt: Arc<[AtomicU64; 2]>,
     clock: Clock,
 ) {

@@ -8,6 +8,7 @@ pub mod charge;
 pub mod check;
 pub mod client;
 pub mod demo;
+pub mod directory;
 pub mod holds;
 pub mod ledger;
 pub mod output;
@@ -76,6 +77,9 @@ enum Command {
     /// Mend the books' files
     #[command(subcommand)]
     Books(books::Command),
+    /// Copy the directory into another database
+    #[command(subcommand)]
+    Directory(directory::Command),
     /// Run the sample backend alone
     SampleBackend(sample_backend::Options),
     /// Print what a shell needs to complete commands
@@ -99,6 +103,7 @@ pub fn run() -> ExitCode {
         Command::Token(command) => token::run(&command),
         Command::Ledger(command) => ledger::run(&command),
         Command::Books(command) => books::run(&command),
+        Command::Directory(command) => directory::run(&command),
         Command::SampleBackend(options) => sample_backend::run(&options),
         Command::Completions(options) => shell::completions(&options),
         Command::Man(options) => shell::man(&options),

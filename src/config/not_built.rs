@@ -13,7 +13,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
     ("books.url", Asks::Always),
     ("books.url_env", Asks::Always),
     ("books.url_file", Asks::Always),
-    ("directory.url", Asks::Always),
     ("directory.org_files", Asks::NotEmpty),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
     ("route.*.front", Asks::Always),

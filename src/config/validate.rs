@@ -95,6 +95,12 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     check.above_zero(config.books.owner_timeout, &books.name("owner_timeout"));
     check.above_zero(config.books.rejoin_timeout, &books.name("rejoin_timeout"));
     check.above_zero(config.books.settle_timeout, &books.name("settle_timeout"));
+    if let Some(url) = &config.directory.url {
+        let url = url.expose();
+        let fine = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        let expected = "expected a URL like \"postgres://host:5432/database\"";
+        check.that(fine, &root.name("directory").name("url"), expected);
+    }
     let traces = root.name("traces");
     if let Some(endpoint) = &config.traces.endpoint {
         let expected = "expected http://host:port, with no user, path or query";

@@ -2,7 +2,6 @@
 //! the database has, and requests that change something elsewhere once.
 
 use jiff::Timestamp;
-use sqlx::{Connection, SqliteConnection};
 
 use super::change::{Answer, Applied, ApplyError, Begun, OnceKey, Write, Written};
 use super::edit::scope_of_one;
@@ -11,10 +10,11 @@ use super::rows::Rows;
 use super::snapshot::Snapshot;
 use super::store::audit::{self, Line, Origin};
 use super::store::once::{self, Kept};
+use super::store::sql::Connection;
 use super::store::{self, StoreError};
 use super::things::{self, Kind, Thing};
 use super::token::{self, NewToken, Token, Tokens};
-use super::{Directory, answered, before, make_secret};
+use super::{Directory, Writer, answered, before, feed, make_secret};
 use crate::core::account::Version;
 use crate::core::ids::Id;
 
@@ -61,7 +61,7 @@ impl Directory {
     async fn one(&self, org: &Id, kind: Kind, id: &Id) -> Result<Option<Thing>, ApplyError> {
         let mut reader = self.reader.lock().await;
         let mut rows = Rows::empty(org.clone());
-        store::load_people(&mut reader, &mut rows, &scope_of_one(kind, id)).await?;
+        store::load_people(reader.connection().await?, &mut rows, &scope_of_one(kind, id)).await?;
         Ok(things::of_rows(&rows, kind, id))
     }
 
@@ -75,7 +75,7 @@ impl Directory {
         query: &LicenceQuery,
     ) -> Result<(Vec<Thing>, Option<Id>), ApplyError> {
         let mut reader = self.reader.lock().await;
-        let (licences, more) = store::licences(&mut reader, org, query).await?;
+        let (licences, more) = store::licences(reader.connection().await?, org, query).await?;
         let next = licences.last().filter(|_| more).map(|(id, _)| id.clone());
         Ok((licences.iter().map(|(id, row)| things::of_licence(id, row)).collect(), next))
     }
@@ -90,7 +90,7 @@ impl Directory {
         query: &AuditQuery,
     ) -> Result<AuditPage, ApplyError> {
         let mut reader = self.reader.lock().await;
-        Ok(audit::page(&mut reader, audit::org_text(org), query).await?)
+        Ok(audit::page(reader.connection().await?, audit::org_text(org), query).await?)
     }
 
     /// Makes a token. Its secret is in the result, once.
@@ -99,7 +99,18 @@ impl Directory {
     /// [`ApplyError::Invalid`] lists every problem of the body.
     pub async fn create_token(&self, body: &Source, write: Write) -> Result<Written, ApplyError> {
         let mut database = self.database.lock().await;
-        let mut transaction = database.begin().await.map_err(StoreError::from)?;
+        let written = self.create_token_with(&mut database, body, write).await;
+        database.link.settle().await;
+        written
+    }
+
+    async fn create_token_with(
+        &self,
+        database: &mut Writer,
+        body: &Source,
+        write: Write,
+    ) -> Result<Written, ApplyError> {
+        let (mut transaction, position) = self.begin_change(database).await?;
         if let Some(answer) = before(&mut transaction, &write).await? {
             return Ok(Written::Before(answer));
         }
@@ -130,7 +141,9 @@ impl Directory {
         let line = format!("+ token {id} {}", token.role.word());
         note(&mut transaction, &token, &write, line, true).await?;
         answered(&mut transaction, &write, &applied).await?;
+        let next = feed::announce(&mut transaction, "", Version::default()).await?;
         transaction.commit().await.map_err(StoreError::from)?;
+        *position = next;
         let others = tokens.iter().map(|token| Token::clone(token));
         let tokens = Tokens::new(others.chain([token]));
         self.live.swap(Snapshot { tokens, ..snapshot });
@@ -144,7 +157,18 @@ impl Directory {
     /// Where there is no such token, and when the database fails.
     pub async fn revoke_token(&self, id: &Id, write: Write) -> Result<Written, ApplyError> {
         let mut database = self.database.lock().await;
-        let mut transaction = database.begin().await.map_err(StoreError::from)?;
+        let written = self.revoke_token_with(&mut database, id, write).await;
+        database.link.settle().await;
+        written
+    }
+
+    async fn revoke_token_with(
+        &self,
+        database: &mut Writer,
+        id: &Id,
+        write: Write,
+    ) -> Result<Written, ApplyError> {
+        let (mut transaction, position) = self.begin_change(database).await?;
         if let Some(answer) = before(&mut transaction, &write).await? {
             return Ok(Written::Before(answer));
         }
@@ -158,7 +182,9 @@ impl Directory {
         store::tokens::delete(&mut transaction, id).await?;
         note(&mut transaction, &token, &write, format!("- token {id}"), false).await?;
         answered(&mut transaction, &write, &applied).await?;
+        let next = feed::announce(&mut transaction, "", Version::default()).await?;
         transaction.commit().await.map_err(StoreError::from)?;
+        *position = next;
         let others = snapshot.tokens.iter().filter(|token| token.id != *id);
         let tokens = Tokens::new(others.map(|token| Token::clone(token)));
         self.live.swap(Snapshot { tokens, ..snapshot });
@@ -178,18 +204,9 @@ impl Directory {
         now: Timestamp,
     ) -> Result<Begun, ApplyError> {
         let mut database = self.database.lock().await;
-        let mut transaction = database.begin().await.map_err(StoreError::from)?;
-        match once::find(&mut transaction, key, now).await? {
-            Some(Kept::Other) => return Err(ApplyError::KeyReused),
-            Some(Kept::TooLarge) => return Err(ApplyError::AnswerGone),
-            Some(Kept::NoRoom) => return Err(ApplyError::TooManyKeys),
-            Some(Kept::Begun(operation)) => return Ok(Begun::Again(operation)),
-            Some(Kept::Answered(answer)) => return Ok(Begun::Before(answer)),
-            None => {}
-        }
-        once::keep(&mut transaction, key, operation, None, now).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
-        Ok(Begun::Fresh)
+        let begun = begin(&mut database, key, operation, now).await;
+        database.link.settle().await;
+        begun
     }
 
     /// Records in the audit what was done outside the directory, and the answer to the request
@@ -203,16 +220,9 @@ impl Directory {
         done: Option<(&OnceKey, &Answer)>,
     ) -> Result<(), ApplyError> {
         let mut database = self.database.lock().await;
-        let mut transaction = database.begin().await.map_err(StoreError::from)?;
-        let Note { org, who, now, kind, id, line, before, after } = note;
-        let origin = Origin { org: org.as_str(), version: None, who, at: now };
-        let text = |value: Option<serde_json::Value>| value.map(|value| value.to_string());
-        let line = Line { kind, id, line, before: text(before), after: text(after) };
-        audit::write_lines(&mut transaction, &origin, &[line], Line::clone).await?;
-        if let Some((key, answer)) = done {
-            once::keep(&mut transaction, key, "", Some(answer), now).await?;
-        }
-        Ok(transaction.commit().await.map_err(StoreError::from)?)
+        let recorded = record(&mut database, note, done).await;
+        database.link.settle().await;
+        recorded
     }
 
     /// Forgets that an operation was begun, because it is certain that nothing was done.
@@ -221,8 +231,47 @@ impl Directory {
     /// When the database fails.
     pub async fn abandon(&self, key: &OnceKey) -> Result<(), ApplyError> {
         let mut database = self.database.lock().await;
-        Ok(once::forget(&mut database, key).await?)
+        Ok(once::forget(database.link.connection().await?, key).await?)
     }
+}
+
+/// Begins an operation elsewhere, unless it was begun before.
+async fn begin(
+    database: &mut Writer,
+    key: &OnceKey,
+    operation: &str,
+    now: Timestamp,
+) -> Result<Begun, ApplyError> {
+    let mut transaction = database.link.begin().await?;
+    match once::find(&mut transaction, key, now).await? {
+        Some(Kept::Other) => return Err(ApplyError::KeyReused),
+        Some(Kept::TooLarge) => return Err(ApplyError::AnswerGone),
+        Some(Kept::NoRoom) => return Err(ApplyError::TooManyKeys),
+        Some(Kept::Begun(operation)) => return Ok(Begun::Again(operation)),
+        Some(Kept::Answered(answer)) => return Ok(Begun::Before(answer)),
+        None => {}
+    }
+    once::keep(&mut transaction, key, operation, None, now).await?;
+    transaction.commit().await.map_err(StoreError::from)?;
+    Ok(Begun::Fresh)
+}
+
+/// Records what was done elsewhere, and the answer.
+async fn record(
+    database: &mut Writer,
+    note: Note<'_>,
+    done: Option<(&OnceKey, &Answer)>,
+) -> Result<(), ApplyError> {
+    let mut transaction = database.link.begin().await?;
+    let Note { org, who, now, kind, id, line, before, after } = note;
+    let origin = Origin { org: org.as_str(), version: None, who, at: now };
+    let text = |value: Option<serde_json::Value>| value.map(|value| value.to_string());
+    let line = Line { kind, id, line, before: text(before), after: text(after) };
+    audit::write_lines(&mut transaction, &origin, &[line], Line::clone).await?;
+    if let Some((key, answer)) = done {
+        once::keep(&mut transaction, key, "", Some(answer), now).await?;
+    }
+    Ok(transaction.commit().await.map_err(StoreError::from)?)
 }
 
 /// What a token names that is not there.
@@ -252,7 +301,7 @@ fn done(token: Option<&Token>) -> Applied {
 }
 
 async fn note(
-    database: &mut SqliteConnection,
+    database: &mut Connection,
     token: &Token,
     write: &Write,
     line: String,

@@ -8,8 +8,10 @@ pub mod administration;
 pub mod apply;
 pub mod build;
 pub mod change;
+pub mod copy;
 pub mod difference;
 pub mod edit;
+mod feed;
 pub mod file;
 pub mod reassign;
 pub mod rows;
@@ -20,12 +22,11 @@ pub mod things;
 pub mod token;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
-use sqlx::{Connection, SqliteConnection};
 use tokio::sync::Mutex;
 
 use self::build::{Builder, Unbuildable};
@@ -34,51 +35,56 @@ use self::edit::Edit;
 use self::file::Document;
 use self::rows::{Rows, Table};
 use self::snapshot::{KeyHash, Live, Org, Snapshot, Users};
-use self::store::StoreError;
 use self::store::once::Kept;
+use self::store::sql::{Connection, Transaction};
+use self::store::{Link, Position, StoreError};
 use self::things::Kind;
-use self::token::Tokens;
 use crate::core::account::Version;
 use crate::core::ids::Id;
 
 pub use self::change::{Applied, ApplyError};
+pub use self::store::Place;
 
 /// Every org, in the database and in memory.
 pub struct Directory {
     live: Arc<Live>,
-    epoch: u32,
+    place: Place,
     /// Held for the whole of a change: there is one writer, and the snapshot is swapped by
     /// whoever holds it.
-    database: Mutex<SqliteConnection>,
+    database: Mutex<Writer>,
     /// For lists that only the database has, so that they wait for no change.
-    reader: Mutex<SqliteConnection>,
+    reader: Mutex<Link>,
+}
+
+/// What changes are made with.
+struct Writer {
+    link: Link,
+    /// Which state the snapshot in force is of.
+    at: Position,
 }
 
 impl Directory {
-    /// Opens the directory of a data dir and reads every org into memory. A new directory has
-    /// epoch 1; one that was restored or copied is opened with a `least_epoch` above the newest
-    /// that its books have seen, so that its grants count as newer (D42).
+    /// Opens a directory, that of a data dir or of a server, and reads every org into memory. A
+    /// new directory has epoch 1; one that was restored is opened with a `least_epoch` above the
+    /// newest that its books have seen, so that its grants count as newer (D42).
     ///
     /// # Errors
     /// When the database cannot be opened or read.
-    pub async fn open(data_dir: &Path, least_epoch: u32) -> Result<Self, ApplyError> {
-        let mut database = store::open(data_dir).await?;
-        let epoch = store::raise_epoch(&mut database, least_epoch).await?;
-        let tokens = Tokens::new(store::tokens::load(&mut database).await?);
-        let mut snapshot = Snapshot { tokens, ..Snapshot::default() };
-        for id in store::org_ids(&mut database).await? {
-            let Some((rows, number)) = store::load_details(&mut database, &id).await? else {
-                continue;
-            };
-            let mut builder = Builder::new(&id, &rows.details, &rows.schedule);
-            let users = all_users(&mut database, &mut builder).await?;
-            snapshot.keys.extend(builder.keys());
-            let org = build::org(&rows, users, Version { epoch, number })?;
-            snapshot.orgs.insert(id.clone(), Arc::new(org));
-        }
-        let reader = Mutex::new(store::open_to_read(data_dir).await?);
+    pub async fn open(place: impl Into<Place>, least_epoch: u32) -> Result<Self, ApplyError> {
+        let place = place.into();
+        let mut link = Link::new(place.clone(), false);
+        store::raise_epoch(link.connection().await?, least_epoch).await?;
+        let mut transaction = link.begin_to_read().await?;
+        let (snapshot, at) = feed::everything(&mut transaction).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        let mut reader = Link::new(place.clone(), true);
+        reader.connection().await?;
         let live = Arc::new(Live::new(snapshot));
-        Ok(Self { live, epoch, database: Mutex::new(database), reader })
+        if link.is_shared() {
+            live.checked(Some(Instant::now()));
+        }
+        let database = Mutex::new(Writer { link, at });
+        Ok(Self { live, place, database, reader: Mutex::new(reader) })
     }
 
     /// The snapshot in force, for the hot path.
@@ -116,7 +122,19 @@ impl Directory {
     /// [`ApplyError::Invalid`] lists every problem of the body.
     pub async fn write(&self, org: &Id, edit: Edit, write: Write) -> Result<Written, ApplyError> {
         let mut database = self.database.lock().await;
-        let mut transaction = database.begin().await.map_err(StoreError::from)?;
+        let written = self.write_with(&mut database, org, edit, write).await;
+        database.link.settle().await;
+        written
+    }
+
+    async fn write_with(
+        &self,
+        database: &mut Writer,
+        org: &Id,
+        edit: Edit,
+        write: Write,
+    ) -> Result<Written, ApplyError> {
+        let (mut transaction, position) = self.begin_change(database).await?;
         if let Some(answer) = before(&mut transaction, &write).await? {
             return Ok(Written::Before(answer));
         }
@@ -127,7 +145,7 @@ impl Directory {
             store::load_people(&mut transaction, rows, &scope).await?;
         }
         let current = current.as_ref();
-        let at = |number| Version { epoch: self.epoch, number };
+        let at = |number| Version { epoch: position.epoch, number };
         let target = edit.target(org);
         let thing =
             |rows: &Rows| target.as_ref().and_then(|(kind, id)| things::of_rows(rows, *kind, id));
@@ -155,7 +173,9 @@ impl Directory {
             snapshot = Some(built.await?);
         }
         answered(&mut transaction, &write, &applied).await?;
+        let next = feed::announce(&mut transaction, org.as_str(), applied.version).await?;
         transaction.commit().await.map_err(StoreError::from)?;
+        *position = next;
         if let Some(snapshot) = snapshot {
             self.live.swap(snapshot);
         }
@@ -168,8 +188,25 @@ impl Directory {
     /// # Errors
     /// When the database fails.
     pub async fn close(self) -> Result<(), StoreError> {
-        store::close(self.reader.into_inner()).await?;
-        store::close(self.database.into_inner()).await
+        self.reader.into_inner().close().await?;
+        self.database.into_inner().link.close().await
+    }
+
+    /// Begins a change, on top of whatever others have changed.
+    async fn begin_change<'a>(
+        &self,
+        database: &'a mut Writer,
+    ) -> Result<(Transaction<'a>, &'a mut Position), ApplyError> {
+        let Writer { link, at } = database;
+        let mut transaction = link.begin().await?;
+        if transaction.is_shared()
+            && let Some((snapshot, position)) =
+                feed::newer(&mut transaction, &self.live, *at).await?
+        {
+            self.live.swap(snapshot);
+            *at = position;
+        }
+        Ok((transaction, at))
     }
 
     fn plan(
@@ -210,7 +247,7 @@ impl Directory {
 
     async fn next_snapshot(
         &self,
-        database: &mut SqliteConnection,
+        database: &mut Connection,
         before: Option<&Rows>,
         after: &Rows,
         version: Version,
@@ -222,12 +259,9 @@ impl Directory {
             Some((org, before)) if !touches_everybody(before, after) => {
                 some_users(org, before, after, &mut builder)?
             }
-            _ => all_users(database, &mut builder).await?,
+            _ => feed::all_users(database, &mut builder).await?,
         };
-        snapshot.keys.retain(|_, key| key.org != after.id);
-        snapshot.keys.extend(builder.keys());
-        let org = build::org(after, users, version)?;
-        snapshot.orgs.insert(after.id.clone(), Arc::new(org));
+        feed::put(&mut snapshot, after, &builder, users, version)?;
         Ok(snapshot)
     }
 }
@@ -272,26 +306,8 @@ fn differing<'a, T: PartialEq>(
     changed.chain(removed).map(|(id, _)| id)
 }
 
-async fn all_users(
-    database: &mut SqliteConnection,
-    builder: &mut Builder<'_>,
-) -> Result<Users, ApplyError> {
-    let mut users = Users::new([]);
-    let mut after = None;
-    while let Some(page) = store::users_page(database, builder.org(), after.as_ref()).await? {
-        for user in builder.users(&page.users, &page.licences)? {
-            users.insert(user);
-        }
-        after = page.users.last_key_value().map(|(id, _)| id.clone());
-    }
-    Ok(users)
-}
-
 /// The answer that a repeated request had, if this is one.
-async fn before(
-    database: &mut SqliteConnection,
-    write: &Write,
-) -> Result<Option<Answer>, ApplyError> {
+async fn before(database: &mut Connection, write: &Write) -> Result<Option<Answer>, ApplyError> {
     let Some(once) = write.once.as_ref().filter(|_| !write.dry_run) else { return Ok(None) };
     match store::once::find(database, &once.key, write.now).await? {
         None => Ok(None),
@@ -305,7 +321,7 @@ async fn before(
 
 /// Keeps the answer to a request that may be repeated.
 async fn answered(
-    database: &mut SqliteConnection,
+    database: &mut Connection,
     write: &Write,
     applied: &Applied,
 ) -> Result<(), ApplyError> {

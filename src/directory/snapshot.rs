@@ -12,9 +12,11 @@ pub use user::{Licence, Shared, Standing, Terms, User};
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::rows::Details;
@@ -40,22 +42,48 @@ pub type Decision = Result<Arc<Access>, Arc<[Missing]>>;
 
 /// The snapshot in force; swapped whole.
 #[derive(Debug, Default)]
-pub struct Live(ArcSwap<Snapshot>);
+pub struct Live {
+    snapshot: ArcSwap<Snapshot>,
+    /// Of a directory that others change too: when it was last known to be the newest, and whether
+    /// it could be asked since.
+    checked: Mutex<Option<(Instant, bool)>>,
+}
 
 impl Live {
     /// Starts with a snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self(ArcSwap::from_pointee(snapshot))
+        Self { snapshot: ArcSwap::from_pointee(snapshot), checked: Mutex::default() }
     }
 
     /// The snapshot in force.
     pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
-        self.0.load()
+        self.snapshot.load()
     }
 
     /// Puts another snapshot in force, from the next request on.
     pub fn swap(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// Notes that the snapshot was the newest when it was `asked` for, or that nobody answered.
+    pub fn checked(&self, asked: Option<Instant>) {
+        let mut checked = self.checked.lock();
+        match (asked, &mut *checked) {
+            (Some(asked), _) => *checked = Some((asked, true)),
+            (None, Some((_, answered))) => *answered = false,
+            (None, None) => {}
+        }
+    }
+
+    /// How long ago the snapshot was last known to be the newest: no time where nobody else can
+    /// change the directory.
+    pub fn age(&self) -> Duration {
+        self.checked.lock().map_or(Duration::ZERO, |(at, _)| at.elapsed())
+    }
+
+    /// Whether the directory did not answer when it was last asked.
+    pub fn away(&self) -> bool {
+        self.checked.lock().is_some_and(|(_, answered)| !answered)
     }
 }
 

@@ -4,25 +4,22 @@
 //! cannot be read back is damage and an error.
 
 pub mod audit;
+pub mod link;
 mod load;
 pub mod once;
+pub mod sql;
 pub mod tokens;
 mod write;
 
-use std::path::Path;
+use self::sql::{Connection, query};
+use crate::core::ids::Id;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
-
+pub use link::{Link, Place};
 pub use load::{LicenceQuery, Scope, licences, load_details, load_people, users_page};
 pub use write::write;
 
 /// Rows of one statement: a statement costs more than a row, and holds at most 32,766 values.
 const BATCH: usize = 500;
-
-/// How many rows the database's thread reads ahead of whoever asked: with few of them the two
-/// threads wake each other all the time when an org is read.
-const AHEAD: usize = 4096;
 
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -39,67 +36,46 @@ pub enum StoreError {
     /// Somebody else changed the org in between.
     #[error("org {0} was changed in between")]
     Stale(String),
+    /// The server was asked a moment ago, and did not answer.
+    #[error("the directory's database cannot be reached, {0}")]
+    Away(String),
 }
 
-/// Opens the database of a data dir, making or upgrading it where needed.
-///
-/// # Errors
-/// When the file cannot be opened, or is newer than this program.
-pub async fn open(data_dir: &Path) -> Result<SqliteConnection, StoreError> {
-    let options = SqliteConnectOptions::new()
-        .filename(data_dir.join("directory.db"))
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        // A change that was acknowledged survives a power failure.
-        .synchronous(SqliteSynchronous::Full)
-        .row_buffer_size(AHEAD)
-        .disable_statement_logging();
-    let mut connection = options.connect().await?;
-    sqlx::migrate!("src/directory/migrations").run(&mut connection).await?;
-    Ok(connection)
+/// Which state of the whole directory this is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Higher in a restored or copied directory (D42).
+    pub epoch: u32,
+    /// How many entries the audit has: every change makes at least one.
+    pub seq: i64,
 }
 
-/// Opens the database of a data dir a second time, to read from it.
-///
-/// # Errors
-/// When the file cannot be opened.
-pub async fn open_to_read(data_dir: &Path) -> Result<SqliteConnection, StoreError> {
-    let options = SqliteConnectOptions::new()
-        .filename(data_dir.join("directory.db"))
-        .read_only(true)
-        .disable_statement_logging();
-    Ok(options.connect().await?)
-}
-
-/// Raises the epoch to `least` where it is lower, and says what it is.
+/// Raises the epoch to `least` where it is lower.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn raise_epoch(connection: &mut SqliteConnection, least: u32) -> Result<u32, StoreError> {
-    sqlx::query("UPDATE directory SET epoch = $1 WHERE epoch < $1")
-        .bind(i64::from(least))
-        .execute(&mut *connection)
-        .await?;
-    let row = sqlx::query("SELECT epoch FROM directory").fetch_one(connection).await?;
-    let epoch: i64 = row.try_get(0)?;
-    u32::try_from(epoch).map_err(|_| StoreError::Damaged(format!("epoch {epoch}")))
+pub async fn raise_epoch(connection: &mut Connection, least: u32) -> Result<(), StoreError> {
+    let sql = "UPDATE directory SET epoch = $1 WHERE epoch < $1";
+    query(sql).bind(i64::from(least)).execute(connection).await?;
+    Ok(())
 }
 
-/// The ids of all orgs.
+/// The state that the database is in.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn org_ids(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<crate::core::ids::Id>, StoreError> {
-    let rows = sqlx::query("SELECT id FROM org ORDER BY id").fetch_all(connection).await?;
-    rows.iter().map(|row| load::parsed(row, "id")).collect()
+pub async fn position(connection: &mut Connection) -> Result<Position, StoreError> {
+    let row = query("SELECT epoch, audit_seq FROM directory").fetch_one(connection).await?;
+    let epoch: i64 = row.try_get("epoch")?;
+    let epoch = u32::try_from(epoch).map_err(|_| StoreError::Damaged(format!("epoch {epoch}")))?;
+    Ok(Position { epoch, seq: row.try_get("audit_seq")? })
 }
 
-/// Closes the database.
+/// The ids of all orgs, and their versions.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn close(connection: SqliteConnection) -> Result<(), StoreError> {
-    Ok(connection.close().await?)
+pub async fn orgs(connection: &mut Connection) -> Result<Vec<(Id, u64)>, StoreError> {
+    let rows = query("SELECT id, version FROM org ORDER BY id").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((load::parsed(row, "id")?, load::version(row)?))).collect()
 }

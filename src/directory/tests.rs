@@ -4,12 +4,16 @@ mod administration;
 mod changes;
 mod edits;
 mod moves;
+#[path = "../../tests/support/postgres.rs"]
+mod postgres;
+mod replicas;
 mod rules;
 mod search;
 
 use jiff::Timestamp;
 use tempfile::TempDir;
 
+use self::postgres::Postgres;
 use super::difference::Change;
 use super::file::Source;
 use super::snapshot::{Org, Payer};
@@ -87,17 +91,22 @@ fn operations(text: &str) -> Operations {
     text.parse().unwrap()
 }
 
-/// A directory in a data dir of its own.
+/// A directory in a data dir of its own, or in a database of its own where a server is lent.
 struct Bench {
     dir: TempDir,
+    place: Place,
     directory: Directory,
 }
 
 impl Bench {
     async fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let directory = Directory::open(dir.path(), 1).await.unwrap();
-        Self { dir, directory }
+        let place = match postgres::given() {
+            Some(_) => Place::Server(Postgres::start().await.database().into()),
+            None => Place::in_data_dir(dir.path()),
+        };
+        let directory = Directory::open(place.clone(), 1).await.unwrap();
+        Self { dir, place, directory }
     }
 
     async fn acme() -> Self {
@@ -108,10 +117,10 @@ impl Bench {
 
     /// Closes and opens it again.
     async fn reopen(self, least_epoch: u32) -> Self {
-        let Self { dir, directory } = self;
+        let Self { dir, place, directory } = self;
         directory.close().await.unwrap();
-        let directory = Directory::open(dir.path(), least_epoch).await.unwrap();
-        Self { dir, directory }
+        let directory = Directory::open(place.clone(), least_epoch).await.unwrap();
+        Self { dir, place, directory }
     }
 
     async fn try_apply(&self, toml: &str, now: &str) -> Result<Applied, ApplyError> {
@@ -143,6 +152,12 @@ impl Bench {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Changes rows behind the directory's back.
+    async fn execute(&self, query: store::sql::Query) {
+        let mut database = self.directory.database.lock().await;
+        query.execute(database.link.connection().await.unwrap()).await.unwrap();
     }
 
     fn org(&self) -> Arc<Org> {

@@ -3,6 +3,7 @@
 //! - `roles`: every endpoint with every role (f77), and that nothing is changed by a refusal.
 //! - `protocol`: lists, tags, bodies, problems.
 //! - `once`: what is repeated happens once.
+//! - `replicas`: two gateways on one directory in PostgreSQL.
 //! - `things`: terms, plans, users, licences, keys and what else an org has.
 //! - `money`: quotes, holds, adjustments, refunds.
 //! - `documents`: org files, however large.
@@ -24,6 +25,7 @@ mod documents;
 mod money;
 mod once;
 mod protocol;
+mod replicas;
 mod roles;
 mod things;
 

@@ -6,6 +6,7 @@ pub mod client;
 pub mod faults;
 pub mod org;
 pub mod peer;
+pub mod postgres;
 pub mod sample;
 pub mod wild;
 pub mod world;

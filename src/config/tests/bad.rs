@@ -341,7 +341,6 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("BOOKS__URL", "redis://127.0.0.1:6379", format!("books.url: {absent}")),
         ("BOOKS__URL_ENV", "A", format!("books.url_env: {absent}")),
         ("BOOKS__URL_FILE", "a", format!("books.url_file: {absent}")),
-        ("DIRECTORY__URL", "postgres://127.0.0.1", format!("directory.url: {absent}")),
         ("DIRECTORY__ORG_FILES", "[\"*.toml\"]", format!("directory.org_files: {empty}")),
         (
             "UPSTREAM__0__URLS__0",
@@ -369,4 +368,16 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("TOLLGATE__UPSTREAM__0__HEALTH__PATH", "/healthz"),
     ];
     assert!(load_text(SAMPLE, &built).is_ok());
+}
+
+#[test]
+fn a_directory_is_in_postgresql_or_nowhere_else() {
+    for url in ["mysql://u:canary-3c@h/d", "canary-3c", "sqlite:a"] {
+        let shown = errors(&format!("[directory]\nurl = \"{url}\"\n"), &[]);
+        let expected = "directory.url: expected a URL like \"postgres://host:5432/database\"";
+        assert!(shown.ends_with(expected) && !shown.contains("canary"), "{shown}");
+    }
+    for url in ["postgres://u:p@h/d?sslmode=verify-full", "postgresql://h:5432/d"] {
+        load_text(SAMPLE, &[("TOLLGATE__DIRECTORY__URL", url)]).unwrap();
+    }
 }

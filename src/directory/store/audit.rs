@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
+use super::sql::{self, Connection, query};
 use super::{BATCH, StoreError, load};
 use crate::core::ids::Id;
 
@@ -95,37 +95,36 @@ const WINDOW: i64 = 10_000;
 /// # Errors
 /// When the database fails.
 pub async fn write_lines<T>(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     origin: &Origin<'_>,
     things: &[T],
     line: fn(&T) -> Line,
 ) -> Result<(), StoreError> {
     let count = i64::try_from(things.len()).unwrap_or(i64::MAX);
     let sql = "UPDATE directory SET audit_seq = audit_seq + $1 RETURNING audit_seq";
-    let last: i64 = sqlx::query(sql).bind(count).fetch_one(&mut *db).await?.try_get(0)?;
+    let last: i64 = query(sql).bind(count).fetch_one(&mut *db).await?.try_get(0)?;
     let at = instant(origin.at);
     let mut seq = last - count;
     for things in things.chunks(BATCH) {
-        let mut sql = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO audit_entry (seq, org, version, who, at, kind, thing, line, \
-             before_change, after_change) ",
-        );
-        sql.push_values(things, |mut values, thing| {
+        let into = "INSERT INTO audit_entry (seq, org, version, who, at, kind, thing, line, \
+                    before_change, after_change)";
+        let rows = things.iter().map(|thing| {
             seq += 1;
             let line = line(thing);
-            values
-                .push_bind(seq)
-                .push_bind(origin.org)
-                .push_bind(origin.version)
-                .push_bind(origin.who)
-                .push_bind(at.as_str())
-                .push_bind(line.kind)
-                .push_bind(line.id)
-                .push_bind(line.line)
-                .push_bind(line.before)
-                .push_bind(line.after);
+            [
+                seq.into(),
+                origin.org.into(),
+                origin.version.into(),
+                origin.who.into(),
+                at.as_str().into(),
+                line.kind.into(),
+                line.id.into(),
+                line.line.into(),
+                line.before.into(),
+                line.after.into(),
+            ]
         });
-        sql.build().execute(&mut *db).await?;
+        sql::insert(into, rows).execute(&mut *db).await?;
     }
     Ok(())
 }
@@ -135,7 +134,7 @@ pub async fn write_lines<T>(
 /// # Errors
 /// When the database fails, or holds what cannot be read.
 pub async fn page(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &str,
     query: &AuditQuery,
 ) -> Result<AuditPage, StoreError> {
@@ -143,14 +142,14 @@ pub async fn page(
     // The first row beyond the window: what the page looks at is between the two.
     let sql = "SELECT seq FROM audit_entry WHERE org = $1 AND seq < $2 \
                ORDER BY seq DESC LIMIT 1 OFFSET $3";
-    let beyond = sqlx::query(sql).bind(org).bind(before).bind(WINDOW).fetch_optional(&mut *db);
+    let beyond = sql::query(sql).bind(org).bind(before).bind(WINDOW).fetch_optional(&mut *db);
     let beyond: Option<i64> = beyond.await?.map(|row| row.try_get(0)).transpose()?;
     let sql = "SELECT * FROM audit_entry WHERE org = $1 AND seq < $2 AND seq > $3 \
                AND ($4 IS NULL OR kind = $4) AND ($5 IS NULL OR thing = $5) \
                AND ($6 IS NULL OR who = $6) AND ($7 IS NULL OR at >= $7) \
                AND ($8 IS NULL OR at < $8) ORDER BY seq DESC LIMIT $9";
     let wanted = i64::try_from(query.limit).unwrap_or(i64::MAX - 1);
-    let rows = sqlx::query(sql)
+    let rows = sql::query(sql)
         .bind(org)
         .bind(before)
         .bind(beyond.unwrap_or(0))
@@ -173,7 +172,29 @@ pub async fn page(
     Ok(AuditPage { entries, next })
 }
 
-fn entry(row: &sqlx::sqlite::SqliteRow) -> Result<Entry, StoreError> {
+/// The entries after `seen` up to `last` with their orgs, oldest first; `None` where there are too
+/// many to look at.
+///
+/// # Errors
+/// As [`page`].
+pub async fn between(
+    db: &mut Connection,
+    seen: i64,
+    last: i64,
+) -> Result<Option<Vec<(String, Entry)>>, StoreError> {
+    if last - seen > WINDOW {
+        return Ok(None);
+    }
+    let sql = "SELECT * FROM audit_entry WHERE seq > $1 AND seq <= $2 ORDER BY seq";
+    let rows = query(sql).bind(seen).bind(last).fetch_all(db).await?;
+    let entries: Result<Vec<_>, StoreError> =
+        rows.iter().map(|row| Ok((row.try_get("org")?, entry(row)?))).collect();
+    let entries = entries?;
+    // One that is missing may have named anything.
+    Ok((i64::try_from(entries.len()) == Ok(last - seen)).then_some(entries))
+}
+
+fn entry(row: &sql::Row) -> Result<Entry, StoreError> {
     let number = |value: i64| {
         u64::try_from(value).map_err(|_| StoreError::Damaged(format!("audit entry {value}")))
     };

@@ -6,10 +6,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
 
 use super::StoreError;
+use super::sql::{self, Connection, query};
 use crate::core::amount::{Credits, MAX_MICRO, Operations};
 use crate::core::cycle::{Era, Schedule};
 use crate::core::ids::Id;
@@ -50,15 +49,15 @@ const PAGE: i64 = 4096;
 /// # Errors
 /// When the database fails, or holds what cannot be read.
 pub async fn load_details(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
 ) -> Result<Option<(Rows, u64)>, StoreError> {
-    let found = sqlx::query("SELECT * FROM org WHERE id = $1")
+    let found = query("SELECT * FROM org WHERE id = $1")
         .bind(org.as_str())
         .fetch_optional(&mut *db)
         .await?;
     let Some(row) = found else { return Ok(None) };
-    let version: i64 = row.try_get("version")?;
+    let version = version(&row)?;
     let mut rows = Rows::empty(org.clone());
     rows.schedule = schedule(db, org).await?;
     let mut details = Details { settings: settings(&row)?, ..Details::default() };
@@ -100,7 +99,6 @@ pub async fn load_details(
         }
     }
     rows.details = details;
-    let version = u64::try_from(version).map_err(|_| damaged("version", version))?;
     Ok(Some((rows, version)))
 }
 
@@ -109,7 +107,7 @@ pub async fn load_details(
 /// # Errors
 /// As [`load_details`].
 pub async fn load_people(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     rows: &mut Rows,
     scope: &Scope,
 ) -> Result<(), StoreError> {
@@ -179,14 +177,14 @@ pub struct LicenceQuery {
 /// # Errors
 /// As [`load_details`].
 pub async fn licences(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     query: &LicenceQuery,
 ) -> Result<(Vec<(Id, Licence)>, bool), StoreError> {
     let sql = "SELECT * FROM licence WHERE org = $1 AND id > $2 \
                AND ($3 IS NULL OR holder = $3) AND ($4 IS NULL OR plan = $4) \
                AND ($5 = 0 OR holder IS NULL) ORDER BY id LIMIT $6";
-    let rows = sqlx::query(sql)
+    let rows = sql::query(sql)
         .bind(org.as_str())
         .bind(query.after.as_ref().map_or("", Id::as_str))
         .bind(query.user.as_ref().map(Id::as_str))
@@ -201,11 +199,7 @@ pub async fn licences(
     Ok((licences?, rows.len() > query.limit))
 }
 
-async fn load_everybody(
-    db: &mut SqliteConnection,
-    org: &Id,
-    rows: &mut Rows,
-) -> Result<(), StoreError> {
+async fn load_everybody(db: &mut Connection, org: &Id, rows: &mut Rows) -> Result<(), StoreError> {
     let mut after = None;
     while let Some(page) = users_page(db, org, after.as_ref()).await? {
         after = page.users.last_key_value().map(|(id, _)| id.clone());
@@ -231,15 +225,14 @@ pub struct Page {
 /// # Errors
 /// As [`load_details`].
 pub async fn users_page(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     after: Option<&Id>,
 ) -> Result<Option<Page>, StoreError> {
     let after = after.map_or("", Id::as_str);
     let sql = "SELECT MIN(id) AS first, MAX(id) AS last FROM (SELECT id FROM org_user \
                WHERE org = $1 AND id > $2 ORDER BY id LIMIT $3) AS page";
-    let row =
-        sqlx::query(sql).bind(org.as_str()).bind(after).bind(PAGE).fetch_one(&mut *db).await?;
+    let row = query(sql).bind(org.as_str()).bind(after).bind(PAGE).fetch_one(&mut *db).await?;
     let (first, last): (Option<String>, Option<String>) =
         (row.try_get("first")?, row.try_get("last")?);
     match first.zip(last) {
@@ -249,7 +242,7 @@ pub async fn users_page(
 }
 
 async fn users_between(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     first: &str,
     last: &str,
@@ -311,33 +304,33 @@ fn members(users: &mut Table<User>, text: &str) -> Result<(), StoreError> {
 }
 
 async fn of_org(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     sql: &'static str,
     org: &Id,
-) -> Result<Vec<SqliteRow>, sqlx::Error> {
-    sqlx::query(sql).bind(org.as_str()).fetch_all(db).await
+) -> Result<Vec<sql::Row>, sqlx::Error> {
+    query(sql).bind(org.as_str()).fetch_all(db).await
 }
 
 async fn of_org_and(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     sql: &'static str,
     org: &Id,
     id: &Id,
-) -> Result<Vec<SqliteRow>, sqlx::Error> {
-    sqlx::query(sql).bind(org.as_str()).bind(id.as_str()).fetch_all(db).await
+) -> Result<Vec<sql::Row>, sqlx::Error> {
+    query(sql).bind(org.as_str()).bind(id.as_str()).fetch_all(db).await
 }
 
 async fn between(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     sql: &'static str,
     org: &Id,
     first: &str,
     last: &str,
-) -> Result<Vec<SqliteRow>, sqlx::Error> {
-    sqlx::query(sql).bind(org.as_str()).bind(first).bind(last).fetch_all(db).await
+) -> Result<Vec<sql::Row>, sqlx::Error> {
+    query(sql).bind(org.as_str()).bind(first).bind(last).fetch_all(db).await
 }
 
-async fn schedule(db: &mut SqliteConnection, org: &Id) -> Result<Schedule, StoreError> {
+async fn schedule(db: &mut Connection, org: &Id) -> Result<Schedule, StoreError> {
     let mut eras = Vec::new();
     for row in of_org(db, "SELECT * FROM era WHERE org = $1 ORDER BY place", org).await? {
         let name: String = row.try_get("zone")?;
@@ -350,7 +343,7 @@ async fn schedule(db: &mut SqliteConnection, org: &Id) -> Result<Schedule, Store
     Schedule::from_eras(eras).ok_or_else(|| damaged("eras of org", org))
 }
 
-fn settings(row: &SqliteRow) -> Result<Settings, StoreError> {
+fn settings(row: &sql::Row) -> Result<Settings, StoreError> {
     Ok(Settings {
         contract: optional(row, "contract")?,
         products: json(row, "products")?,
@@ -364,7 +357,7 @@ fn settings(row: &SqliteRow) -> Result<Settings, StoreError> {
     })
 }
 
-fn term(row: &SqliteRow) -> Result<Term, StoreError> {
+fn term(row: &sql::Row) -> Result<Term, StoreError> {
     Ok(Term {
         start: parsed(row, "start_on")?,
         end: parsed(row, "end_on")?,
@@ -374,7 +367,7 @@ fn term(row: &SqliteRow) -> Result<Term, StoreError> {
     })
 }
 
-fn profile(row: &SqliteRow) -> Result<Profile, StoreError> {
+fn profile(row: &sql::Row) -> Result<Profile, StoreError> {
     let overage: Option<String> = row.try_get("overage")?;
     Ok(Profile {
         product: parsed(row, "product")?,
@@ -385,7 +378,7 @@ fn profile(row: &SqliteRow) -> Result<Profile, StoreError> {
     })
 }
 
-fn licence(row: &SqliteRow) -> Result<Licence, StoreError> {
+fn licence(row: &sql::Row) -> Result<Licence, StoreError> {
     let priority: i64 = row.try_get("priority")?;
     let moved: Option<String> = row.try_get("moved")?;
     Ok(Licence {
@@ -397,7 +390,7 @@ fn licence(row: &SqliteRow) -> Result<Licence, StoreError> {
     })
 }
 
-fn put<T>(table: &mut Table<T>, row: &SqliteRow, value: T) -> Result<(), StoreError> {
+fn put<T>(table: &mut Table<T>, row: &sql::Row, value: T) -> Result<(), StoreError> {
     let made_by = match row.try_get("made_by")? {
         "api" => MadeBy::Api,
         _ => MadeBy::File,
@@ -406,19 +399,25 @@ fn put<T>(table: &mut Table<T>, row: &SqliteRow, value: T) -> Result<(), StoreEr
     Ok(())
 }
 
+/// The version of an org.
+pub fn version(row: &sql::Row) -> Result<u64, StoreError> {
+    let version: i64 = row.try_get("version")?;
+    u64::try_from(version).map_err(|_| damaged("version", version))
+}
+
 fn damaged(what: &str, value: impl Display) -> StoreError {
     StoreError::Damaged(format!("{what}: {value}"))
 }
 
 /// A text column that has to be there.
-pub fn parsed<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub fn parsed<T: FromStr<Err: Display>>(row: &sql::Row, column: &str) -> Result<T, StoreError> {
     let text: &str = row.try_get(column)?;
     text.parse().map_err(|error| damaged(column, error))
 }
 
 /// A text column that may be absent.
 pub fn optional<T: FromStr<Err: Display>>(
-    row: &SqliteRow,
+    row: &sql::Row,
     column: &str,
 ) -> Result<Option<T>, StoreError> {
     let text: Option<&str> = row.try_get(column)?;
@@ -426,11 +425,11 @@ pub fn optional<T: FromStr<Err: Display>>(
 }
 
 /// A text column that holds JSON.
-pub fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub fn json<T: DeserializeOwned>(row: &sql::Row, column: &str) -> Result<T, StoreError> {
     serde_json::from_str(row.try_get(column)?).map_err(|error| damaged(column, error))
 }
 
-fn operations(row: &SqliteRow, column: &str) -> Result<Option<Operations>, StoreError> {
+fn operations(row: &sql::Row, column: &str) -> Result<Option<Operations>, StoreError> {
     let micro: Option<i64> = row.try_get(column)?;
     let micro = micro.map(amount).transpose()?;
     Ok(micro.and_then(Operations::from_micro))
@@ -444,7 +443,7 @@ fn amount(micro: i64) -> Result<u64, StoreError> {
 }
 
 /// The hash of a secret.
-pub fn hash(row: &SqliteRow) -> Result<KeyHash, StoreError> {
+pub fn hash(row: &sql::Row) -> Result<KeyHash, StoreError> {
     let text: &str = row.try_get("hash")?;
     let mut hash = KeyHash::default();
     if text.len() != hash.len() * 2 || !text.is_ascii() {

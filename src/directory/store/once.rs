@@ -5,9 +5,9 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::{Row as _, SqliteConnection};
 
 use super::audit::instant;
+use super::sql::{Connection, query};
 use super::{StoreError, load};
 use crate::directory::rows::hex;
 
@@ -76,13 +76,13 @@ impl OnceKey {
 /// # Errors
 /// When the database fails.
 pub async fn find(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     once: &OnceKey,
     now: Timestamp,
 ) -> Result<Option<Kept>, StoreError> {
     let sql = "SELECT * FROM idempotency WHERE token = $1 AND once_key = $2 \
                AND (at > $3 OR answer IS NULL)";
-    let row = sqlx::query(sql)
+    let row = query(sql)
         .bind(&once.token)
         .bind(&once.key)
         .bind(oldest(now))
@@ -91,8 +91,8 @@ pub async fn find(
     let Some(row) = row else {
         let sql = "SELECT at FROM idempotency WHERE token = $1 AND at > $2 \
                    ORDER BY at DESC LIMIT 1 OFFSET $3";
-        let query = sqlx::query(sql).bind(&once.token).bind(oldest(now)).bind(MOST - 1);
-        return Ok(query.fetch_optional(db).await?.map(|_| Kept::NoRoom));
+        let row = query(sql).bind(&once.token).bind(oldest(now)).bind(MOST - 1);
+        return Ok(row.fetch_optional(db).await?.map(|_| Kept::NoRoom));
     };
     if row.try_get::<&str, _>("fingerprint")? != once.fingerprint {
         return Ok(Some(Kept::Other));
@@ -111,7 +111,7 @@ pub async fn find(
 /// # Errors
 /// When the database fails.
 pub async fn keep(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     once: &OnceKey,
     operation: &str,
     answer: Option<&Answer>,
@@ -124,7 +124,7 @@ pub async fn keep(
     });
     let sql = "INSERT INTO idempotency (token, once_key, fingerprint, operation, answer, at) \
                VALUES ($1, $2, $3, $4, $5, $6)";
-    sqlx::query(sql)
+    query(sql)
         .bind(&once.token)
         .bind(&once.key)
         .bind(&once.fingerprint)
@@ -134,7 +134,7 @@ pub async fn keep(
         .execute(&mut *db)
         .await?;
     let sql = "DELETE FROM idempotency WHERE at <= $1 AND answer IS NOT NULL";
-    sqlx::query(sql).bind(oldest(now)).execute(db).await?;
+    query(sql).bind(oldest(now)).execute(db).await?;
     Ok(())
 }
 
@@ -142,9 +142,9 @@ pub async fn keep(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn forget(db: &mut SqliteConnection, once: &OnceKey) -> Result<(), StoreError> {
+pub async fn forget(db: &mut Connection, once: &OnceKey) -> Result<(), StoreError> {
     let sql = "DELETE FROM idempotency WHERE token = $1 AND once_key = $2";
-    sqlx::query(sql).bind(&once.token).bind(&once.key).execute(db).await?;
+    query(sql).bind(&once.token).bind(&once.key).execute(db).await?;
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! Administrators' tokens in the database.
 
-use sqlx::{Row as _, SqliteConnection};
-
+use super::sql::{Connection, query};
 use super::{StoreError, load};
 use crate::core::ids::Id;
 use crate::directory::rows::{hex, word};
@@ -11,8 +10,8 @@ use crate::directory::token::Token;
 ///
 /// # Errors
 /// When the database fails, or holds what cannot be read.
-pub async fn load(db: &mut SqliteConnection) -> Result<Vec<Token>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM admin_token ORDER BY id").fetch_all(db).await?;
+pub async fn load(db: &mut Connection) -> Result<Vec<Token>, StoreError> {
+    let rows = query("SELECT * FROM admin_token ORDER BY id").fetch_all(db).await?;
     rows.iter()
         .map(|row| {
             let role: String = row.try_get("role")?;
@@ -34,10 +33,10 @@ pub async fn load(db: &mut SqliteConnection) -> Result<Vec<Token>, StoreError> {
 ///
 /// # Errors
 /// When the database fails.
-pub async fn insert(db: &mut SqliteConnection, token: &Token) -> Result<(), StoreError> {
+pub async fn insert(db: &mut Connection, token: &Token) -> Result<(), StoreError> {
     let sql = "INSERT INTO admin_token (id, hash, role, org, profiles, created_at, created_by, \
                expires) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-    sqlx::query(sql)
+    query(sql)
         .bind(token.id.as_str())
         .bind(hex(&token.hash))
         .bind(token.role.word())
@@ -55,7 +54,7 @@ pub async fn insert(db: &mut SqliteConnection, token: &Token) -> Result<(), Stor
 ///
 /// # Errors
 /// When the database fails.
-pub async fn delete(db: &mut SqliteConnection, id: &Id) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM admin_token WHERE id = $1").bind(id.as_str()).execute(db).await?;
+pub async fn delete(db: &mut Connection, id: &Id) -> Result<(), StoreError> {
+    query("DELETE FROM admin_token WHERE id = $1").bind(id.as_str()).execute(db).await?;
     Ok(())
 }

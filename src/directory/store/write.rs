@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::audit::{self, Line, Origin};
+use super::sql::{self, Connection, query};
 use super::{BATCH, StoreError};
 use crate::core::amount::Operations;
 use crate::core::ids::Id;
@@ -21,7 +21,7 @@ use crate::directory::rows::{
 /// `Stale` where the org is not at `version` (0 where it is new) any more; nothing may be
 /// committed then.
 pub async fn write(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     before: Option<&Rows>,
     after: &Rows,
     version: u64,
@@ -37,14 +37,14 @@ pub async fn write(
     };
     let done = if before.is_some() {
         let sql = "UPDATE org SET version = $1 WHERE id = $2 AND version = $3";
-        sqlx::query(sql).bind(new).bind(org.as_str()).bind(old).execute(&mut *db).await?
+        query(sql).bind(new).bind(org.as_str()).bind(old).execute(&mut *db).await?
     } else {
         let sql = "INSERT INTO org (id, version, products, offers, bases, overage, split, mode, \
                    on_reassign) VALUES ($1, $2, '', '', '', '', '', '', '') \
                    ON CONFLICT (id) DO NOTHING";
-        sqlx::query(sql).bind(org.as_str()).bind(new).execute(&mut *db).await?
+        query(sql).bind(org.as_str()).bind(new).execute(&mut *db).await?
     };
-    if done.rows_affected() != 1 {
+    if done != 1 {
         return Err(StoreError::Stale(org.to_string()));
     }
     write_org(db, before, after).await?;
@@ -59,7 +59,7 @@ pub async fn write(
 }
 
 async fn write_org(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     before: Option<&Rows>,
     after: &Rows,
 ) -> Result<(), StoreError> {
@@ -68,7 +68,7 @@ async fn write_org(
         let sql = "UPDATE org SET contract = $2, products = $3, offers = $4, bases = $5, \
                    overage = $6, split = $7, mode = $8, on_reassign = $9, pool_limit = $10 \
                    WHERE id = $1";
-        sqlx::query(sql)
+        query(sql)
             .bind(org.as_str())
             .bind(settings.contract.as_ref().map(Id::as_str))
             .bind(json(&settings.products)?)
@@ -87,7 +87,7 @@ async fn write_org(
         for (place, era) in (0_i64..).zip(after.schedule.eras()) {
             let sql = "INSERT INTO era (org, place, starts_at, anchor, zone) \
                        VALUES ($1, $2, $3, $4, $5)";
-            sqlx::query(sql)
+            query(sql)
                 .bind(org.as_str())
                 .bind(place)
                 .bind(era.from.map(|from| from.to_string()))
@@ -101,7 +101,7 @@ async fn write_org(
 }
 
 async fn write_details(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     before: &Details,
     after: &Details,
@@ -118,7 +118,7 @@ async fn write_details(
         delete(db, "DELETE FROM org_group WHERE org = $1 AND id = $2", org, id).await?;
     }
     for (id, row) in new_or_changed(&before.groups, &after.groups) {
-        sqlx::query("INSERT INTO org_group (org, id, made_by) VALUES ($1, $2, $3)")
+        query("INSERT INTO org_group (org, id, made_by) VALUES ($1, $2, $3)")
             .bind(org.as_str())
             .bind(id.as_str())
             .bind(row.made_by.word())
@@ -156,24 +156,24 @@ fn gone_or_changed<'a, T: PartialEq>(
 }
 
 async fn delete(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     sql: &'static str,
     org: &Id,
     id: &Id,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(sql).bind(org.as_str()).bind(id.as_str()).execute(db).await?;
+    query(sql).bind(org.as_str()).bind(id.as_str()).execute(db).await?;
     Ok(())
 }
 
 async fn insert_terms(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     rows: &Changed<'_, Term>,
 ) -> Result<(), StoreError> {
     for (id, row) in rows {
         let sql = "INSERT INTO term (org, id, made_by, start_on, end_on, pool, \
                    price_per_operation, currency) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-        sqlx::query(sql)
+        query(sql)
             .bind(org.as_str())
             .bind(id.as_str())
             .bind(row.made_by.word())
@@ -189,12 +189,12 @@ async fn insert_terms(
 }
 
 async fn insert_plans(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     rows: &Changed<'_, Plan>,
 ) -> Result<(), StoreError> {
     for (id, row) in rows {
-        sqlx::query("INSERT INTO plan (org, id, made_by, credits) VALUES ($1, $2, $3, $4)")
+        query("INSERT INTO plan (org, id, made_by, credits) VALUES ($1, $2, $3, $4)")
             .bind(org.as_str())
             .bind(id.as_str())
             .bind(row.made_by.word())
@@ -206,14 +206,14 @@ async fn insert_plans(
 }
 
 async fn insert_profiles(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     rows: &Changed<'_, Profile>,
 ) -> Result<(), StoreError> {
     for (id, row) in rows {
         let sql = "INSERT INTO profile (org, id, made_by, product, shared_credits, pool_limit, \
                    overage) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-        sqlx::query(sql)
+        query(sql)
             .bind(org.as_str())
             .bind(id.as_str())
             .bind(row.made_by.word())
@@ -225,7 +225,7 @@ async fn insert_profiles(
             .await?;
         for group in &row.groups {
             let sql = "INSERT INTO profile_group (org, profile_id, group_id) VALUES ($1, $2, $3)";
-            sqlx::query(sql)
+            query(sql)
                 .bind(org.as_str())
                 .bind(id.as_str())
                 .bind(group.as_str())
@@ -237,12 +237,12 @@ async fn insert_profiles(
 }
 
 async fn insert_cards(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     rows: &Changed<'_, RateCardFile>,
 ) -> Result<(), StoreError> {
     for (id, row) in rows {
-        sqlx::query("INSERT INTO rate_card (org, id, made_by, card) VALUES ($1, $2, $3, $4)")
+        query("INSERT INTO rate_card (org, id, made_by, card) VALUES ($1, $2, $3, $4)")
             .bind(org.as_str())
             .bind(id.as_str())
             .bind(row.made_by.word())
@@ -254,14 +254,14 @@ async fn insert_cards(
 }
 
 async fn insert_keys(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     rows: &Changed<'_, Key>,
 ) -> Result<(), StoreError> {
     for (id, row) in rows {
         let sql = "INSERT INTO org_key (org, id, made_by, kind, pool_limit) \
                    VALUES ($1, $2, $3, $4, $5)";
-        sqlx::query(sql)
+        query(sql)
             .bind(org.as_str())
             .bind(id.as_str())
             .bind(row.made_by.word())
@@ -271,7 +271,7 @@ async fn insert_keys(
             .await?;
         for secret in &row.secrets {
             let sql = "INSERT INTO key_secret (hash, org, key_id, expires) VALUES ($1, $2, $3, $4)";
-            sqlx::query(sql)
+            query(sql)
                 .bind(hex(&secret.hash))
                 .bind(org.as_str())
                 .bind(id.as_str())
@@ -284,7 +284,7 @@ async fn insert_keys(
 }
 
 async fn write_users(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     before: &Table<User>,
     after: &Table<User>,
@@ -295,48 +295,46 @@ async fn write_users(
         delete(db, "DELETE FROM profile_user WHERE org = $1 AND user_id = $2", org, id).await?;
     }
     for rows in new_or_changed(before, after).chunks(BATCH) {
-        let mut sql = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO org_user (org, id, made_by, email, suspended, pool_limit) ",
-        );
-        sql.push_values(rows, |mut values, (id, row)| {
-            values
-                .push_bind(org.as_str())
-                .push_bind(id.as_str())
-                .push_bind(row.made_by.word())
-                .push_bind(row.email.as_deref())
-                .push_bind(i64::from(row.suspended))
-                .push_bind(micro(row.pool_limit));
+        let into = "INSERT INTO org_user (org, id, made_by, email, suspended, pool_limit)";
+        let values = rows.iter().map(|(id, row)| {
+            [
+                org.as_str().into(),
+                id.as_str().into(),
+                row.made_by.word().into(),
+                row.email.as_deref().into(),
+                i64::from(row.suspended).into(),
+                micro(row.pool_limit).into(),
+            ]
         });
-        sql.build().execute(&mut *db).await?;
+        sql::insert(into, values).execute(&mut *db).await?;
         let groups = rows.iter().flat_map(|(id, row)| row.groups.iter().map(move |of| (*id, of)));
-        let sql = "INSERT INTO group_member (org, user_id, group_id) ";
-        insert_members(db, sql, org, groups.collect()).await?;
+        let into = "INSERT INTO group_member (org, user_id, group_id)";
+        insert_members(db, into, org, groups.collect()).await?;
         let profiles =
             rows.iter().flat_map(|(id, row)| row.profiles.iter().map(move |of| (*id, of)));
-        let sql = "INSERT INTO profile_user (org, user_id, profile_id) ";
-        insert_members(db, sql, org, profiles.collect()).await?;
+        let into = "INSERT INTO profile_user (org, user_id, profile_id)";
+        insert_members(db, into, org, profiles.collect()).await?;
     }
     Ok(())
 }
 
 async fn insert_members(
-    db: &mut SqliteConnection,
-    sql: &'static str,
+    db: &mut Connection,
+    into: &'static str,
     org: &Id,
     members: Vec<(&Id, &Id)>,
 ) -> Result<(), StoreError> {
     for members in members.chunks(BATCH) {
-        let mut sql = QueryBuilder::<Sqlite>::new(sql);
-        sql.push_values(members, |mut values, (user, of)| {
-            values.push_bind(org.as_str()).push_bind(user.as_str()).push_bind(of.as_str());
-        });
-        sql.build().execute(&mut *db).await?;
+        let values = members
+            .iter()
+            .map(|(user, of)| [org.as_str().into(), user.as_str().into(), of.as_str().into()]);
+        sql::insert(into, values).execute(&mut *db).await?;
     }
     Ok(())
 }
 
 async fn write_licences(
-    db: &mut SqliteConnection,
+    db: &mut Connection,
     org: &Id,
     before: &Table<Licence>,
     after: &Table<Licence>,
@@ -345,21 +343,20 @@ async fn write_licences(
         delete(db, "DELETE FROM licence WHERE org = $1 AND id = $2", org, id).await?;
     }
     for rows in new_or_changed(before, after).chunks(BATCH) {
-        let mut sql = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO licence (org, id, made_by, plan, holder, priority, expires, moved) ",
-        );
-        sql.push_values(rows, |mut values, (id, row)| {
-            values
-                .push_bind(org.as_str())
-                .push_bind(id.as_str())
-                .push_bind(row.made_by.word())
-                .push_bind(row.plan.as_str())
-                .push_bind(row.holder.as_ref().map(Id::as_str))
-                .push_bind(i64::from(row.priority))
-                .push_bind(row.expires.map(|expires| expires.to_string()))
-                .push_bind(row.moved.as_ref().map(word));
+        let into = "INSERT INTO licence (org, id, made_by, plan, holder, priority, expires, moved)";
+        let values = rows.iter().map(|(id, row)| {
+            [
+                org.as_str().into(),
+                id.as_str().into(),
+                row.made_by.word().into(),
+                row.plan.as_str().into(),
+                row.holder.as_ref().map(Id::as_str).into(),
+                i64::from(row.priority).into(),
+                row.expires.map(|expires| expires.to_string()).into(),
+                row.moved.as_ref().map(word).into(),
+            ]
         });
-        sql.build().execute(&mut *db).await?;
+        sql::insert(into, values).execute(&mut *db).await?;
     }
     Ok(())
 }

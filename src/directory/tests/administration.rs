@@ -10,6 +10,7 @@ use crate::directory::things::Kind;
 use crate::directory::token::Role;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 fn key(name: &str, fingerprint: u8) -> OnceKey {
     OnceKey::new("ci", name, &[fingerprint; 32]).unwrap()
@@ -67,7 +68,7 @@ async fn a_request_that_comes_twice_is_carried_out_once() {
     let again = written(&bench, studio_two(), once("a", 1, later)).await;
     assert!(matches!(again, Err(ApplyError::Conflict(_))), "{again:?}");
     // The secret is nowhere in the database.
-    let Bench { dir, directory } = bench;
+    let Bench { dir, directory, .. } = bench;
     directory.close().await.unwrap();
     for file in std::fs::read_dir(dir.path()).unwrap() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
@@ -130,7 +131,7 @@ async fn an_operation_elsewhere_is_begun_recorded_and_answered_once() {
 /// Has `token` send as many keys as are kept, one a second from `now` on.
 async fn fill(bench: &Bench, token: &str, now: Timestamp) {
     let mut database = bench.directory.database.lock().await;
-    let mut transaction = database.begin().await.unwrap();
+    let mut transaction = database.link.begin().await.unwrap();
     for number in 0..once::MOST {
         let now = now + jiff::SignedDuration::from_secs(number);
         let key = OnceKey::new(token, &format!("k{number}"), &[1; 32]).unwrap();
@@ -328,7 +329,7 @@ async fn an_audit_of_the_first_schema_is_kept() {
         let options = sqlx::sqlite::SqliteConnectOptions::new()
             .filename(dir.path().join("directory.db"))
             .create_if_missing(true);
-        let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+        let mut database = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
         first.run(&mut database).await.unwrap();
         for (version, line) in [(2, 0), (1, 1), (1, 0)] {
             let sql = "INSERT INTO audit VALUES ('acme', $1, $2, 'x', $3, $4, NULL, '{}')";
@@ -344,7 +345,8 @@ async fn an_audit_of_the_first_schema_is_kept() {
     let page = directory.audit(Some(&id("acme")), &query).await.unwrap();
     let lines: Vec<_> = page.entries.iter().map(|e| (e.seq, e.line.as_str())).collect();
     assert_eq!(lines, [(3, "+ plan p20"), (2, "+ plan p11"), (1, "+ plan p10")]);
-    let bench = Bench { dir, directory };
+    let place = Place::in_data_dir(dir.path());
+    let bench = Bench { dir, place, directory };
     bench.apply(ACME).await;
     let page = bench.directory.audit(Some(&id("acme")), &query).await.unwrap();
     assert!(page.entries[0].seq > 4);

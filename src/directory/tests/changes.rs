@@ -5,6 +5,7 @@ use super::*;
 use crate::directory::administration::AuditQuery;
 use crate::directory::file::hash_secret;
 use crate::directory::snapshot::{ActsFor, KeyKind};
+use crate::directory::store::sql::query;
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -77,11 +78,7 @@ async fn prune_removes_what_a_file_made_and_omits() {
 #[tokio::test]
 async fn prune_leaves_what_the_api_made() {
     let bench = Bench::acme().await;
-    {
-        let mut database = bench.directory.database.lock().await;
-        let sql = "UPDATE org_user SET made_by = 'api' WHERE id = 'bob'";
-        sqlx::query(sql).execute(&mut *database).await.unwrap();
-    }
+    bench.execute(query("UPDATE org_user SET made_by = 'api' WHERE id = 'bob'")).await;
     // Naming it in a file does not make it the file's.
     bench.apply("[[user]]\nid = \"bob\"\nsuspended = true").await;
     let lines = bench.apply("user = []\n[apply]\nprune = [\"user\"]").await;
@@ -143,12 +140,8 @@ async fn a_key_keeps_its_secret_and_a_new_one_gets_one_shown_once() {
 async fn two_secrets_may_be_live_during_rotation() {
     let bench = Bench::acme().await;
     let second = "tg_studio_second_0123456789";
-    {
-        let mut database = bench.directory.database.lock().await;
-        let sql = "INSERT INTO key_secret VALUES ($1, 'acme', 'studio', '2026-12-01T00:00:00Z')";
-        let hash = rows::hex(&hash_secret(second));
-        sqlx::query(sql).bind(hash).execute(&mut *database).await.unwrap();
-    }
+    let sql = "INSERT INTO key_secret VALUES ($1, 'acme', 'studio', '2026-12-01T00:00:00Z')";
+    bench.execute(query(sql).bind(rows::hex(&hash_secret(second)))).await;
     let bench = bench.reopen(1).await;
     let snapshot = bench.directory.live.load();
     assert_eq!(snapshot.keys.len(), 2);

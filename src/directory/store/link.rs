@@ -1,0 +1,252 @@
+//! Where the directory's database is, and a connection to it that is made again when it was lost.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::migrate::{Migration, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ConnectOptions, SqlSafeStr};
+
+use super::StoreError;
+use super::sql::{Connection, Transaction, in_time, query};
+
+/// Where a directory is kept.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In a file of SQLite.
+    File(PathBuf),
+    /// In a database of a PostgreSQL server, by URL. The URL may hold a password.
+    Server(SecretString),
+}
+
+/// A connection for changes or for reading, made when it is needed.
+pub struct Link {
+    place: Place,
+    reads_only: bool,
+    connection: Option<Connection>,
+    /// When a server did not answer, and what was told then.
+    away: Option<(Instant, String)>,
+}
+
+/// How many rows the database's thread reads ahead of whoever asked: with few of them the two
+/// threads wake each other all the time when an org is read.
+const AHEAD: usize = 4096;
+
+/// For how long a server that did not answer is not asked again: everybody who waited for their
+/// turn meanwhile is told at once, and not one after the other.
+const REST: Duration = Duration::from_secs(1);
+
+/// Who changes the directory holds this lock of PostgreSQL to the end of the transaction, so that
+/// there is one writer however many gateways there are.
+const WRITER: i64 = 0x746f_6c6c_6761_7465;
+
+/// What the URL of a server may say behind a `?`.
+const PARAMETERS: [&str; 9] =
+    ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "user", "password", "dbname"];
+const NO_URL: &str = "the URL is not understood: expected one like \
+                      postgres://user:password@host:5432/database?sslmode=verify-full";
+
+/// One set of files for both engines.
+static MIGRATIONS: Migrator = sqlx::migrate!("src/directory/migrations");
+
+impl Place {
+    /// The file in a data dir.
+    pub fn in_data_dir(data_dir: &Path) -> Self {
+        Self::File(data_dir.join("directory.db"))
+    }
+
+    /// A connection, with a schema that is up to date unless it is only read from.
+    async fn connect(&self, reads_only: bool) -> Result<Connection, StoreError> {
+        match self {
+            Self::File(file) => {
+                let mut options =
+                    SqliteConnectOptions::new().filename(file).disable_statement_logging();
+                if reads_only {
+                    let options = options.read_only(true);
+                    return Ok(Connection::file(options.connect().await?));
+                }
+                options = options
+                    .create_if_missing(true)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    // A change that was acknowledged survives a power failure.
+                    .synchronous(SqliteSynchronous::Full)
+                    .row_buffer_size(AHEAD);
+                let mut connection = options.connect().await?;
+                MIGRATIONS.run_direct(None, &mut connection, false).await?;
+                Ok(Connection::file(connection))
+            }
+            Self::Server(_) => {
+                let connect = async { self.server()?.connect().await };
+                let mut connection = in_time(connect, &mut false).await?;
+                // Else it tells at every start that the tables are there.
+                sqlx::query("SET client_min_messages = warning").execute(&mut connection).await?;
+                if !reads_only {
+                    on_a_server(&MIGRATIONS).run_direct(None, &mut connection, false).await?;
+                }
+                let mut connection = Connection::server(connection);
+                // A gateway that stands still in the middle of a change must not keep the others
+                // from theirs.
+                let sql = "SET idle_in_transaction_session_timeout = '60s'";
+                query(sql).execute(&mut connection).await?;
+                Ok(connection)
+            }
+        }
+    }
+
+    /// How to reach the server.
+    ///
+    /// # Errors
+    /// When the URL is none.
+    pub fn server(&self) -> Result<PgConnectOptions, sqlx::Error> {
+        let Self::Server(url) = self else {
+            return Err(sqlx::Error::Configuration("no server".into()));
+        };
+        let url = url.expose_secret();
+        let wrong = |what: String| sqlx::Error::Configuration(what.into());
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+        let mut names =
+            parameters.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+        // One that is misspelt is otherwise only warned of, with its value.
+        if let Some(name) = names.find(|name| !name.is_empty() && !PARAMETERS.contains(name)) {
+            return Err(wrong(format!("the URL has the unknown parameter {name}")));
+        }
+        // Of a text that is no URL nothing is shown: it may hold the password anywhere.
+        let options: PgConnectOptions = url.parse().map_err(|_| wrong(NO_URL.to_owned()))?;
+        Ok(options.application_name("tollgate").disable_statement_logging())
+    }
+}
+
+impl std::str::FromStr for Place {
+    type Err = &'static str;
+    /// `sqlite:FILE`, or the URL of a database.
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Server(text.into()));
+        }
+        let file = text.strip_prefix("sqlite:").filter(|file| !file.is_empty());
+        file.map(|file| Self::File(file.into())).ok_or("expected sqlite:FILE or postgres://…")
+    }
+}
+
+impl From<&Path> for Place {
+    fn from(data_dir: &Path) -> Self {
+        Self::in_data_dir(data_dir)
+    }
+}
+
+/// The same migrations for PostgreSQL: its texts are compared byte by byte, as SQLite and Rust do,
+/// whatever the database's language. What an id sorts before must not depend on where it is kept.
+fn on_a_server(migrator: &Migrator) -> Migrator {
+    let migration = |of: &Migration| {
+        let sql = of.sql.as_str().replace(" TEXT", " TEXT COLLATE \"C\"");
+        let sql = AssertSqlSafe(sql).into_sql_str();
+        Migration::new(of.version, of.description.clone(), of.migration_type, sql, of.no_tx)
+    };
+    let migrations: Vec<Migration> = migrator.iter().map(migration).collect();
+    Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
+}
+
+impl Link {
+    /// A link that is not made yet.
+    pub const fn new(place: Place, reads_only: bool) -> Self {
+        Self { place, reads_only, connection: None, away: None }
+    }
+
+    /// Whether others write to the same database.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self.place, Place::Server(_))
+    }
+
+    /// The connection, made again where it was lost.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+        if let Some(mut connection) = self.connection.take() {
+            // What is wrong with it is told by the one that is made instead.
+            let settled = connection.settle().await.is_ok();
+            if settled && !connection.is_lost() {
+                return Ok(self.connection.insert(connection));
+            }
+        }
+        if let Some((when, told)) = &self.away
+            && when.elapsed() < REST
+        {
+            return Err(StoreError::Away(told.clone()));
+        }
+        match self.place.connect(self.reads_only).await {
+            Ok(connection) => {
+                self.away = None;
+                Ok(self.connection.insert(connection))
+            }
+            Err(error) => {
+                self.away = Some((Instant::now(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins what is read together.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begin_to_read(&mut self) -> Result<Transaction<'_>, StoreError> {
+        let shared = self.is_shared();
+        self.ready().await?;
+        let mut transaction = self.connection().await?.begin().await?;
+        if shared {
+            let sql = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+            query(sql).execute(&mut transaction).await?;
+        }
+        Ok(transaction)
+    }
+
+    /// Begins a change, when nobody else makes one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>, StoreError> {
+        let shared = self.is_shared();
+        self.ready().await?;
+        let mut transaction = self.connection().await?.begin().await?;
+        if shared {
+            query("SELECT pg_advisory_xact_lock($1)")
+                .bind(WRITER)
+                .execute(&mut transaction)
+                .await?;
+        }
+        Ok(transaction)
+    }
+
+    /// Sees to it that a connection that a server ended meanwhile is made again before a change
+    /// is begun on it.
+    async fn ready(&mut self) -> Result<(), StoreError> {
+        if self.is_shared() && self.connection.is_some() {
+            // What is wrong is told by the connection that is made instead.
+            let _ = query("SELECT 1").execute(self.connection().await?).await;
+        }
+        Ok(())
+    }
+
+    /// Ends a change that was not made, and with it the lock that keeps others from theirs.
+    pub async fn settle(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            // Where it fails there is no connection any more, and the database does it by itself.
+            let _ = connection.settle().await;
+        }
+    }
+
+    /// Closes the connection.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn close(self) -> Result<(), StoreError> {
+        match self.connection {
+            Some(connection) => Ok(connection.close().await?),
+            None => Ok(()),
+        }
+    }
+}
