@@ -325,6 +325,15 @@ pub trait Books: Send + Sync {
 /// hold, which is a day (f19).
 pub const KEPT_KEYS: SignedDuration = SignedDuration::from_hours(48);
 
+/// How many keys are remembered of one scope, and of all together: some 130 bytes each.
+const MAX_SCOPE: u32 = 250_000;
+const MAX_KEYS: usize = 1_000_000;
+
+/// Refuses a memo, note or answer that could make its record longer than the journal reads back.
+fn bounded(memo: &[u8]) -> Result<&[u8], BooksError> {
+    if memo.len() > journal::MAX_RECORD / 4 { Err(BooksError::Range) } else { Ok(memo) }
+}
+
 /// Keys of captured charges that were held before it are forgotten.
 fn forgotten_before(now: i64) -> i64 {
     now.saturating_sub(KEPT_KEYS.as_micros() as i64)

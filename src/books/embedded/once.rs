@@ -4,12 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use parking_lot::Mutex;
 
-use crate::books::{BooksError, KnownCharge, Once, forgotten_before};
+use crate::books::{BooksError, KnownCharge, MAX_KEYS, MAX_SCOPE, Once, forgotten_before};
 use crate::core::ids::ChargeId;
 
-/// How many keys are remembered of one scope, and of all together: some 130 bytes each.
-const MAX_SCOPE: u32 = 250_000;
-const MAX_KEYS: usize = 1_000_000;
 /// How many keys one sweep forgets: whoever holds under a key waits for it.
 const MAX_SWEEP: usize = 10_000;
 

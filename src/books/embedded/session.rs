@@ -23,10 +23,10 @@ use self::effects::{After, note_grants, take_effect};
 use super::Shared;
 use super::open::{self, Keep, Open, OpenHold, OpenHolds};
 use super::table::{self, Applied, Into, Places};
-use crate::books::journal::{Frames, MAX_RECORD};
+use crate::books::journal::Frames;
 use crate::books::{
     Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting,
-    OpenCharge, Posted, Resolution, Resolved,
+    OpenCharge, Posted, Resolution, Resolved, bounded,
 };
 use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, View};
 use crate::core::charge::State;
@@ -492,9 +492,4 @@ fn legs_of(legs: &Legs, accounts: &[Account<'_>]) -> SmallVec<[Leg; 2]> {
             amount: leg.amount,
         })
         .collect()
-}
-
-/// Refuses a memo that could make its record longer than the journal reads back.
-fn bounded(memo: &[u8]) -> Result<(), BooksError> {
-    if memo.len() > MAX_RECORD / 4 { Err(BooksError::Range) } else { Ok(()) }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::link::CallError;
@@ -14,7 +15,6 @@ use super::{Keys, Shared, library};
 use crate::books::{BooksError, Resolution};
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
-use crate::core::record::instant;
 
 /// The most operations of a batch, and the most bytes: so long nobody else is served by Redis.
 const MAX_BATCH: usize = 256;
@@ -172,20 +172,19 @@ impl Driver {
 
     fn answer(&self, batch: Vec<Pending>, replies: Vec<Reply>) {
         for (mut pending, reply) in batch.into_iter().zip(replies) {
-            let is_made = pending.holds && matches!(reply, Reply::Done(..));
-            if is_made && pending.answer.is_none() {
+            let is_made = matches!(reply, Reply::Done(..));
+            if let Some(at) = pending.held_at.filter(|_| is_made && pending.answer.is_none()) {
                 // Its waiter was told that the books do not answer, and forwards nothing.
-                self.void(pending.charge);
+                self.void(pending.charge, at);
             }
             pending.answer(Ok(reply));
         }
     }
 
-    /// Voids a hold that was made too late.
-    fn void(&self, charge: ChargeId) {
+    /// Voids a hold that was made too late, at the instant at which it was asked for.
+    fn void(&self, charge: ChargeId, at: Timestamp) {
         let memo = OutcomeMemo::default();
-        let now = instant(self.shared.now());
-        let Ok(op) = wire::resolve(charge, &Resolution::plain(State::Voided, &[], now, &memo))
+        let Ok(op) = wire::resolve(charge, &Resolution::plain(State::Voided, &[], at, &memo))
         else {
             return;
         };
@@ -193,7 +192,7 @@ impl Driver {
             op,
             charge,
             gives_back: true,
-            holds: false,
+            held_at: None,
             since: std::time::Instant::now(),
             answer: None,
         });
@@ -263,7 +262,7 @@ mod tests {
             op: vec![0; bytes],
             charge: ChargeId([0; 16]),
             gives_back: false,
-            holds: false,
+            held_at: None,
             since: Instant::now(),
             answer: None,
         }

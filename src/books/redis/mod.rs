@@ -43,6 +43,7 @@ use self::wire::StoredHold;
 use super::{BooksError, OpenCharge, forgotten_before};
 use crate::core::account::{AccountKey, Balance};
 use crate::core::charge::State;
+use crate::core::ids::ChargeId;
 
 /// How many charges or keys one sweep of a shard ends.
 const MAX_SWEEP: u64 = 1_000;
@@ -59,6 +60,12 @@ pub enum OpenError {
     /// What is there is not what was asked for.
     #[error("the books in Redis: {0}")]
     Books(String),
+}
+
+impl From<BooksError> for OpenError {
+    fn from(error: BooksError) -> Self {
+        Self::Books(error.to_string())
+    }
 }
 
 impl From<CallError> for OpenError {
@@ -139,11 +146,6 @@ impl Shared {
         Keys(names.map(|name| format!("{}:{{s{shard}}}:{name}", self.prefix)))
     }
 
-    /// The instant of what nobody asked for.
-    fn now(&self) -> i64 {
-        0
-    }
-
     fn next_session(self: &Arc<Self>) -> Session {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         Session::start(self, format!("{}/{}/{number}", self.gateway, self.incarnation))
@@ -203,7 +205,6 @@ impl Engine {
 
     /// Resolves what earlier lives of this gateway left open, but what outlives its process.
     async fn resolve_left_open(&self, now: Timestamp) -> Result<(), OpenError> {
-        let failed = |error: BooksError| OpenError::Books(error.to_string());
         for shard in 0..self.shared.shards {
             let gone = self.gone(shard).await?;
             if gone.is_empty() {
@@ -211,7 +212,7 @@ impl Engine {
             }
             for (charge, hold) in self.holds(shard).await? {
                 if hold.expires == 0 && gone.contains(&hold.owner) {
-                    self.session.end(shard, charge, now, false).await.map_err(failed)?;
+                    self.session.end(shard, charge, now, false).await?;
                 }
             }
             for session in gone {
@@ -219,10 +220,7 @@ impl Engine {
                 let leave = self.shared.keys(shard).function(library::LEAVE, &args);
                 self.shared.link.call(&leave).await?;
             }
-            self.session
-                .sweep(shard, forgotten_before(now.as_microsecond()), MAX_SWEEP)
-                .await
-                .map_err(failed)?;
+            self.session.sweep(shard, forgotten_before(now.as_microsecond()), MAX_SWEEP).await?;
         }
         Ok(())
     }
@@ -241,17 +239,14 @@ impl Engine {
     }
 
     /// The open holds of a shard.
-    async fn holds(
-        &self,
-        shard: usize,
-    ) -> Result<Vec<(crate::core::ids::ChargeId, StoredHold)>, OpenError> {
+    async fn holds(&self, shard: usize) -> Result<Vec<(ChargeId, StoredHold)>, OpenError> {
         let command = redis::cmd("HGETALL").arg(&self.shared.keys(shard).0[HOLDS]).clone();
         let pairs: Vec<(Vec<u8>, Vec<u8>)> = self.read(&command).await?;
         let malformed = |error: pack::Malformed| OpenError::Books(error.to_string());
         let hold = |(charge, bytes): (Vec<u8>, Vec<u8>)| {
             let charge = charge.try_into().map_err(|_| OpenError::Books("a charge's id".into()))?;
             let hold = StoredHold::read(&mut In::new(&bytes)).map_err(malformed)?;
-            Ok((crate::core::ids::ChargeId(charge), hold))
+            Ok((ChargeId(charge), hold))
         };
         pairs.into_iter().map(hold).collect()
     }
@@ -273,7 +268,6 @@ impl Engine {
     /// # Errors
     /// When Redis does not answer.
     pub async fn expire(&self, now: Timestamp) -> Result<Vec<(OpenCharge, State)>, OpenError> {
-        let failed = |error: BooksError| OpenError::Books(error.to_string());
         let mut ended = Vec::new();
         for shard in 0..self.shared.shards {
             let mut command = redis::cmd("ZRANGEBYSCORE");
@@ -282,12 +276,12 @@ impl Engine {
             let due: Vec<Vec<u8>> = self.read(&command).await?;
             for charge in due {
                 let Ok(charge) = charge.try_into() else { continue };
-                let charge = crate::core::ids::ChargeId(charge);
-                let end = self.session.expire(shard, charge, now).await.map_err(failed)?;
+                let charge = ChargeId(charge);
+                let end = self.session.end(shard, charge, now, true).await?;
                 ended.extend(end.map(|end| (end.charge, end.state)));
             }
             let before = forgotten_before(now.as_microsecond());
-            self.session.sweep(shard, before, MAX_SWEEP).await.map_err(failed)?;
+            self.session.sweep(shard, before, MAX_SWEEP).await?;
         }
         Ok(ended)
     }

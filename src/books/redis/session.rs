@@ -60,8 +60,8 @@ pub(super) struct Pending {
     pub(super) charge: ChargeId,
     /// True for what is done where memory is short: what ends charges.
     pub(super) gives_back: bool,
-    /// True for a hold: one that nobody waits for any more when it is made is voided.
-    pub(super) holds: bool,
+    /// The instant of a hold: one that nobody waits for any more when it is made is voided.
+    pub(super) held_at: Option<Timestamp>,
     pub(super) since: Instant,
     /// Nobody, once the answer was given up.
     pub(super) answer: Option<oneshot::Sender<Result<Reply, BooksError>>>,
@@ -79,7 +79,7 @@ impl Pending {
 /// What kind of operation is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Hold,
+    Hold(Timestamp),
     GivesBack,
     Other,
 }
@@ -140,7 +140,7 @@ impl Session {
                 op,
                 charge,
                 gives_back: kind == Kind::GivesBack,
-                holds: kind == Kind::Hold,
+                held_at: if let Kind::Hold(at) = kind { Some(at) } else { None },
                 since: Instant::now(),
                 answer: Some(answer),
             });
@@ -151,16 +151,6 @@ impl Session {
 
     fn of_charge(&self, charge: ChargeId) -> usize {
         self.shard_of(charge.home())
-    }
-
-    /// Ends a hold whose time is over (D34).
-    pub(super) fn expire(
-        &self,
-        shard: usize,
-        charge: ChargeId,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
-        self.end(shard, charge, now, true)
     }
 
     /// Ends a hold without its owner (D36); with `due` only if its time is over.
@@ -200,7 +190,7 @@ impl Books for Session {
         ask: &Ask<'_>,
     ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
         let shard = self.of_charge(ask.charge);
-        let asked = self.ask(shard, ask.charge, Kind::Hold, wire::hold(ask));
+        let asked = self.ask(shard, ask.charge, Kind::Hold(ask.now), wire::hold(ask));
         async move {
             match asked.await? {
                 Reply::Done(legs, view) => Ok(Posted::Done(legs, view)),

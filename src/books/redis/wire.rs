@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::pack::{In, Malformed, Out};
 use crate::books::{
-    Adjustment, Amendment, Ask, BooksError, InDoubt, KnownCharge, Lasting, OpenCharge, OpenLeg,
-    Resolution, unowned,
+    Adjustment, Amendment, Ask, BooksError, InDoubt, KnownCharge, Lasting, MAX_KEYS, MAX_SCOPE,
+    OpenCharge, OpenLeg, Resolution, bounded, unowned,
 };
 use crate::core::account::{Account, AccountKey, Balance, LegKind, Legs, Post, Slot, Taken, View};
 use crate::core::amount::MAX_MICRO;
@@ -15,9 +15,6 @@ use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
-
-/// The longest memo, note or answer of an operation.
-const MAX_MEMO: usize = 1 << 18;
 
 /// Kinds of operations.
 mod kind {
@@ -32,10 +29,6 @@ mod kind {
     pub const FIND: u64 = 9;
 }
 
-/// How many keys are remembered of one scope, and of all of a shard.
-const MAX_SCOPE: u64 = 250_000;
-const MAX_KEYS: u64 = 1_000_000;
-
 pub(super) fn hold(ask: &Ask<'_>) -> Result<Vec<u8>, BooksError> {
     let Lasting { expires, once, note } = ask.lasting.unwrap_or_default();
     let mut out = Out::default();
@@ -48,7 +41,7 @@ pub(super) fn hold(ask: &Ask<'_>) -> Result<Vec<u8>, BooksError> {
             let before = crate::books::forgotten_before(ask.now.as_microsecond());
             let field = once_field(once.scope, &once.key);
             out.array(6).bytes(&field).bytes(&field[..8]).bytes(&once.request);
-            out.int(before).uint(MAX_SCOPE).uint(MAX_KEYS)
+            out.int(before).uint(u64::from(MAX_SCOPE)).uint(MAX_KEYS as u64)
         }
     };
     let (state, memo) = unowned(ask.in_doubt, ask.memo);
@@ -235,11 +228,6 @@ fn put_keep(out: &mut Out, keep: &[u64]) {
 
 fn encode<T: serde::Serialize>(what: &T) -> Result<Vec<u8>, BooksError> {
     postcard::to_allocvec(what).map_err(|error| BooksError::Unavailable(error.to_string()))
-}
-
-/// Refuses what could make the ledger's entry longer than anybody should have to read.
-fn bounded(memo: &[u8]) -> Result<&[u8], BooksError> {
-    if memo.len() > MAX_MEMO { Err(BooksError::Range) } else { Ok(memo) }
 }
 
 fn code(state: State) -> u64 {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::super::table::Entry;
-use super::{After, Session, Written, bounded, push};
-use crate::books::{Adjustment, BooksError};
+use super::{After, Session, Written, push};
+use crate::books::{Adjustment, BooksError, bounded};
 use crate::core::account::{Balance, Grant};
 use crate::core::amount::MAX_MICRO;
 use crate::core::record::{self, Opening, Record};

@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::super::open::{Open, OpenHold};
 use super::super::table::{self, Applied, Into, Place};
-use super::{Session, Written, bounded, describe, legs_of, note_grants, push};
-use crate::books::{Amended, Amendment, BooksError};
+use super::{Session, Written, describe, legs_of, note_grants, push};
+use crate::books::{Amended, Amendment, BooksError, bounded};
 use crate::core::account::{Account, Slot, Taken};
 use crate::core::ids::ChargeId;
 use crate::core::record::{self, Record};
