@@ -3,10 +3,10 @@
 mod backends;
 mod generation;
 mod keeping;
+mod stores;
 mod upkeep;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,14 +23,13 @@ use tokio_util::task::TaskTracker;
 use self::backends::Backends;
 use self::generation::Parts;
 use self::keeping::Keeping;
+use self::stores::{Lent, Stores};
 use self::upkeep::upkeep;
 use crate::admin::{self, Admin, Token};
-use crate::books::embedded::{self, Engine};
-use crate::books::{Durability, Session};
+use crate::books::{Engine, Session};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded};
 use crate::core::ids::ChargeId;
-use crate::directory::{Directory, Place};
 use crate::gateway::current::Current;
 use crate::gateway::{self, Charges, FoundAnswer, FoundCharge, FoundNote};
 use crate::gauges::{self, Watched};
@@ -82,7 +81,9 @@ pub struct App {
     workers: Workers,
     control: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
-    engine: Arc<Engine>,
+    engine: Engine,
+    /// Given back last.
+    lent: Lent,
 }
 
 impl App {
@@ -94,12 +95,12 @@ impl App {
         // One small event loop for everything that is not generation traffic.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let data_dir = &config.data.dir;
-        let Stores { engine, directory, archive } = Stores::open(config, &options.clock, &runtime)?;
+        let Stores { engine, directory, archive, lent } =
+            Stores::open(config, &options.clock, &runtime)?;
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
 
-        let charges: Arc<dyn Charges> =
-            Arc::new(ChargeBook::new(Arc::clone(&engine), archive.clone()));
+        let charges: Arc<dyn Charges> = Arc::new(ChargeBook::new(engine.clone(), archive.clone()));
         let telemetry = Arc::new(Telemetry::new(config.ops.org_label.clone()));
         let stop = Stop::new(config.gateway.drain_timeout);
         let end = CancellationToken::new();
@@ -107,9 +108,11 @@ impl App {
         let (gateway, admin, ops) = faces.addresses()?;
 
         let (tracer, spans) = generation::tracer(config)?;
+        let open = runtime.block_on(engine.list_open())?;
         let backends = Backends::new(runtime.handle().clone(), end.clone());
         let parts = Parts {
             engine: &engine,
+            open: &open,
             live: directory.live(),
             charges: &charges,
             clock: &options.clock,
@@ -125,7 +128,7 @@ impl App {
         gauges::watch(
             &telemetry,
             &Watched {
-                engine: Arc::clone(&engine),
+                engine: engine.clone(),
                 live: directory.live(),
                 limits: Arc::clone(&currents[0].load().limits),
                 jobs: Arc::clone(&currents[0].load().jobs),
@@ -141,13 +144,13 @@ impl App {
         let workers = Workers::start(faces.gateway, currents.clone(), &stop)?;
         let failed = options.failed.clone();
         // It ends with the runtime: what it waits for mostly never comes.
-        let giving_up = give_up(Arc::clone(&engine), Arc::clone(&health), stop.clone(), failed);
+        let giving_up = give_up(engine.clone(), Arc::clone(&health), stop.clone(), failed);
         TaskTracker::new().spawn_on(giving_up, runtime.handle());
 
         let admin_router = admin::router(Arc::new(Admin {
             directory: Arc::clone(&directory),
             books: engine.session(),
-            charges: ChargeBook::new(Arc::clone(&engine), archive.clone()),
+            charges: ChargeBook::new(engine.clone(), archive.clone()),
             voided: voided(Arc::clone(&currents[0])),
             clock: options.clock.clone(),
             token,
@@ -158,15 +161,15 @@ impl App {
         let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let keeping = Keeping::new(&engine, &archive, &options.clock, &config.books);
-        let watched = (Arc::clone(&currents[0]), Arc::clone(&engine), directory);
+        let watched = (Arc::clone(&currents[0]), engine.clone(), directory);
         let upkeep = upkeep(watched, telemetry.in_doubt(), options.clock);
         let config::Gateway { header_timeout: header, write_timeout: write, .. } = config.gateway;
         let control =
             control(runtime, served, Deadlines { header, write }, upkeep, (changes, &end))?;
-        let mut background = vec![
-            follow(archive, &end)?,
-            keeping::start(keeping, SelfCheck::new(mismatched), &end)?,
-        ];
+        let mut background = vec![follow(archive, &end)?];
+        if let Some(keeping) = keeping {
+            background.push(keeping::start(keeping, SelfCheck::new(mismatched), &end)?);
+        }
         // The last: it ends when nobody traces any more.
         background.extend(spans);
         health.started.store(true, Ordering::Release);
@@ -188,6 +191,7 @@ impl App {
             control,
             background,
             engine,
+            lent,
         })
     }
 
@@ -273,13 +277,13 @@ impl App {
         self.end.cancel();
         drop(self.currents);
         join(self.control);
-        if let Err(error) = closed {
+        if let Err(why) = closed {
             // The other threads may wait for the same disk, and leave nothing that a start does
             // not find: they end with the process.
-            let why = self.engine.failure().unwrap_or_else(|| error.to_string());
             return Err(BooksFailed(why).into());
         }
         self.background.into_iter().for_each(join);
+        drop((self.engine, self.lent));
         tracing::info!("stopped");
         Ok(())
     }
@@ -304,7 +308,7 @@ fn join(thread: JoinHandle<()>) {
 /// When the books fail nothing more can be charged, and nothing of them is tried again (f41).
 /// Takes no more connections, lets requests that wait for the books be told, and cuts off the
 /// rest, also in the middle of a drain.
-async fn give_up(engine: Arc<Engine>, health: Arc<Health>, stop: Stop, failed: CancellationToken) {
+async fn give_up(engine: Engine, health: Arc<Health>, stop: Stop, failed: CancellationToken) {
     let why = engine.failed().await;
     tracing::error!(
         %why,
@@ -332,60 +336,6 @@ impl Charges for ChargeBook {
     }
 }
 
-/// The three stores of a data dir.
-struct Stores {
-    engine: Arc<Engine>,
-    directory: Arc<Directory>,
-    archive: Archive,
-}
-
-impl Stores {
-    fn open(
-        config: &Config,
-        clock: &Clock,
-        runtime: &tokio::runtime::Runtime,
-    ) -> anyhow::Result<Self> {
-        let data_dir = &config.data.dir;
-        // Directory and archive hold names, addresses and hashes of keys.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)
-            .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
-        let durability = match config.books.durability {
-            // Configuration without Redis has no `replica`: checking it refuses that.
-            config::Durability::Process | config::Durability::Replica => Durability::Process,
-            config::Durability::Power => Durability::Power,
-        };
-        let options = embedded::Options { segment_size: config.books.segment_size, durability };
-        let engine = Engine::open_with(&data_dir.join("books"), clock.now(), options)?;
-        let engine = Arc::new(engine);
-        report_recovery(&engine);
-        runtime.block_on(async {
-            let directory = Arc::new(open_directory(config).await?);
-            let (recovered, written) = (engine.recovery().position, engine.records_written());
-            let archive = Archive::open(data_dir, engine.dir(), recovered, written).await?;
-            if let Some(newest) = archive.newest_charge().await? {
-                clock.not_before(newest);
-            }
-            Ok(Self { engine, directory, archive })
-        })
-    }
-}
-
-/// The directory of the data dir, or of the server that is configured.
-async fn open_directory(config: &Config) -> anyhow::Result<Directory> {
-    let Some(url) = &config.directory.url else {
-        return Ok(Directory::open(config.data.dir.as_path(), 0).await?);
-    };
-    // Each would grant everybody's credits once more.
-    tracing::warn!(
-        "the directory may be shared, but embedded books are not: run one gateway on it"
-    );
-    let place = Place::Server(url.expose().into());
-    Directory::open(place, 0).await.with_context(|| format!("directory.url {url}"))
-}
-
 /// The three listeners.
 struct Faces {
     gateway: Listeners,
@@ -411,23 +361,11 @@ impl Faces {
     }
 }
 
-fn health(engine: &Arc<Engine>, reloads: &Arc<gauges::Reloads>) -> Health {
-    let (engine, reloads) = (Arc::clone(engine), Arc::clone(reloads));
+fn health(engine: &Engine, reloads: &Arc<gauges::Reloads>) -> Health {
+    let (engine, reloads) = (engine.clone(), Arc::clone(reloads));
     let books = Shown { name: "books", passes: Box::new(move || !engine.has_failed()) };
     let reload = Shown { name: "last-reload", passes: Box::new(move || reloads.last().0) };
     Health { shown: vec![books, reload], ..Health::default() }
-}
-
-fn report_recovery(engine: &Engine) {
-    let found = engine.recovery();
-    tracing::info!(
-        records = found.records,
-        accounts = found.accounts,
-        voided = found.voided,
-        captured = found.captured,
-        lasting = found.lasting,
-        "the books are open; holds of the previous process are resolved"
-    );
 }
 
 fn bind(

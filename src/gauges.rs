@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering:
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use crate::books::embedded::Engine;
+use crate::books::Engine;
+use crate::books::embedded::Recovery;
 use crate::clock::Clock;
 use crate::config::OrgLabel;
 use crate::core::account::{AccountKind, Balance};
@@ -27,7 +28,7 @@ use crate::telemetry::{Sample, Telemetry};
 #[derive(Clone)]
 pub struct Watched {
     /// Balances and open holds.
-    pub engine: Arc<Engine>,
+    pub engine: Engine,
     /// Orgs and their terms.
     pub live: Arc<Live>,
     /// Requests in flight.
@@ -93,21 +94,21 @@ pub fn watch(telemetry: &Telemetry, watched: &Watched) {
 fn watch_holds(telemetry: &Telemetry, watched: &Watched) {
     // One look at all holds for both: the second uses what the first found in the same scrape.
     let seen: Arc<Mutex<Option<Option<Timestamp>>>> = Arc::default();
-    let (engine, see) = (Arc::clone(&watched.engine), Arc::clone(&seen));
+    let (engine, see) = (watched.engine.clone(), Arc::clone(&seen));
     let help = "Charges that are held and not settled";
     telemetry.watch("tollgate_holds_open", help, move || {
         let (open, oldest) = engine.open_holds();
         *see.lock() = Some(oldest);
         one(open as f64)
     });
-    let (engine, clock) = (Arc::clone(&watched.engine), watched.clock.clone());
+    let (engine, clock) = (watched.engine.clone(), watched.clock.clone());
     let help = "Seconds since the oldest open hold was made";
     telemetry.watch("tollgate_hold_oldest_age_seconds", help, move || {
         let seen = seen.lock().take();
         let oldest = seen.unwrap_or_else(|| engine.open_holds().1);
         one(oldest.map_or(0.0, |at| clock.now().duration_since(at).as_secs_f64()))
     });
-    let (found, here) = (watched.engine.recovery(), telemetry.in_doubt());
+    let (found, here) = (recovery(watched), telemetry.in_doubt());
     let help = "Charges that were settled without their owner, at the start or since, by how";
     telemetry.watch("tollgate_in_doubt_total", help, move || {
         let both = [("captured", found.captured), ("voided", found.voided)].into_iter();
@@ -129,19 +130,20 @@ const GAUGES: &[Gauge] = &[
     (
         "tollgate_journal_torn_bytes",
         "Bytes of a torn write that this start cut off the journal's end",
-        |w| one(w.engine.recovery().torn_bytes as f64),
+        |w| one(recovery(w).torn_bytes as f64),
     ),
     ("tollgate_in_flight_requests", "Requests in flight", |w| one(w.limits.in_flight() as f64)),
     ("tollgate_jobs_open", "Jobs whose outcome is not known yet", |w| one(w.jobs.len() as f64)),
     ("tollgate_connections", "Clients connected", |w| one(w.limits.connections() as f64)),
     ("tollgate_ledger_lag_records", "Records that are not archived yet", |w| {
-        one(w.archive.lag(w.engine.records_written()) as f64)
+        one(w.archive.lag(w.engine.embedded().map_or(0, |engine| engine.records_written())) as f64)
     }),
     (
         "tollgate_ledger_lag_seconds",
         "Seconds since the last archived record, while there are others",
         |w| {
-            let behind = w.archive.position() < w.engine.written();
+            let behind =
+                w.engine.embedded().is_some_and(|engine| w.archive.position() < engine.written());
             let age = |at| w.clock.now().duration_since(at).as_secs_f64().max(0.0);
             one(if behind { w.archive.newest().map_or(0.0, age) } else { 0.0 })
         },
@@ -216,6 +218,10 @@ pub fn watch_backends(
     });
 }
 
+fn recovery(watched: &Watched) -> Recovery {
+    watched.engine.embedded().map_or_else(Recovery::default, |engine| engine.recovery())
+}
+
 fn one(value: f64) -> Vec<Sample> {
     vec![(Vec::new(), value)]
 }
@@ -229,6 +235,7 @@ fn pools(watched: &Watched, read: fn(&Balance, &Balance) -> u64) -> Vec<Sample> 
         let moment = org.moment(now);
         let Some(accounts) = org.pool_accounts(&moment) else { continue };
         let [pool, overage] = accounts.each_ref().map(|account| watched.engine.balance(account));
+        let (Some(pool), Some(overage)) = (pool, overage) else { continue };
         let sum: &mut u64 = sums.entry(label(&watched.label, org.id.as_str())).or_default();
         *sum = sum.saturating_add(read(&pool, &overage));
     }
@@ -241,7 +248,9 @@ fn overdrafts(watched: &Watched) -> Vec<Sample> {
     let now = watched.clock.now();
     let snapshot = watched.live.load();
     let mut sums = BTreeMap::new();
-    watched.engine.for_each_balance(|key, name, balance| {
+    // Books in Redis are not looked through for a scrape.
+    let Some(engine) = watched.engine.embedded() else { return Vec::new() };
+    engine.for_each_balance(|key, name, balance| {
         if key.kind != AccountKind::Overdraft || balance.remaining() >= 0 {
             return;
         }

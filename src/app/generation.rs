@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backends::{Backends, Next};
-use crate::books::Session;
-use crate::books::embedded::Engine;
+use crate::books::{Engine, OpenCharge, Session};
 use crate::clock::Clock;
 use crate::config::{self, Changes, Config};
 use crate::directory::snapshot::Live;
@@ -32,7 +31,9 @@ type Credential = Option<(HeaderName, HeaderValue)>;
 
 /// What all workers share.
 pub(super) struct Parts<'a> {
-    pub(super) engine: &'a Arc<Engine>,
+    pub(super) engine: &'a Engine,
+    /// Charges that are open from before.
+    pub(super) open: &'a [OpenCharge],
     pub(super) live: Arc<Live>,
     pub(super) charges: &'a Arc<dyn Charges>,
     pub(super) clock: &'a Clock,
@@ -51,8 +52,8 @@ pub(super) fn first(
     let limits = Arc::new(Limits::new(&config.limits));
     let answers = Arc::new(Answers::default());
     let jobs = Arc::new(Jobs::default());
-    for open in parts.engine.list_open() {
-        jobs.adopt(&open, parts.clock.now());
+    for open in parts.open {
+        jobs.adopt(open, parts.clock.now());
     }
     let reporters = reporters(config)?;
     let credentials = credentials(config)?;

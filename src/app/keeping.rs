@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::books::embedded::Engine;
+use crate::books::{self, embedded::Engine};
 use crate::clock::Clock;
 use crate::config::Books;
 use crate::ledger::archive::Archive;
@@ -31,17 +31,18 @@ pub(super) struct Keeping {
 }
 
 impl Keeping {
-    /// Of these books, configured so.
+    /// Of these books, configured so; nothing where there are no files.
     pub(super) fn new(
-        engine: &Arc<Engine>,
+        engine: &books::Engine,
         archive: &Archive,
         clock: &Clock,
         config: &Books,
-    ) -> Self {
+    ) -> Option<Self> {
+        let engine = Arc::clone(engine.embedded()?);
         let days = config.retention_days;
         let keep = (days > 0).then(|| SignedDuration::from_hours(24 * i64::from(days)));
-        let (engine, archive, clock) = (Arc::clone(engine), archive.clone(), clock.clone());
-        Self { engine, archive, clock, keep, told: String::new() }
+        let (archive, clock) = (archive.clone(), clock.clone());
+        Some(Self { engine, archive, clock, keep, told: String::new() })
     }
 
     /// Deletes segments that are old, in a snapshot and archived.

@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::books::embedded::{Engine, Session};
+use tokio::time::MissedTickBehavior;
+
+use crate::books::redis::{self, OpenError};
+use crate::books::{Engine, Session};
 use crate::clock::{CHECK_INTERVAL, Clock};
+use crate::core::account::Account;
 use crate::core::charge::State;
 use crate::directory::Directory;
 use crate::gateway::admit::TIDY_INTERVAL;
@@ -18,41 +22,90 @@ const FIRST_WORD: Duration = Duration::from_secs(5);
 /// And at most, where their backends do not answer: other holds wait for that too.
 const LAST_CHANCE: Duration = Duration::from_secs(60);
 
+/// How often open holds are counted in books that are elsewhere, and every how many times more of
+/// them is looked at.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_EVERY: u32 = 10;
+
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
-    (current, engine, directory): (Arc<Current<Session>>, Arc<Engine>, Arc<Directory>),
+    (current, engine, directory): (Arc<Current<Session>>, Engine, Arc<Directory>),
     in_doubt: Arc<[AtomicU64; 2]>,
     clock: Clock,
 ) {
-    tokio::join!(directory.follow(), tidy(current, engine, in_doubt, clock));
+    tokio::join!(
+        directory.follow(),
+        tidy(&current, &clock),
+        end_holds(&current, &engine, &in_doubt, &clock),
+        look(&current, &engine),
+    );
 }
 
-async fn tidy(
-    current: Arc<Current<Session>>,
-    engine: Arc<Engine>,
-    in_doubt: Arc<[AtomicU64; 2]>,
-    clock: Clock,
-) {
-    let began = Instant::now();
+/// The clock, and what limits remember. Waits for nobody.
+async fn tidy(current: &Current<Session>, clock: &Clock) {
     let mut check = tokio::time::interval(CHECK_INTERVAL);
     let mut tidy = tokio::time::interval(TIDY_INTERVAL);
     loop {
         tokio::select! {
-            _ = check.tick() => {
-                // A clock that is moved by hand is checked by whoever moves it.
-                if !clock.is_manual() {
-                    clock.watch();
-                }
-                let worker = current.load();
-                let jobs = &worker.jobs;
-                if may_end(began.elapsed(), !jobs.is_empty(), jobs.owes_questions()) {
-                    expire(&engine, &in_doubt, &clock, &worker);
-                }
-            }
+            // A clock that is moved by hand is checked by whoever moves it.
+            _ = check.tick() => if !clock.is_manual() { clock.watch() },
             // All workers share them.
             _ = tidy.tick() => current.load().limits.tidy(),
         }
     }
+}
+
+/// Holds whose time is over, and those whose owners are gone.
+async fn end_holds(
+    current: &Current<Session>,
+    engine: &Engine,
+    in_doubt: &[AtomicU64; 2],
+    clock: &Clock,
+) {
+    let began = Instant::now();
+    let mut check = tokio::time::interval(CHECK_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        check.tick().await;
+        let worker = current.load();
+        let jobs = &worker.jobs;
+        if may_end(began.elapsed(), !jobs.is_empty(), jobs.owes_questions()) {
+            expire(engine, in_doubt, clock, &worker).await;
+        }
+    }
+}
+
+/// Reads from books in Redis what gauges show: open holds, and each org's pool.
+async fn look(current: &Current<Session>, engine: &Engine) {
+    let Engine::Redis(engine) = engine else { return };
+    let mut count = tokio::time::interval(COUNT_INTERVAL);
+    count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut counts, mut is_there) = (0_u32, true);
+    loop {
+        count.tick().await;
+        let mut looked = engine.count().await;
+        if looked.is_ok() && counts.is_multiple_of(LOOK_EVERY) {
+            looked = look_at(current, engine).await;
+        }
+        counts = counts.wrapping_add(1);
+        if let Err(error) = &looked
+            && is_there
+        {
+            tracing::error!(%error, "the books in Redis are away");
+        } else if looked.is_ok() && !is_there {
+            tracing::info!("the books in Redis are back");
+        }
+        is_there = looked.is_ok();
+    }
+}
+
+async fn look_at(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {
+    let worker = current.load();
+    let (snapshot, now) = (worker.live.load(), worker.clock.now());
+    let moments: Vec<_> = snapshot.orgs.values().map(|org| (org, org.moment(now))).collect();
+    let pools = moments.iter().filter_map(|(org, moment)| org.pool_accounts(moment));
+    let pools: Vec<Account<'_>> = pools.flatten().collect();
+    engine.look(&pools).await
 }
 
 /// Whether holds whose time is over may end so long after the start, where jobs are open or not,
@@ -61,8 +114,13 @@ fn may_end(passed: Duration, are_open: bool, are_owed: bool) -> bool {
     !are_open || passed >= LAST_CHANCE || (passed >= FIRST_WORD && !are_owed)
 }
 
-fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock, worker: &Worker<Session>) {
-    match engine.expire(clock.now()) {
+async fn expire(
+    engine: &Engine,
+    in_doubt: &[AtomicU64; 2],
+    clock: &Clock,
+    worker: &Worker<Session>,
+) {
+    match engine.expire(clock.now()).await {
         Ok(ended) => {
             for (open, state) in &ended {
                 worker.jobs.remove(open.charge);
@@ -71,7 +129,6 @@ fn expire(engine: &Engine, in_doubt: &[AtomicU64; 2], clock: &Clock, worker: &Wo
                 tracing::info!(charge = %open.charge, %state, "a hold ended that nobody resolved");
             }
         }
-        // The books have failed, and say so themselves.
         Err(error) => tracing::error!(%error, "holds whose time is over do not end"),
     }
 }

@@ -5,6 +5,7 @@
 //! seats, profiles, prices or overage. All policy is in [`crate::core::waterfall`].
 
 pub mod embedded;
+pub mod engine;
 pub mod fold;
 pub mod journal;
 pub mod prune;
@@ -23,6 +24,7 @@ pub use crate::core::charge::InDoubt;
 use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 pub use crate::core::record::{Known, Once};
+pub use engine::{Engine, Session};
 
 /// What an acknowledged change survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -351,6 +353,3 @@ fn unowned(in_doubt: InDoubt, memo: &[u8]) -> (State, OutcomeMemo) {
         }
     }
 }
-
-/// The engine behind a gateway. One engine so far; a second one makes this an enum.
-pub type Session = embedded::Session;

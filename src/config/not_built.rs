@@ -8,11 +8,10 @@ use super::error::Problem;
 
 /// The one list: a key (`*` is any element or name), and which of its values ask for the part.
 const NOT_BUILT: &[(&str, Asks)] = &[
-    ("books.engine", Asks::Word("redis")),
     ("books.durability", Asks::Word("replica")),
-    ("books.url", Asks::Always),
-    ("books.url_env", Asks::Always),
-    ("books.url_file", Asks::Always),
+    // A cluster.
+    ("books.url.*", Asks::Always),
+    ("books.url", Asks::Prefix("rediss://")),
     ("directory.org_files", Asks::NotEmpty),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
     ("route.*.front", Asks::Always),
@@ -70,7 +69,10 @@ impl Asks {
             }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
             Self::Word(word) => format!("{word:?} is not built yet, expected another value"),
-            Self::Prefix(prefix) => format!("{prefix} is not built yet, expected http://"),
+            Self::Prefix(prefix) => {
+                let other = prefix.replacen("s://", "://", 1);
+                format!("{prefix} is not built yet, expected {other}")
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Credential, Report};
+use super::{Books, Credential, OneOrMany, Report};
 
 /// The longest secret; a larger file is not one.
 const MAX_LENGTH: u64 = 64 * 1024;
@@ -99,6 +99,22 @@ pub fn report(
     let variable = report.env.as_ref().map(|name| format!("${name}"));
     let file = || report.file.iter().map(|path| path.display().to_string()).collect();
     Err(SecretError::Short(variable.unwrap_or_else(file)))
+}
+
+/// Where the books in Redis are: a URL that may hold a password.
+///
+/// # Errors
+/// See [`SecretError`].
+pub fn books_url(
+    books: &Books,
+    look_up: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<SecretString, SecretError> {
+    match &books.url {
+        Some(OneOrMany::One(url)) => Ok(url.expose().into()),
+        // Checking the configuration refuses several.
+        Some(OneOrMany::Many(_)) => Err(SecretError::Credential),
+        None => from_either(&books.url_env, &books.url_file, look_up),
+    }
 }
 
 fn from_either(

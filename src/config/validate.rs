@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::document::{Document, Key};
 use super::error::Problem;
-use super::{Config, Credential, Gateway, MAX_URLS, Upstream};
+use super::{Config, Credential, Durability, Engine, Gateway, MAX_URLS, OneOrMany, Upstream};
 
 mod job;
 mod route;
@@ -95,6 +95,7 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     check.above_zero(config.books.owner_timeout, &books.name("owner_timeout"));
     check.above_zero(config.books.rejoin_timeout, &books.name("rejoin_timeout"));
     check.above_zero(config.books.settle_timeout, &books.name("settle_timeout"));
+    redis(check, config, &books);
     if let Some(url) = &config.directory.url {
         let url = url.expose();
         let fine = url.starts_with("postgres://") || url.starts_with("postgresql://");
@@ -114,6 +115,36 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     check.that(config.limits.max_in_flight >= 1, &in_flight, "expected at least 1");
     let connections = limits.name("max_connections");
     check.that(config.limits.max_connections >= 1, &connections, "expected at least 1");
+}
+
+/// What goes with which engine.
+fn redis(check: &mut Check<'_>, config: &Config, key: &Key) {
+    let books = &config.books;
+    let sources = [
+        ("url", books.url.is_some()),
+        ("url_env", books.url_env.is_some()),
+        ("url_file", books.url_file.is_some()),
+    ];
+    let given = sources.iter().filter(|(_, is_given)| *is_given);
+    match books.engine {
+        Engine::Embedded => {
+            for &(name, _) in given {
+                let expected = "expected engine = \"redis\" beside it, or the key to be absent";
+                check.that(false, &key.name(name), expected);
+            }
+        }
+        Engine::Redis => {
+            let expected = "expected exactly one of url, url_env and url_file beside it";
+            check.that(given.count() == 1, &key.name("engine"), expected);
+            let expected = "expected process: what Redis survives is configured there";
+            let fits = books.durability != Durability::Power;
+            check.that(fits, &key.name("durability"), expected);
+        }
+    }
+    if let Some(OneOrMany::One(url)) = &books.url {
+        let fine = ["redis://", "rediss://"].iter().any(|scheme| url.expose().starts_with(scheme));
+        check.that(fine, &key.name("url"), "expected a URL like \"redis://127.0.0.1:6379\"");
+    }
 }
 
 fn upstreams(check: &mut Check<'_>, key: &Key, upstreams: &[Upstream]) {

@@ -102,6 +102,12 @@ impl ChargeId {
         Self(((bits & !0xffff) | home as u128).to_be_bytes())
     }
 
+    /// The id of a later part of what has this id, at the same home.
+    pub const fn and_then(self, part: usize) -> Self {
+        let bits = u128::from_be_bytes(self.0);
+        Self(bits.wrapping_add((part as u128) << 16).to_be_bytes())
+    }
+
     /// The home of the charge's org.
     pub const fn home(self) -> u16 {
         u16::from_be_bytes([self.0[14], self.0[15]])

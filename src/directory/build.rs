@@ -15,7 +15,7 @@ use crate::core::account::Version;
 use crate::core::amount::Operations;
 use crate::core::cycle::{Schedule, Term};
 use crate::core::entitlement::{DrawLimit, Membership, OrgTerms, access, principal_access};
-use crate::core::ids::Id;
+use crate::core::ids::{Id, home_of};
 use crate::core::price::RateCard;
 use crate::core::refusal::DecidedBy;
 
@@ -270,6 +270,7 @@ pub fn org(rows: &Rows, users: Users, version: Version) -> Result<Org, Unbuildab
     cards.sort_by_key(|card| card.file().effective);
     Ok(Org {
         id: id.clone(),
+        home: home_of(id.as_str()),
         version,
         mode: settings.mode,
         split: settings.split,

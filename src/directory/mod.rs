@@ -6,6 +6,7 @@
 
 pub mod administration;
 pub mod apply;
+pub mod books;
 pub mod build;
 pub mod change;
 pub mod copy;

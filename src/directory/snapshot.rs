@@ -114,6 +114,8 @@ pub enum Mode {
 pub struct Org {
     /// Its id.
     pub id: Id,
+    /// Where its accounts and charges are at home.
+    pub home: u16,
     /// Which state of the directory this is.
     pub version: Version,
     /// Enforce or observe.

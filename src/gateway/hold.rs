@@ -173,7 +173,7 @@ pub async fn hold<B: Books + 'static>(
     let moment = caller.org.moment(now);
     let mut held = Box::new(Held {
         worker: Arc::clone(worker),
-        charge: worker.ids.next(now),
+        charge: worker.ids.next(now).at_home(caller.org.home),
         caller,
         route,
         quoted,

@@ -1,10 +1,7 @@
 //! Charges by id: open ones from the books, resolved ones from the archive.
 
-use std::sync::Arc;
-
 use super::archive::{Archive, ArchiveError, KeptLeg};
-use crate::books::embedded::{Engine, Session};
-use crate::books::{Books, BooksError, OpenCharge};
+use crate::books::{Books, BooksError, Engine, OpenCharge, Session};
 use crate::core::adjustment::AdjustmentDocument;
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
 use crate::core::ids::ChargeId;
@@ -12,15 +9,19 @@ use crate::core::note::{self, OutcomeNote};
 
 /// Books and archive side by side.
 pub struct ChargeBook {
-    engine: Arc<Engine>,
+    engine: Engine,
     session: Session,
     archive: Archive,
 }
 
 impl ChargeBook {
     /// Looks up in these.
-    pub fn new(engine: Arc<Engine>, archive: Archive) -> Self {
+    pub fn new(engine: Engine, archive: Archive) -> Self {
         Self { session: engine.session(), engine, archive }
+    }
+
+    fn written(&self) -> u64 {
+        self.engine.embedded().map_or(0, |engine| engine.written())
     }
 
     /// A charge, if there is one with this id.
@@ -31,7 +32,7 @@ impl ChargeBook {
         if let Some(open) = self.session.open_charge(id).await? {
             return describe(&open).map(Some);
         }
-        let archived = self.archive.charge(id, self.engine.written()).await;
+        let archived = self.archive.charge(id, self.written()).await;
         archived.map_err(unavailable)
     }
 
@@ -40,7 +41,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn note(&self, id: ChargeId) -> Result<Vec<u8>, BooksError> {
-        self.archive.note(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.note(id, self.written()).await.map_err(unavailable)
     }
 
     /// The HTTP message that answered a charge's request, where one is kept (D35).
@@ -48,15 +49,15 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn answer(&self, id: ChargeId) -> Result<Option<Vec<u8>>, BooksError> {
-        self.archive.answer(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.answer(id, self.written()).await.map_err(unavailable)
     }
 
     /// The open charges of an org, in no order.
     ///
     /// # Errors
-    /// When a hold's memo cannot be read.
-    pub fn open(&self, org: &str) -> Result<Vec<ChargeDocument>, BooksError> {
-        let open = self.engine.list_open();
+    /// When the books fail, or a hold's memo cannot be read.
+    pub async fn open(&self, org: &str) -> Result<Vec<ChargeDocument>, BooksError> {
+        let open = self.engine.list_open().await?;
         let described = open.iter().map(describe);
         let own = |charge: &Result<ChargeDocument, BooksError>| {
             charge.as_ref().is_ok_and(|charge| charge.org == org) || charge.is_err()
@@ -69,7 +70,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn adjustment(&self, id: ChargeId) -> Result<Option<AdjustmentDocument>, BooksError> {
-        self.archive.adjustment(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.adjustment(id, self.written()).await.map_err(unavailable)
     }
 
     /// Adjustments of an org with their places, newest first: at most `limit`, those before a
@@ -83,7 +84,7 @@ impl ChargeBook {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Vec<(i64, AdjustmentDocument)>, BooksError> {
-        let written = self.engine.written();
+        let written = self.written();
         self.archive.adjustments(org, before, limit, written).await.map_err(unavailable)
     }
 
@@ -92,7 +93,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn given_back(&self, id: ChargeId) -> Result<Vec<AdjustmentDocument>, BooksError> {
-        self.archive.given_back(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.given_back(id, self.written()).await.map_err(unavailable)
     }
 
     /// What a resolved charge took in the end, limits and caps included.
@@ -100,7 +101,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn legs(&self, id: ChargeId) -> Result<Vec<KeptLeg>, BooksError> {
-        self.archive.legs(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.legs(id, self.written()).await.map_err(unavailable)
     }
 }
 

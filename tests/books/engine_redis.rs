@@ -42,11 +42,12 @@ impl EventLoop {
 /// One gateway's books on a server.
 pub fn options(server: &RedisServer) -> Options {
     Options {
-        url: server.url(),
+        url: server.url().into(),
         prefix: "tollgate".into(),
         shards: 1,
         gateway: "gateway-1".into(),
         epoch: "1".into(),
+        make: true,
         call_timeout: Duration::from_secs(5),
         deadline: Duration::from_secs(10),
     }

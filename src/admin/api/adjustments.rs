@@ -62,7 +62,7 @@ pub async fn adjust(mut call: Call) -> Result<Reply, Problem> {
     // Two of one key would both find that the other had not been made yet.
     let admin = std::sync::Arc::clone(&call.admin);
     let _one_at_a_time = admin.adjusting.lock().await;
-    let id = match begin(&call, once.as_ref()).await? {
+    let id = match begin(&call, &org, once.as_ref()).await? {
         Started::Done(reply) => return Ok(reply),
         Started::As(id) => id,
     };
@@ -143,14 +143,14 @@ pub async fn refund(mut call: Call) -> Result<Reply, Problem> {
     let once = call.once.take();
     let admin = std::sync::Arc::clone(&call.admin);
     let _one_at_a_time = admin.adjusting.lock().await;
-    let own = match begin(&call, once.as_ref()).await? {
+    let own = match begin(&call, &org, once.as_ref()).await? {
         Started::Done(reply) => return Ok(reply),
         Started::As(id) => id,
     };
     let taken = undone(&call, once.as_ref(), taken(&call, &org, charge, own).await).await?;
     let Taken { legs, mut given, first } = taken;
     for (index, leg) in legs.iter().enumerate().skip(given.len()) {
-        let id = ChargeId((u128::from_be_bytes(first.0).wrapping_add(index as u128)).to_be_bytes());
+        let id = first.and_then(index);
         given.push(give_back(&call, &org, id, leg, &reason, charge).await?);
     }
     let body = json!({ "charge": charge, "adjustments": given });
@@ -216,8 +216,8 @@ enum Started {
     As(ChargeId),
 }
 
-async fn begin(call: &Call, once: Option<&OnceKey>) -> Result<Started, Problem> {
-    let new = new_id(call.now);
+async fn begin(call: &Call, org: &Org, once: Option<&OnceKey>) -> Result<Started, Problem> {
+    let new = new_id(call.now).at_home(org.home);
     let Some(once) = once else { return Ok(Started::As(new)) };
     Ok(match call.admin.directory.begin(once, &new.to_string(), call.now).await? {
         Begun::Fresh => Started::As(new),

@@ -15,7 +15,7 @@ use crate::directory::snapshot::Org;
 pub async fn holds(call: Call) -> Result<Reply, Problem> {
     let org = call.org()?;
     let wanted = call.query("user");
-    let open = call.admin.charges.open(org.id.as_str())?;
+    let open = call.admin.charges.open(org.id.as_str()).await?;
     let seen = open.into_iter().filter(|charge| {
         wanted.is_none_or(|user| charge.user.as_deref() == Some(user))
             && call.who.sees_id(&org, charge.user.as_deref())

@@ -16,11 +16,13 @@
 //! - `session`: the [`Books`](super::Books) of a worker.
 //! - `drive`: takes a session's operations to Redis.
 //! - `ledger`: the records of a shard's stream.
+//! - `look`: what lists and gauges show.
 
 mod drive;
 pub mod ledger;
 mod library;
 mod link;
+mod look;
 mod pack;
 mod session;
 mod wire;
@@ -32,7 +34,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use redis::{Client, Cmd, Value};
+use redis::{Client, Cmd, FromRedisValue, Value};
+use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -77,8 +80,8 @@ impl From<CallError> for OpenError {
 /// Where the books are, and how this gateway uses them.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `redis://` and so on.
-    pub url: String,
+    /// `redis://` and so on; it may hold a password.
+    pub url: SecretString,
     /// What every key begins with.
     pub prefix: String,
     /// How many shards there are: fixed for as long as the books exist.
@@ -88,6 +91,8 @@ pub struct Options {
     pub gateway: String,
     /// Which books these are.
     pub epoch: String,
+    /// Whether they are made where they are not there; else that is an error: they are lost.
+    pub make: bool,
     /// How long a call may take before its connection is given up.
     pub call_timeout: Duration,
     /// How long a request waits for its answer.
@@ -118,6 +123,7 @@ pub(super) struct Shared {
     deadline: Duration,
     tasks: TaskTracker,
     runtime: Handle,
+    seen: look::Seen,
     /// Cancelled when the engine goes: nobody drives any more.
     end: CancellationToken,
 }
@@ -126,6 +132,7 @@ pub(super) struct Shared {
 #[derive(Clone, Debug)]
 pub(super) struct Keys([String; 9]);
 
+const META: usize = 0;
 const HOLDS: usize = 3;
 const ENDING: usize = 4;
 const SESSIONS: usize = 7;
@@ -146,6 +153,35 @@ impl Shared {
         Keys(names.map(|name| format!("{}:{{s{shard}}}:{name}", self.prefix)))
     }
 
+    /// Sees that a shard is of these books; makes it where that may be.
+    async fn find(&self, shard: usize, make: bool) -> Result<(), OpenError> {
+        let keys = self.keys(shard);
+        let there = match make {
+            true => {
+                let epoch = [self.epoch.clone().into_bytes()];
+                Some(self.link.call(&keys.function(library::CREATE, &epoch)).await?)
+            }
+            false => {
+                let epoch = redis::cmd("HGET").arg(&keys.0[META]).arg("epoch").clone();
+                Option::<Vec<u8>>::from_redis_value(self.link.send(&epoch).await?)
+                    .map_err(|error| OpenError::Redis(error.to_string()))?
+            }
+        };
+        match there {
+            Some(epoch) if epoch == self.epoch.as_bytes() => Ok(()),
+            Some(epoch) => {
+                let (epoch, ours) = (String::from_utf8_lossy(&epoch), &self.epoch);
+                Err(OpenError::Books(format!(
+                    "shard {shard} belongs to the books {epoch}, and this directory's are {ours}"
+                )))
+            }
+            None => Err(OpenError::Books(format!(
+                "shard {shard} is gone: what it held is lost, so nothing is served from it; \
+                 restore Redis from its files"
+            ))),
+        }
+    }
+
     fn next_session(self: &Arc<Self>) -> Session {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         Session::start(self, format!("{}/{}/{number}", self.gateway, self.incarnation))
@@ -164,7 +200,7 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Self, OpenError> {
         let client = || {
-            let client = Client::open(options.url.as_str());
+            let client = Client::open(options.url.expose_secret());
             client.map_err(|error| OpenError::Address(error.to_string()))
         };
         let random = getrandom::u64().map_err(|error| OpenError::Books(error.to_string()))?;
@@ -180,17 +216,12 @@ impl Engine {
             deadline: options.deadline,
             tasks: TaskTracker::new(),
             runtime,
+            seen: look::Seen::default(),
             end: CancellationToken::new(),
         });
         library::load(&shared.link).await.map_err(OpenError::Redis)?;
         for shard in 0..shared.shards {
-            let args = [shared.epoch.clone().into_bytes()];
-            let create = shared.keys(shard).function(library::CREATE, &args);
-            let epoch = shared.link.call(&create).await?;
-            if epoch != args[0] {
-                let epoch = String::from_utf8_lossy(&epoch);
-                return Err(OpenError::Books(format!("shard {shard} is of epoch {epoch}")));
-            }
+            shared.find(shard, options.make).await?;
         }
         let session = shared.next_session();
         let engine = Self { shared, session };

@@ -336,11 +336,13 @@ fn what_is_not_built_yet_says_so_at_its_key() {
     let empty = "not built yet, expected nothing in it";
     let word = "is not built yet, expected another value";
     for (variable, value, expected) in [
-        ("BOOKS__ENGINE", "redis", format!("books.engine: \"redis\" {word}")),
         ("BOOKS__DURABILITY", "replica", format!("books.durability: \"replica\" {word}")),
-        ("BOOKS__URL", "redis://127.0.0.1:6379", format!("books.url: {absent}")),
-        ("BOOKS__URL_ENV", "A", format!("books.url_env: {absent}")),
-        ("BOOKS__URL_FILE", "a", format!("books.url_file: {absent}")),
+        ("BOOKS__URL", "[\"redis://127.0.0.1\"]", format!("books.url[0]: {absent}")),
+        (
+            "BOOKS__URL",
+            "rediss://127.0.0.1",
+            "books.url: rediss:// is not built yet, expected redis://".to_owned(),
+        ),
         ("DIRECTORY__ORG_FILES", "[\"*.toml\"]", format!("directory.org_files: {empty}")),
         (
             "UPSTREAM__0__URLS__0",

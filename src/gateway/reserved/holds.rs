@@ -55,7 +55,7 @@ pub async fn hold<B: Books>(
 ) -> Result<Made, Refused> {
     let expires = now.saturating_add(ttl(asked)?).map_err(|_| bad_ttl())?;
     let priced = asked.price(caller, now)?;
-    let charge = worker.ids.next(now);
+    let charge = worker.ids.next(now).at_home(caller.org.home);
     let moment = caller.org.moment(now);
     let position = caller.org.position(caller.payer(), &moment, now);
     let Priced { quote, rates, quantities } = priced;

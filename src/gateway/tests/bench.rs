@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::books::embedded::Engine;
-use crate::books::{Books, Session};
+use crate::books::embedded::{Engine, Session};
+use crate::books::{self, Books};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::charge::ChargeDocument;
@@ -400,7 +400,10 @@ impl<B: Books + 'static> Bench<B> {
                 .collect(),
             live: directory.live(),
             books: books(engine.session()),
-            charges: Arc::new(ChargeBook::new(Arc::clone(&engine), archive)),
+            charges: Arc::new(ChargeBook::new(
+                books::Engine::Embedded(Arc::clone(&engine)),
+                archive,
+            )),
             answers: Arc::default(),
             jobs: Arc::default(),
             reporters: Arc::new([]),

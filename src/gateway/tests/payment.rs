@@ -3,7 +3,7 @@
 use super::bench::*;
 use crate::books::{
     Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
-    Posted, Resolution, Resolved, Session,
+    Posted, Resolution, Resolved, embedded,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
 use crate::core::amount::Credits;
@@ -166,7 +166,7 @@ pub enum Fault {
 }
 
 /// Books of which that goes wrong.
-pub struct Faulty(pub Session, pub Fault);
+pub struct Faulty(pub embedded::Session, pub Fault);
 
 impl Books for Faulty {
     fn hold(

@@ -1,0 +1,199 @@
+//! The engine behind a gateway, whichever it is: who asks the books need not know.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_util::either::Either;
+
+use super::{
+    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
+    Posted, Resolution, Resolved, embedded, redis,
+};
+use crate::core::account::{Account, AccountKey, Balance, View};
+use crate::core::charge::State;
+use crate::core::ids::ChargeId;
+
+/// The engine of a gateway. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Engine {
+    /// In memory, with a journal.
+    Embedded(Arc<embedded::Engine>),
+    /// In Redis.
+    Redis(Arc<redis::Engine>),
+}
+
+/// A session with it.
+#[derive(Clone)]
+pub enum Session {
+    /// In memory, with a journal.
+    Embedded(embedded::Session),
+    /// In Redis.
+    Redis(redis::Session),
+}
+
+impl Engine {
+    /// A new session. Each worker has one.
+    pub fn session(&self) -> Session {
+        match self {
+            Self::Embedded(engine) => Session::Embedded(engine.session()),
+            Self::Redis(engine) => Session::Redis(engine.session()),
+        }
+    }
+
+    /// The engine in memory, for what only that has: files.
+    pub fn embedded(&self) -> Option<&Arc<embedded::Engine>> {
+        match self {
+            Self::Embedded(engine) => Some(engine),
+            Self::Redis(_) => None,
+        }
+    }
+
+    /// Every open hold, in no order.
+    ///
+    /// # Errors
+    /// [`BooksError::Unavailable`].
+    pub async fn list_open(&self) -> Result<Vec<OpenCharge>, BooksError> {
+        match self {
+            Self::Embedded(engine) => Ok(engine.list_open()),
+            Self::Redis(engine) => engine.list_open().await.map_err(unavailable),
+        }
+    }
+
+    /// Ends the holds whose time is over, and those whose owners are gone, as their records say
+    /// (D34, D36), a bounded number at once. Returns how each hold ended that did.
+    ///
+    /// # Errors
+    /// [`BooksError::Unavailable`] when it cannot be recorded.
+    pub async fn expire(&self, now: Timestamp) -> Result<Vec<(OpenCharge, State)>, BooksError> {
+        match self {
+            Self::Embedded(engine) => engine.expire(now),
+            Self::Redis(engine) => engine.expire(now).await.map_err(unavailable),
+        }
+    }
+
+    /// How many holds are open, and since when the oldest is; in Redis as of the last look.
+    pub fn open_holds(&self) -> (usize, Option<Timestamp>) {
+        match self {
+            Self::Embedded(engine) => engine.open_holds(),
+            Self::Redis(engine) => engine.seen().open_holds(),
+        }
+    }
+
+    /// An account's balance; in Redis as of the last look, where it was one of those looked at.
+    pub fn balance(&self, account: &Account<'_>) -> Option<Balance> {
+        match self {
+            Self::Embedded(engine) => Some(engine.balance(account)),
+            Self::Redis(engine) => engine.seen().balance(&account.key),
+        }
+    }
+
+    /// True when nothing can be recorded.
+    pub fn has_failed(&self) -> bool {
+        match self {
+            Self::Embedded(engine) => engine.has_failed(),
+            Self::Redis(engine) => engine.seen().has_failed(),
+        }
+    }
+
+    /// Waits until the books fail for good, and says why; those in Redis never do.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        match self {
+            Self::Embedded(engine) => Either::Left(engine.failed()),
+            Self::Redis(_) => Either::Right(std::future::pending()),
+        }
+    }
+
+    /// Records what is not recorded yet.
+    ///
+    /// # Errors
+    /// Says why that failed.
+    pub fn close(&self) -> Result<(), String> {
+        let Self::Embedded(engine) = self else { return Ok(()) };
+        engine.close().map_err(|error| engine.failure().unwrap_or_else(|| error.to_string()))
+    }
+}
+
+fn unavailable(error: redis::OpenError) -> BooksError {
+    BooksError::Unavailable(error.to_string())
+}
+
+impl Books for Session {
+    fn hold(
+        &self,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
+        match self {
+            Self::Embedded(session) => Either::Left(session.hold(ask)),
+            Self::Redis(session) => Either::Right(session.hold(ask)),
+        }
+    }
+
+    fn resolve(
+        &self,
+        charge: ChargeId,
+        resolution: &Resolution<'_>,
+    ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
+        match self {
+            Self::Embedded(session) => Either::Left(session.resolve(charge, resolution)),
+            Self::Redis(session) => Either::Right(session.resolve(charge, resolution)),
+        }
+    }
+
+    fn amend(
+        &self,
+        charge: ChargeId,
+        amendment: &Amendment<'_>,
+    ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
+        match self {
+            Self::Embedded(session) => Either::Left(session.amend(charge, amendment)),
+            Self::Redis(session) => Either::Right(session.amend(charge, amendment)),
+        }
+    }
+
+    fn abandon(
+        &self,
+        charge: ChargeId,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
+        match self {
+            Self::Embedded(session) => Either::Left(session.abandon(charge, now)),
+            Self::Redis(session) => Either::Right(session.abandon(charge, now)),
+        }
+    }
+
+    async fn known(&self, scope: u64, key: &[u8; 16]) -> Result<Option<KnownCharge>, BooksError> {
+        match self {
+            Self::Embedded(session) => session.known(scope, key).await,
+            Self::Redis(session) => session.known(scope, key).await,
+        }
+    }
+
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+        match self {
+            Self::Embedded(session) => session.adjust(adjustment).await,
+            Self::Redis(session) => session.adjust(adjustment).await,
+        }
+    }
+
+    async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {
+        match self {
+            Self::Embedded(session) => session.balances(accounts).await,
+            Self::Redis(session) => session.balances(accounts).await,
+        }
+    }
+
+    fn is_closed(&self, key: &AccountKey) -> bool {
+        match self {
+            Self::Embedded(session) => session.is_closed(key),
+            Self::Redis(session) => session.is_closed(key),
+        }
+    }
+
+    async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
+        match self {
+            Self::Embedded(session) => session.open_charge(charge).await,
+            Self::Redis(session) => session.open_charge(charge).await,
+        }
+    }
+}

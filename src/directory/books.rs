@@ -1,0 +1,80 @@
+//! Which books a directory is for. What a directory grants its books give out, so a second set of
+//! books would give all of it out once more. The first gateway writes down which ones it has, and
+//! one with others is refused.
+
+use super::store::StoreError;
+use super::store::sql::query;
+use super::{ApplyError, Directory};
+
+/// The books that give out what a directory grants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ItsBooks {
+    /// `embedded` or `redis`.
+    pub engine: String,
+    /// The id of the data dir, or the epoch of the books in Redis.
+    pub name: String,
+    /// How many shards there are; 1 where there are none.
+    pub shards: u16,
+    /// True once they have been made: where they are gone then, they are lost and not new.
+    pub made: bool,
+}
+
+impl Directory {
+    /// Writes down which books this directory has, unless that is known; says which ones they are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn its_books(&self, wanted: &ItsBooks) -> Result<ItsBooks, ApplyError> {
+        let mut writer = self.database.lock().await;
+        let mut transaction = writer.link.begin().await?;
+        let sql = "INSERT INTO books (id, engine, name, shards, made) VALUES (1, $1, $2, $3, $4) \
+                   ON CONFLICT (id) DO NOTHING";
+        query(sql)
+            .bind(wanted.engine.as_str())
+            .bind(wanted.name.as_str())
+            .bind(i64::from(wanted.shards))
+            .bind(i64::from(wanted.made))
+            .execute(&mut transaction)
+            .await
+            .map_err(StoreError::from)?;
+        let row = query("SELECT engine, name, shards, made FROM books");
+        let row = row.fetch_one(&mut transaction).await.map_err(StoreError::from)?;
+        let read = || {
+            let shards = u16::try_from(row.try_get::<i64, _>("shards")?);
+            Ok(ItsBooks {
+                engine: row.try_get("engine")?,
+                name: row.try_get("name")?,
+                shards: shards.map_err(|_| StoreError::Damaged("shards of books".into()))?,
+                made: row.try_get::<i64, _>("made")? == 1,
+            })
+        };
+        let found = read().map_err(|error: StoreError| error)?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(found)
+    }
+
+    /// Writes down that its books have been made.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn its_books_are_made(&self) -> Result<(), ApplyError> {
+        self.change_books("UPDATE books SET made = 1").await
+    }
+
+    /// Forgets which books it had: the next gateway's are its books from then on, and what they
+    /// have not counted is given out again.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_books(&self) -> Result<(), ApplyError> {
+        self.change_books("DELETE FROM books").await
+    }
+
+    async fn change_books(&self, sql: &'static str) -> Result<(), ApplyError> {
+        let mut writer = self.database.lock().await;
+        let mut transaction = writer.link.begin().await?;
+        query(sql).execute(&mut transaction).await.map_err(StoreError::from)?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+}
