@@ -175,8 +175,8 @@ async fn claim(directory: &Directory, config: &Config, id: &str) -> anyhow::Resu
         found == ours || config.directory.url.is_none(),
         "this directory belongs to the embedded books of another gateway ({}): a second one would \
          give out every seat's credits once more. Use books.engine = \"redis\" for several \
-         gateways. If that gateway will never run again, `tollgate directory release` lets the \
-         next one have it, and what was used is forgotten",
+         gateways. If that gateway will never run again, `tollgate directory release` lets this \
+         one have it, and what was used is forgotten",
         found.name
     );
     Ok(())

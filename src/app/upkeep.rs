@@ -26,6 +26,8 @@ const LAST_CHANCE: Duration = Duration::from_secs(60);
 /// them is looked at.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_EVERY: u32 = 10;
+/// Every how many times jobs of gateways that are gone are looked for.
+const ADOPT_EVERY: u32 = 15;
 
 /// Goes on until it is dropped.
 pub(super) async fn upkeep(
@@ -87,6 +89,9 @@ async fn look(current: &Current<Session>, engine: &Engine) {
         if looked.is_ok() && counts.is_multiple_of(LOOK_EVERY) {
             looked = look_at(current, engine).await;
         }
+        if looked.is_ok() && counts.is_multiple_of(ADOPT_EVERY) {
+            looked = adopt(current, engine).await;
+        }
         counts = counts.wrapping_add(1);
         if let Err(error) = &looked
             && is_there
@@ -97,6 +102,17 @@ async fn look(current: &Current<Session>, engine: &Engine) {
         }
         is_there = looked.is_ok();
     }
+}
+
+/// Takes up the jobs of gateways that are gone.
+async fn adopt(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {
+    let worker = current.load();
+    for orphan in engine.orphans().await? {
+        if !worker.jobs.knows(orphan.charge) {
+            worker.jobs.adopt(&orphan, worker.clock.now());
+        }
+    }
+    Ok(())
 }
 
 async fn look_at(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {

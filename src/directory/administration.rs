@@ -10,8 +10,8 @@ use super::rows::Rows;
 use super::snapshot::Snapshot;
 use super::store::audit::{self, Line, Origin};
 use super::store::once::{self, Kept};
-use super::store::sql::Connection;
-use super::store::{self, StoreError};
+use super::store::sql::{Connection, query};
+use super::store::{self, Link, StoreError};
 use super::things::{self, Kind, Thing};
 use super::token::{self, NewToken, Token, Tokens};
 use super::{Directory, Writer, answered, before, feed, make_secret};
@@ -41,7 +41,31 @@ pub struct Note<'a> {
     pub after: Option<serde_json::Value>,
 }
 
+/// As long as it is there, nobody else who shares the directory has one.
+pub struct Alone {
+    /// The lock ends with its connection.
+    _link: Option<Link>,
+}
+
+/// Who changes books on what they say holds this lock of PostgreSQL meanwhile.
+const ADJUSTER: i64 = 0x746f_6c6c_6761_7461;
+
 impl Directory {
+    /// Waits, for a while, until nobody else who shares the directory changes books on what they
+    /// say: two gateways would both find that a charge was not given back yet.
+    ///
+    /// # Errors
+    /// When the database fails, or somebody else takes too long.
+    pub async fn alone(&self) -> Result<Alone, ApplyError> {
+        let mut link = Link::new(self.place.clone(), true);
+        if !link.is_shared() {
+            return Ok(Alone { _link: None });
+        }
+        let lock = query("SELECT pg_advisory_lock($1)").bind(ADJUSTER);
+        lock.execute(link.connection().await?).await.map_err(StoreError::from)?;
+        Ok(Alone { _link: Some(link) })
+    }
+
     /// A user as an edit would find it.
     ///
     /// # Errors

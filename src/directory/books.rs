@@ -3,7 +3,7 @@
 //! one with others is refused.
 
 use super::store::StoreError;
-use super::store::sql::query;
+use super::store::sql::{Query, query};
 use super::{ApplyError, Directory};
 
 /// The books that give out what a directory grants.
@@ -58,23 +58,23 @@ impl Directory {
     /// # Errors
     /// When the database fails.
     pub async fn its_books_are_made(&self) -> Result<(), ApplyError> {
-        self.change_books("UPDATE books SET made = 1").await
+        self.change_books(query("UPDATE books SET made = 1")).await.map(|_| ())
     }
 
-    /// Forgets which books it had: the next gateway's are its books from then on, and what they
-    /// have not counted is given out again.
+    /// Forgets which books it had, where it had those: the next gateway's are its books from then
+    /// on, and what they have not counted is given out again. False where it had others.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn forget_books(&self) -> Result<(), ApplyError> {
-        self.change_books("DELETE FROM books").await
+    pub async fn forget_books(&self, name: &str) -> Result<bool, ApplyError> {
+        self.change_books(query("DELETE FROM books WHERE name = $1").bind(name)).await
     }
 
-    async fn change_books(&self, sql: &'static str) -> Result<(), ApplyError> {
+    async fn change_books(&self, change: Query) -> Result<bool, ApplyError> {
         let mut writer = self.database.lock().await;
         let mut transaction = writer.link.begin().await?;
-        query(sql).execute(&mut transaction).await.map_err(StoreError::from)?;
+        let changed = change.execute(&mut transaction).await.map_err(StoreError::from)?;
         transaction.commit().await.map_err(StoreError::from)?;
-        Ok(())
+        Ok(changed > 0)
     }
 }

@@ -149,6 +149,11 @@ impl Jobs {
         }
     }
 
+    /// Whether it is asked for here.
+    pub fn knows(&self, charge: ChargeId) -> bool {
+        self.index.lock().open.contains_key(&charge)
+    }
+
     /// Whether some that were taken up with no time left have not been asked for yet.
     pub fn owes_questions(&self) -> bool {
         !self.is_empty() && !self.index.lock().overdue.is_empty()

@@ -16,6 +16,7 @@
 //! - `observe`: what is let through that would be refused.
 //! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
 //! - `routes`: the examples of docs/routes.md.
+//! - `several`: three gateways on books in Redis.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `streams`: what is left, broken off or read slowly, by the thousand.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -62,6 +63,7 @@ mod seats;
 mod secrets;
 mod service;
 mod settle;
+mod several;
 mod sliced;
 mod slices;
 mod streams;

@@ -247,10 +247,15 @@ impl Client {
 /// Sends all requests over so many connections, each taking the next as soon as it is free. All
 /// connections are there before the first request is sent.
 pub async fn burst(to: SocketAddr, calls: Vec<Call>, connections: usize) -> Vec<Answer> {
+    burst_over(&[to], calls, connections).await
+}
+
+/// The same over several gateways, each with as many connections.
+pub async fn burst_over(to: &[SocketAddr], calls: Vec<Call>, connections: usize) -> Vec<Answer> {
     let (calls, next) = (Arc::new(calls), Arc::new(AtomicUsize::new(0)));
     let start = Arc::new(Barrier::new(connections));
     let mut clients = JoinSet::new();
-    for _ in 0..connections {
+    for to in to.iter().cycle().take(connections).copied() {
         let (calls, next, start) = (Arc::clone(&calls), Arc::clone(&next), Arc::clone(&start));
         clients.spawn(async move {
             let mut client = Client::connect(to).await;

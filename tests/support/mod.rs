@@ -16,7 +16,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use backend::{Backend, Script};
-pub use client::{Answer, Call, Client, burst, raw};
+pub use client::{Answer, Call, Client, burst, burst_over, raw};
 pub use org::{Access, Org};
 pub use peer::Peer;
 pub use wild::Wild;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// How long it may take to start.
@@ -63,6 +64,12 @@ impl RedisServer {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Stops it where it stands, or lets it go on.
+    pub fn pause(&self, still: bool) {
+        let pid = Pid::from_child(&self.process);
+        kill_process(pid, if still { Signal::STOP } else { Signal::CONT }).unwrap();
     }
 
     /// `kill -9`.

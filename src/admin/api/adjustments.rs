@@ -62,6 +62,7 @@ pub async fn adjust(mut call: Call) -> Result<Reply, Problem> {
     // Two of one key would both find that the other had not been made yet.
     let admin = std::sync::Arc::clone(&call.admin);
     let _one_at_a_time = admin.adjusting.lock().await;
+    let _at_one_gateway = admin.directory.alone().await?;
     let id = match begin(&call, &org, once.as_ref()).await? {
         Started::Done(reply) => return Ok(reply),
         Started::As(id) => id,
@@ -143,6 +144,7 @@ pub async fn refund(mut call: Call) -> Result<Reply, Problem> {
     let once = call.once.take();
     let admin = std::sync::Arc::clone(&call.admin);
     let _one_at_a_time = admin.adjusting.lock().await;
+    let _at_one_gateway = admin.directory.alone().await?;
     let own = match begin(&call, &org, once.as_ref()).await? {
         Started::Done(reply) => return Ok(reply),
         Started::As(id) => id,

@@ -1,7 +1,7 @@
 //! What is looked at now and then, for lists and gauges. It is read on a connection of its own, in
 //! pieces, so that no charge waits for it (f37).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::pack::In;
 use super::wire::StoredHold;
-use super::{Engine, HOLDS, Keys, OpenError};
+use super::{Engine, HOLDS, Keys, OpenError, SESSIONS};
 use crate::books::{Books, OpenCharge, OpenLeg};
 use crate::core::account::{Account, AccountKey, Balance, LegKind};
 use crate::core::ids::ChargeId;
@@ -95,10 +95,36 @@ impl Engine {
     /// # Errors
     /// When Redis does not answer, or not as expected.
     pub async fn list_open(&self) -> Result<Vec<OpenCharge>, OpenError> {
+        self.list(|_, _| true).await
+    }
+
+    /// Open holds that outlive their process, and whose process is not there any more: jobs, which
+    /// somebody else has to ask for now.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or not as expected.
+    pub async fn orphans(&self) -> Result<Vec<OpenCharge>, OpenError> {
+        let lasts = |hold: &StoredHold| hold.expires > 0;
+        self.list(|hold, sessions| lasts(hold) && !sessions.contains(&hold.owner)).await
+    }
+
+    async fn list(
+        &self,
+        is_wanted: impl Fn(&StoredHold, &HashSet<String>) -> bool,
+    ) -> Result<Vec<OpenCharge>, OpenError> {
         let mut open = HashMap::new();
         for shard in 0..self.shared.shards {
+            let sessions = redis::cmd("HKEYS").arg(&self.shared.keys(shard).0[SESSIONS]).clone();
+            let sessions: Vec<Vec<u8>> = self.read(&sessions).await?;
+            let sessions = sessions.into_iter().filter_map(|name| String::from_utf8(name).ok());
+            let sessions = sessions.collect();
             let mut holds = Vec::new();
-            self.each_hold(shard, |charge, hold| holds.push((charge, hold))).await?;
+            let see = |charge, hold: StoredHold| {
+                if is_wanted(&hold, &sessions) {
+                    holds.push((charge, hold));
+                }
+            };
+            self.each_hold(shard, see).await?;
             for some in holds.chunks_mut(PIECE) {
                 let names = self.names(shard, some).await?;
                 for (charge, hold) in some {
