@@ -49,6 +49,7 @@ pub fn options(server: &RedisServer) -> Options {
         epoch: "1".into(),
         call_timeout: Duration::from_secs(5),
         deadline: Duration::from_secs(10),
+        owner_timeout: Duration::from_secs(10),
     }
 }
 
