@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::core::account::{AccountKey, Balance, Version};
-use crate::core::charge::{InDoubt, State};
+use crate::core::charge::{Flags, InDoubt, State};
 use crate::core::cycle::Label;
 use crate::core::record::{
     Adjust, Amend, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve, add_legs,
@@ -22,6 +22,9 @@ pub enum FoldError {
     /// A resolution or an amendment of a charge that is not open.
     #[error("charge {0:02x?} is resolved or amended but not open")]
     NotOpen([u8; 16]),
+    /// A charge that is captured late, and is open.
+    #[error("charge {0:02x?} is captured late but still open")]
+    StillOpen([u8; 16]),
     /// A charge that was held twice.
     #[error("charge {0:02x?} is held twice")]
     HeldTwice([u8; 16]),
@@ -217,6 +220,9 @@ impl Fold {
     }
 
     fn resolve(&mut self, resolve: &Resolve<'_>) -> Result<(), FoldError> {
+        if resolve.memo.flags.has(Flags::LATE) {
+            return self.late(resolve);
+        }
         let hold = self.holds.remove(&resolve.charge).ok_or(FoldError::NotOpen(resolve.charge))?;
         if let Some(Once { scope, key, .. }) = hold.once
             && let Entry::Occupied(mut known) = self.once.entry((scope, key))
@@ -240,6 +246,18 @@ impl Fold {
         for leg in &resolve.extra {
             let balance = self.balance(leg.key)?;
             balance.captured = balance.captured.checked_add(leg.amount).ok_or(FoldError::Range)?;
+        }
+        Ok(())
+    }
+
+    /// What was voided without its owner is captured all the same.
+    fn late(&mut self, resolve: &Resolve<'_>) -> Result<(), FoldError> {
+        if self.holds.contains_key(&resolve.charge) {
+            return Err(FoldError::StillOpen(resolve.charge));
+        }
+        for Leg { key, amount, .. } in &resolve.extra {
+            let balance = self.balance(*key)?;
+            balance.captured = balance.captured.checked_add(*amount).ok_or(FoldError::Range)?;
         }
         Ok(())
     }

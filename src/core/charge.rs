@@ -83,6 +83,11 @@ impl Flags {
         (Self::WOULD_REFUSE, "would_refuse"),
     ];
 
+    /// True when all of these are set.
+    pub const fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
     /// The words for the charge document.
     pub fn words(self) -> Vec<&'static str> {
         Self::WORDS

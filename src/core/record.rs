@@ -107,7 +107,8 @@ pub struct Resolve<'a> {
     /// Accounts that no earlier record is sure to have.
     #[serde(borrow)]
     pub openings: SmallVec<[Opening<'a>; 1]>,
-    /// What was captured beyond the hold.
+    /// What was captured beyond the hold. A late capture ([`super::charge::Flags::LATE`]) comes
+    /// when the hold is over, and has all that it captures here.
     pub extra: SmallVec<[Leg; 2]>,
     /// What is particular about it.
     pub memo: OutcomeMemo,

@@ -3,12 +3,13 @@
 //! `granted = Σ grant and adjustment records`, and no account spends beyond what it was granted,
 //! except as recorded overdraft.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
 use crate::core::account::{AccountKey, Balance, LegKind, Version};
+use crate::core::charge::{Flags, State};
 use crate::core::cycle::Label;
-use crate::core::record::{Amend, Finish, Lasting, Leg, Record};
+use crate::core::record::{Amend, Finish, Lasting, Leg, Record, Resolve};
 
 /// Something that does not add up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +54,8 @@ pub struct Verifier {
     accounts: HashMap<AccountKey, Tally>,
     /// Legs of open charges.
     open: HashMap<[u8; 16], Vec<Leg>>,
-    /// The last charges that are over, also in their order.
-    over: HashSet<[u8; 16]>,
+    /// The last charges that are over, also in their order; true for those that were captured.
+    over: HashMap<[u8; 16], bool>,
     order: VecDeque<[u8; 16]>,
     findings: Vec<Finding>,
     /// Cycles before it are closed.
@@ -139,7 +140,7 @@ impl Verifier {
         match record {
             Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
                 self.charges += 1;
-                let is_over = self.over.contains(&hold.charge);
+                let is_over = self.over.contains_key(&hold.charge);
                 for leg in &hold.legs {
                     self.debit(leg, |tally, amount| tally.held += amount);
                 }
@@ -149,14 +150,19 @@ impl Verifier {
                 }
             }
             Record::Amend(amend) => self.amend(amend),
+            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. })
+                if resolve.memo.flags.has(Flags::LATE) =>
+            {
+                self.late(resolve);
+            }
             Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
                 let open = self.open.remove(&resolve.charge);
                 if open.is_none() {
-                    let again = self.over.contains(&resolve.charge);
+                    let again = self.over.contains_key(&resolve.charge);
                     let what = if again { "is resolved twice" } else { "is resolved but not open" };
                     self.find_charge(resolve.charge, what);
                 }
-                self.remember(resolve.charge);
+                self.remember(resolve.charge, resolve.state == State::Captured);
                 let legs = open.unwrap_or_default();
                 for (index, leg) in legs.iter().enumerate() {
                     let kept = resolve.keep.get(index).copied().unwrap_or(0);
@@ -216,8 +222,30 @@ impl Verifier {
         self.closed = self.closed.max(below);
     }
 
-    fn remember(&mut self, charge: [u8; 16]) {
-        if self.over.insert(charge) {
+    /// What was voided without its owner is captured all the same, once, whatever its accounts have
+    /// by then.
+    fn late(&mut self, resolve: &Resolve<'_>) {
+        if self.open.contains_key(&resolve.charge) {
+            self.find_charge(resolve.charge, "is captured late but still open");
+        }
+        if self.over.get(&resolve.charge) == Some(&true) {
+            self.find_charge(resolve.charge, "is captured twice");
+        }
+        self.remember(resolve.charge, true);
+        for leg in &resolve.extra {
+            if let Some(tally) = self.accounts.get_mut(&leg.key) {
+                let left = tally.peak + tally.forced - tally.held - tally.captured;
+                // An overdraft is forced anyway.
+                if leg.kind != LegKind::Overdraft {
+                    tally.forced += (i128::from(leg.amount) - left.max(0)).max(0);
+                }
+            }
+            self.debit(leg, |tally, amount| tally.captured += amount);
+        }
+    }
+
+    fn remember(&mut self, charge: [u8; 16], captured: bool) {
+        if self.over.insert(charge, captured).is_none() {
             self.order.push_back(charge);
         }
         if self.order.len() > REMEMBERED
@@ -369,6 +397,35 @@ mod tests {
         let Record::Resolve(resolve) = resolve(charge, 0, None) else { unreachable!() };
         let resolve = Resolve { keep: keep.iter().copied().collect(), ..resolve };
         Record::Finish(Finish { resolve, note: b"", answer: b"" })
+    }
+
+    fn late(charge: u8, amount: u64) -> Record<'static> {
+        let Record::Resolve(resolve) = resolve(charge, 0, None) else { unreachable!() };
+        let memo = OutcomeMemo { flags: Flags::LATE, ..OutcomeMemo::default() };
+        let leg = Leg { key: key(), kind: LegKind::Licence, amount };
+        Record::Resolve(Resolve { keep: smallvec![], extra: smallvec![leg], memo, ..resolve })
+    }
+
+    fn void(charge: u8) -> Record<'static> {
+        let Record::Resolve(resolve) = resolve(charge, 0, None) else { unreachable!() };
+        Record::Resolve(Resolve { state: State::Voided, ..resolve })
+    }
+
+    #[test]
+    fn f23_d37_a_late_capture_adds_up_once_and_may_be_more_than_there_is() {
+        let one = [hold(1, 6), void(1), hold(2, 8), late(1, 6)];
+        assert!(verify(&one, Some(balance(8, 6))).is_empty());
+        for (records, stated, what) in [
+            (vec![hold(1, 6), void(1), late(1, 6), late(1, 6)], balance(0, 12), "captured twice"),
+            (vec![hold(1, 6), late(1, 6)], balance(6, 6), "still open"),
+            (vec![hold(1, 6), resolve(1, 6, None), late(1, 1)], balance(0, 7), "captured twice"),
+            (vec![hold(1, 6), void(1), late(1, 6)], balance(0, 0), "by the records"),
+            // Whatever is taken after it is judged as ever.
+            (vec![hold(1, 6), void(1), hold(2, 8), late(1, 6), hold(3, 1)], balance(9, 6), "spent 1"),
+        ] {
+            let findings = verify(&records, Some(stated));
+            assert!(findings.iter().any(|f| f.contains(what)), "{what}: {findings:?}");
+        }
     }
 
     fn verify(records: &[Record<'_>], stated: Option<Balance>) -> Vec<String> {

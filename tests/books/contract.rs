@@ -234,7 +234,8 @@ pub fn d36_holds_left_open_are_resolved_at_the_next_start<E: Engine>() {
     let engine = engine.restart().restart();
     assert_eq!(engine.all()[&name("a")], balance(10, 0, 0, 4));
     assert_eq!(engine.all()[&name("cap")], balance(10, 0, 0, 4));
-    assert!(matches!(void(&engine.session(), 1), Resolved::Unknown));
+    let late = void(&engine.session(), 1);
+    assert!(matches!(late, Resolved::Unknown | Resolved::Already(State::Voided)), "{late:?}");
 }
 
 pub fn a_charge_is_resolved_once<E: Engine>() {

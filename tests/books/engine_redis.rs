@@ -50,6 +50,7 @@ pub fn options(server: &RedisServer) -> Options {
         make: true,
         call_timeout: Duration::from_secs(5),
         deadline: Duration::from_secs(10),
+        owner_timeout: Duration::from_secs(10),
     }
 }
 

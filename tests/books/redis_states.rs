@@ -108,19 +108,17 @@ fn f31_a_library_that_is_gone_is_loaded_again() {
 
 #[test]
 fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
-    let keys = ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger"];
+    let keys = ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger", "ended"];
     for lost in keys {
         let gateway = Gateway::start(&[]);
         assert!(done(gateway.hold(1).unwrap()).is_some());
         assert!(done(gateway.hold(2).unwrap()).is_some());
         gateway.capture(1, 10).unwrap();
+        assert!(done(gateway.hold(5).unwrap()).is_some());
+        assert!(gateway.run(gateway.session.abandon(id(5), NOW)).unwrap().is_some());
         let deleted = gateway.command(&["DEL", &format!("tollgate:{{s0}}:{lost}")]);
         assert_eq!(deleted, "Ok(int(1))", "{lost}");
-        let why = match lost {
-            "meta" => "epoch",
-            "sessions" => "session",
-            _ => "damaged",
-        };
+        let why = if lost == "meta" { "epoch" } else { "damaged" };
         is_unavailable(gateway.hold(3), why);
         is_unavailable(gateway.capture(2, 1), why);
         let there = gateway.command(&["HLEN", "tollgate:{s0}:accounts"]);

@@ -1,6 +1,7 @@
 //! A proxy between a gateway and a server that does what networks do: cuts a connection after the
 //! request and before the reply, delivers a request after its sender has given it up, delays,
-//! splits, and goes silent. Which of it happens comes from a seed.
+//! splits, and goes silent. Which of it happens comes from a seed. It also keeps what goes one way,
+//! for as long as a test wants it to.
 
 #![expect(
     clippy::disallowed_methods,
@@ -10,6 +11,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -27,6 +29,10 @@ struct Shared {
     random: AtomicU64,
     /// How often each kind of fault happened.
     counts: [AtomicU64; KINDS.len()],
+    /// What is kept: requests or replies, that have this in them.
+    keeps: Mutex<Option<(bool, &'static str)>>,
+    /// How many pieces were kept.
+    kept: AtomicU64,
 }
 
 /// What can happen to a piece of a connection.
@@ -41,7 +47,8 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (active, random) = (AtomicBool::new(false), AtomicU64::new(seed));
-        let shared = Arc::new(Shared { server, active, random, counts: Default::default() });
+        let (counts, keeps, kept) = Default::default();
+        let shared = Arc::new(Shared { server, active, random, counts, keeps, kept });
         let own = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -62,6 +69,26 @@ impl FaultProxy {
     /// From now on things go wrong, or no longer.
     pub fn set_active(&self, active: bool) {
         self.shared.active.store(active, Ordering::SeqCst);
+    }
+
+    /// From now on requests that have this in them get no farther.
+    pub fn keep_requests(&self, with: &'static str) {
+        *self.shared.keeps.lock().unwrap() = Some((true, with));
+    }
+
+    /// From now on no reply comes.
+    pub fn keep_replies(&self) {
+        *self.shared.keeps.lock().unwrap() = Some((false, ""));
+    }
+
+    /// What was kept goes on.
+    pub fn release(&self) {
+        *self.shared.keeps.lock().unwrap() = None;
+    }
+
+    /// How many pieces were kept so far.
+    pub fn kept(&self) -> u64 {
+        self.shared.kept.load(Ordering::SeqCst)
     }
 
     /// How often each kind of fault happened.
@@ -95,6 +122,23 @@ impl Shared {
         None
     }
 
+    fn is_kept(&self, piece: &[u8], is_request: bool) -> bool {
+        self.keeps.lock().unwrap().is_some_and(|(requests, with)| {
+            let has = || piece.windows(with.len()).any(|window| window == with.as_bytes());
+            requests == is_request && (with.is_empty() || has())
+        })
+    }
+
+    /// Waits for as long as a piece is kept.
+    fn keep(&self, piece: &[u8], is_request: bool) {
+        if self.is_kept(piece, is_request) {
+            self.kept.fetch_add(1, Ordering::SeqCst);
+        }
+        while self.is_kept(piece, is_request) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn carry(&self, mut from: TcpStream, mut to: TcpStream, is_request: bool) {
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -102,6 +146,7 @@ impl Shared {
                 Ok(0) | Err(_) => break,
                 Ok(count) => &buffer[..count],
             };
+            self.keep(piece, is_request);
             let carried = match self.fault(is_request).map(|kind| KINDS[kind]) {
                 Some("request cut" | "reply cut") => {
                     // A part of it may have gone before.

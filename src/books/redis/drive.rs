@@ -2,18 +2,16 @@
 //! the next number. What arrives meanwhile is the next batch, so nobody waits for a timer.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::link::CallError;
 use super::pack::Out;
-use super::session::{Inner, Pending, Queue};
+use super::session::{Inner, Kind, Lease, Pending, Queue, Told};
 use super::wire::{self, Called, Reply};
 use super::{Keys, Shared, library};
-use crate::books::{BooksError, Resolution};
-use crate::core::charge::{OutcomeMemo, State};
+use crate::books::BooksError;
 use crate::core::ids::ChargeId;
 
 /// The most operations of a batch, and the most bytes: so long nobody else is served by Redis.
@@ -29,27 +27,34 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     shard: usize,
     keys: Keys,
+    /// The session's name in this shard: another one after each time that it was removed, because a
+    /// call under the old name may still be on its way.
+    name: String,
+    lives: u32,
     /// The number of the last batch; `None` before the session has joined the shard.
     number: Option<u64>,
+    /// When it is heard of next, if nothing else is asked.
+    renew_at: Option<Instant>,
 }
 
 impl Driver {
     pub(super) fn new(inner: &Arc<Inner>, shard: usize) -> Self {
         let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
-        let keys = shared.keys(shard);
-        Self { inner, shared, shard, keys, number: None }
+        let (keys, name) = (shared.keys(shard), inner.name.clone());
+        Self { inner, shared, shard, keys, name, lives: 0, number: None, renew_at: None }
     }
 
     /// Until the session has been left and nothing waits any more.
     pub(super) async fn run(mut self, left: CancellationToken) {
         loop {
             let batch = self.take();
-            if !batch.is_empty() {
+            if !batch.is_empty() || self.renew_at.is_some_and(|at| at <= Instant::now()) {
                 self.deliver(batch).await;
                 continue;
             }
             tokio::select! {
                 () = self.queue().wake.notified() => {}
+                () = until(self.renew_at) => continue,
                 () = left.cancelled() => {
                     if self.queue().waiting.lock().is_empty() {
                         return;
@@ -70,34 +75,80 @@ impl Driver {
     }
 
     /// Has a batch done, whatever it takes. Waiters are told when it takes too long; what they
-    /// asked is done all the same, and a hold that nobody waits for any more is voided.
+    /// asked is done all the same, and a hold that nobody waits for any more is voided. A batch of
+    /// nothing renews the session.
     async fn deliver(&mut self, mut batch: Vec<Pending>) {
         let mut rest = FIRST_REST;
-        // Once nobody knows whether a batch was executed, only the same one can tell.
-        let mut is_unknown = false;
-        while !batch.is_empty() {
-            match self.attempt(&batch, is_unknown).await {
+        // When it was sent first of which nobody knows whether it was executed: Redis may have seen
+        // the session then and not since, and only the same batch can tell.
+        let mut unknown = None;
+        loop {
+            let sent = unknown.unwrap_or_else(Instant::now);
+            match self.attempt(&batch, unknown.is_some()).await {
                 Ok(replies) => {
-                    self.answer(batch, replies);
+                    self.renewed(sent);
+                    self.answer(batch, replies, sent);
                     return;
                 }
-                Err(Failed::NoMemory) => batch = give_up_takers(batch),
-                Err(Failed::NotExecuted(why)) => self.tell_the_impatient(&mut batch, &why),
-                Err(Failed::Unknown(why)) => {
-                    is_unknown = true;
+                Err(Failed::NoMemory) => batch = give_up(batch, NO_MEMORY, Pending::gives_back),
+                Err(Failed::NotExecuted(why)) => {
                     self.tell_the_impatient(&mut batch, &why);
+                    // What was asked meanwhile renews it too.
+                    if batch.is_empty() && unknown.is_none() {
+                        tokio::time::sleep(MAX_REST).await;
+                    }
+                }
+                Err(Failed::Unknown(why)) => {
+                    unknown = Some(sent);
+                    self.tell_the_impatient(&mut batch, &why);
+                }
+                Err(Failed::Removed) => {
+                    self.begin_anew();
+                    unknown = None;
+                    batch = give_up(batch, REMOVED, |pending| {
+                        matches!(pending.kind, Kind::GivesBack | Kind::Reads)
+                    });
                 }
                 Err(Failed::Refused(why)) => {
-                    for pending in &mut batch {
-                        pending.answer(Err(BooksError::Unavailable(why.clone())));
-                    }
                     self.tell_the_impatient(&mut batch, &why);
-                    return;
+                    (batch, unknown) = (give_up(batch, &why, |_| false), None);
+                    self.renew_at = self.renew_at.map(|_| self.next_renewal(Instant::now()));
                 }
+            }
+            if batch.is_empty() && unknown.is_none() {
+                return;
             }
             tokio::time::sleep(rest).await;
             rest = (rest * 2).min(MAX_REST);
         }
+    }
+
+    /// Redis has seen the session, at `sent` or later.
+    fn renewed(&mut self, sent: Instant) {
+        let half = self.shared.owner_timeout / 2;
+        let mut lease = self.queue().lease.lock();
+        *lease = Some(Lease::renew(*lease, sent, half));
+        drop(lease);
+        self.renew_at = Some(self.next_renewal(sent));
+    }
+
+    fn next_renewal(&self, after: Instant) -> Instant {
+        after + self.shared.owner_timeout / 4
+    }
+
+    /// The session was removed, because it was not heard of: its holds are resolved, and whatever
+    /// is asked from now on is another one's.
+    fn begin_anew(&mut self) {
+        self.lives += 1;
+        let name = format!("{}.{}", self.inner.name, self.lives);
+        tracing::warn!(
+            shard = self.shard,
+            session = self.name,
+            next = name,
+            "the books have removed a session that was not heard of in time; what it held is resolved"
+        );
+        (self.name, self.number, self.renew_at) = (name, None, None);
+        *self.queue().lease.lock() = None;
     }
 
     async fn attempt(&mut self, batch: &[Pending], is_unknown: bool) -> Result<Vec<Reply>, Failed> {
@@ -107,7 +158,7 @@ impl Driver {
         };
         let number = last + 1;
         let mut head = Out::default();
-        head.bytes(self.shared.epoch.as_bytes()).bytes(self.inner.name.as_bytes()).uint(number);
+        head.bytes(self.shared.epoch.as_bytes()).bytes(self.name.as_bytes()).uint(number);
         let tag = number << 16 | self.shard as u64;
         head.uint(tag);
         let mut ops = Out::default();
@@ -116,7 +167,7 @@ impl Driver {
             ops.raw(&pending.op);
         }
         // What may have been executed is asked so that lack of memory does not hide its reply.
-        let settles = is_unknown || batch.iter().all(|pending| pending.gives_back);
+        let settles = is_unknown || batch.iter().all(Pending::gives_back);
         let function = if settles { library::SETTLE } else { library::APPLY };
         let args = [head.into_bytes(), ops.into_bytes()];
         let called = self.call(function, &args).await?;
@@ -126,6 +177,7 @@ impl Driver {
                 self.number = Some(number);
                 Ok(replies)
             }
+            Ok(Called::Refused(why, _)) if why == "session" => Err(Failed::Removed),
             Ok(Called::Refused(why, last)) => {
                 let shard = self.shard;
                 tracing::error!(shard, why, last, number, "the books refuse a session");
@@ -142,7 +194,7 @@ impl Driver {
 
     /// Registers the session with the shard.
     async fn join(&mut self) -> Result<u64, Failed> {
-        let args = [self.shared.epoch.clone().into_bytes(), self.inner.name.clone().into_bytes()];
+        let args = [self.shared.epoch.clone().into_bytes(), self.name.clone().into_bytes()];
         let joined = self.call(library::JOIN, &args).await?;
         match wire::joined(&joined) {
             Ok(Ok(number)) => {
@@ -170,32 +222,16 @@ impl Driver {
         }
     }
 
-    fn answer(&self, batch: Vec<Pending>, replies: Vec<Reply>) {
+    fn answer(&self, batch: Vec<Pending>, replies: Vec<Reply>, sent: Instant) {
         for (mut pending, reply) in batch.into_iter().zip(replies) {
-            let is_made = matches!(reply, Reply::Done(..));
-            if let Some(at) = pending.held_at.filter(|_| is_made && pending.answer.is_none()) {
+            match (pending.kind, &reply) {
                 // Its waiter was told that the books do not answer, and forwards nothing.
-                self.void(pending.charge, at);
+                (Kind::Hold(at), Reply::Done(..)) if pending.answer.is_none() => {
+                    self.queue().void(pending.charge, at);
+                }
+                _ => pending.answer(Ok(Told { reply, sent })),
             }
-            pending.answer(Ok(reply));
         }
-    }
-
-    /// Voids a hold that was made too late, at the instant at which it was asked for.
-    fn void(&self, charge: ChargeId, at: Timestamp) {
-        let memo = OutcomeMemo::default();
-        let Ok(op) = wire::resolve(charge, &Resolution::plain(State::Voided, &[], at, &memo))
-        else {
-            return;
-        };
-        self.queue().waiting.lock().push_front(Pending {
-            op,
-            charge,
-            gives_back: true,
-            held_at: None,
-            since: std::time::Instant::now(),
-            answer: None,
-        });
     }
 
     /// Tells those who have waited too long, in the batch and behind it.
@@ -219,6 +255,8 @@ enum Failed {
     Unknown(String),
     /// There is no memory for what takes.
     NoMemory,
+    /// It was not executed, because the session is not registered any more.
+    Removed,
     /// It was not executed, and will not be.
     Refused(String),
 }
@@ -235,25 +273,34 @@ fn take(waiting: &mut std::collections::VecDeque<Pending>) -> Vec<Pending> {
     waiting.drain(..count.max(usize::from(!waiting.is_empty()))).collect()
 }
 
-/// Where memory is short, what only gives back still goes; the rest was not executed.
-fn give_up_takers(batch: Vec<Pending>) -> Vec<Pending> {
-    let full = "Redis has no memory left (maxmemory)";
+const NO_MEMORY: &str = "Redis has no memory left (maxmemory)";
+const REMOVED: &str = "the books have removed this session, because it was not heard of in time";
+
+/// What is asked again of a batch that was not executed; the rest is told why not.
+fn give_up(batch: Vec<Pending>, why: &str, goes_on: impl Fn(&Pending) -> bool) -> Vec<Pending> {
     batch
         .into_iter()
         .filter_map(|mut pending| {
-            if pending.gives_back {
+            if goes_on(&pending) {
                 return Some(pending);
             }
-            pending.answer(Err(BooksError::Unavailable(full.into())));
+            pending.answer(Err(BooksError::Unavailable(why.into())));
             None
         })
         .collect()
 }
 
+/// Until an instant, if there is one.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::time::Instant;
 
     use super::*;
 
@@ -261,8 +308,7 @@ mod tests {
         Pending {
             op: vec![0; bytes],
             charge: ChargeId([0; 16]),
-            gives_back: false,
-            held_at: None,
+            kind: Kind::Takes,
             since: Instant::now(),
             answer: None,
         }

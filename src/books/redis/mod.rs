@@ -14,7 +14,8 @@
 //! - `link`: the connection, and what its errors mean.
 //! - `library`: the function library.
 //! - `session`: the [`Books`](super::Books) of a worker.
-//! - `drive`: takes a session's operations to Redis.
+//! - `drive`: takes a session's operations to Redis, and renews it.
+//! - `owners`: the holds of sessions that nobody hears of any more (D36).
 //! - `ledger`: the records of a shard's stream.
 //! - `look`: what lists and gauges show.
 
@@ -23,6 +24,7 @@ pub mod ledger;
 mod library;
 mod link;
 mod look;
+mod owners;
 mod pack;
 mod session;
 mod wire;
@@ -42,7 +44,7 @@ use tokio_util::task::TaskTracker;
 
 use self::link::{CallError, Link};
 use self::pack::In;
-use self::wire::StoredHold;
+use self::wire::Endable;
 use super::{BooksError, OpenCharge, forgotten_before};
 use crate::core::account::{AccountKey, Balance};
 use crate::core::charge::State;
@@ -97,6 +99,9 @@ pub struct Options {
     pub call_timeout: Duration,
     /// How long a request waits for its answer.
     pub deadline: Duration,
+    /// How long others wait for a session that is not heard of before they resolve its holds (D36).
+    /// A session is heard of four times in it; one that was not in half of it forwards nothing.
+    pub owner_timeout: Duration,
 }
 
 /// The books on Redis, open.
@@ -105,6 +110,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     /// Serves whoever is no worker.
     session: Session,
+    /// Sessions that were not heard of lately.
+    silent: owners::Silent,
 }
 
 /// What the sessions of an engine share.
@@ -121,6 +128,7 @@ pub(super) struct Shared {
     sessions: AtomicU32,
     epoch: String,
     deadline: Duration,
+    owner_timeout: Duration,
     tasks: TaskTracker,
     runtime: Handle,
     seen: look::Seen,
@@ -130,7 +138,7 @@ pub(super) struct Shared {
 
 /// The keys of a shard, in the library's order.
 #[derive(Clone, Debug)]
-pub(super) struct Keys([String; 9]);
+pub(super) struct Keys([String; 10]);
 
 const META: usize = 0;
 const HOLDS: usize = 3;
@@ -148,8 +156,10 @@ impl Keys {
 
 impl Shared {
     fn keys(&self, shard: usize) -> Keys {
-        let names =
-            ["meta", "accounts", "names", "holds", "ending", "once", "kept", "sessions", "ledger"];
+        let names = [
+            "meta", "accounts", "names", "holds", "ending", "once", "kept", "sessions", "ledger",
+            "ended",
+        ];
         Keys(names.map(|name| format!("{}:{{s{shard}}}:{name}", self.prefix)))
     }
 
@@ -214,6 +224,7 @@ impl Engine {
             sessions: AtomicU32::new(0),
             epoch: options.epoch,
             deadline: options.deadline,
+            owner_timeout: options.owner_timeout,
             tasks: TaskTracker::new(),
             runtime,
             seen: look::Seen::default(),
@@ -224,7 +235,7 @@ impl Engine {
             shared.find(shard, options.make).await?;
         }
         let session = shared.next_session();
-        let engine = Self { shared, session };
+        let engine = Self { shared, session, silent: owners::Silent::default() };
         engine.resolve_left_open(now).await?;
         Ok(engine)
     }
@@ -232,54 +243,6 @@ impl Engine {
     /// A new session. Each worker has one.
     pub fn session(&self) -> Session {
         self.shared.next_session()
-    }
-
-    /// Resolves what earlier lives of this gateway left open, but what outlives its process.
-    async fn resolve_left_open(&self, now: Timestamp) -> Result<(), OpenError> {
-        for shard in 0..self.shared.shards {
-            let gone = self.gone(shard).await?;
-            if gone.is_empty() {
-                continue;
-            }
-            for (charge, hold) in self.holds(shard).await? {
-                if hold.expires == 0 && gone.contains(&hold.owner) {
-                    self.session.end(shard, charge, now, false).await?;
-                }
-            }
-            for session in gone {
-                let args = [session.into_bytes()];
-                let leave = self.shared.keys(shard).function(library::LEAVE, &args);
-                self.shared.link.call(&leave).await?;
-            }
-            self.session.sweep(shard, forgotten_before(now.as_microsecond()), MAX_SWEEP).await?;
-        }
-        Ok(())
-    }
-
-    /// The sessions of earlier lives of this gateway.
-    async fn gone(&self, shard: usize) -> Result<Vec<String>, OpenError> {
-        let mine = format!("{}/", self.shared.gateway);
-        let this = format!("{mine}{}/", self.shared.incarnation);
-        let command = redis::cmd("HKEYS").arg(&self.shared.keys(shard).0[SESSIONS]).clone();
-        let names: Vec<Vec<u8>> = self.read(&command).await?;
-        let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
-        let is_gone = |name: &String| {
-            name.starts_with(&mine) && !name.starts_with(&this) && !name.ends_with(":r")
-        };
-        Ok(names.filter(is_gone).collect())
-    }
-
-    /// The open holds of a shard.
-    async fn holds(&self, shard: usize) -> Result<Vec<(ChargeId, StoredHold)>, OpenError> {
-        let command = redis::cmd("HGETALL").arg(&self.shared.keys(shard).0[HOLDS]).clone();
-        let pairs: Vec<(Vec<u8>, Vec<u8>)> = self.read(&command).await?;
-        let malformed = |error: pack::Malformed| OpenError::Books(error.to_string());
-        let hold = |(charge, bytes): (Vec<u8>, Vec<u8>)| {
-            let charge = charge.try_into().map_err(|_| OpenError::Books("a charge's id".into()))?;
-            let hold = StoredHold::read(&mut In::new(&bytes)).map_err(malformed)?;
-            Ok((ChargeId(charge), hold))
-        };
-        pairs.into_iter().map(hold).collect()
     }
 
     async fn read<T: redis::FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
@@ -294,7 +257,7 @@ impl Engine {
     }
 
     /// Ends the holds whose time is over, as their records say (D34, D36), a bounded number at
-    /// once, and forgets keys that are old. Returns how each hold ended that did.
+    /// once, and forgets keys and ends that are old. Returns how each hold ended that did.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -308,7 +271,7 @@ impl Engine {
             for charge in due {
                 let Ok(charge) = charge.try_into() else { continue };
                 let charge = ChargeId(charge);
-                let end = self.session.end(shard, charge, now, true).await?;
+                let end = self.session.end(shard, charge, now, Endable::Due).await?;
                 ended.extend(end.map(|end| (end.charge, end.state)));
             }
             let before = forgotten_before(now.as_microsecond());

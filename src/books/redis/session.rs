@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -13,13 +13,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Shared;
 use super::drive::Driver;
-use super::wire::{self, Reply};
+use super::wire::{self, Endable, Reply};
 use crate::books::{
     Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
     Posted, Resolution, Resolved,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
-use crate::core::charge::State;
+use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::{ChargeId, home_of};
 
 /// How many operations wait for one shard before a session refuses more. What gives back is never
@@ -38,7 +38,7 @@ pub struct Session {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
-    /// Its name in Redis.
+    /// What its names in Redis begin with: it has another one where it was removed.
     pub(super) name: String,
     /// A queue for each shard.
     pub(super) shards: Box<[Queue]>,
@@ -49,6 +49,38 @@ pub(super) struct Inner {
 pub(super) struct Queue {
     pub(super) waiting: Mutex<VecDeque<Pending>>,
     pub(super) wake: Notify,
+    /// Written by the session's driver here, read by whoever asks whether to forward.
+    pub(super) lease: Mutex<Option<Lease>>,
+}
+
+/// What a gateway knows of how Redis sees its session in a shard (D36). Taken from its own
+/// monotonic clock, and never later than what Redis saw.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lease {
+    /// When the last call was sent whose reply came.
+    renewed: Instant,
+    /// Since when no call was longer on its way than others wait before they resolve its holds.
+    unbroken: Instant,
+}
+
+impl Queue {
+    /// Voids a hold that nobody forwards, before all that waits.
+    pub(super) fn void(&self, charge: ChargeId, at: Timestamp) {
+        if let Some(void) = Pending::void(charge, at) {
+            self.waiting.lock().push_front(void);
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl Lease {
+    /// After a reply to a call that was sent then; `half` is the time for which one may forward.
+    pub(super) fn renew(before: Option<Self>, sent: Instant, half: Duration) -> Self {
+        let now = Instant::now();
+        let is_unbroken = |lease: &Self| now.duration_since(lease.renewed) < half;
+        let unbroken = before.filter(is_unbroken).map_or(now, |lease| lease.unbroken);
+        Self { renewed: sent, unbroken }
+    }
 }
 
 /// An operation that waits for its reply.
@@ -58,17 +90,33 @@ pub(super) struct Pending {
     pub(super) op: Vec<u8>,
     /// The charge it is about, or zeros.
     pub(super) charge: ChargeId,
-    /// True for what is done where memory is short: what ends charges.
-    pub(super) gives_back: bool,
-    /// The instant of a hold: one that nobody waits for any more when it is made is voided.
-    pub(super) held_at: Option<Timestamp>,
+    pub(super) kind: Kind,
     pub(super) since: Instant,
     /// Nobody, once the answer was given up.
-    pub(super) answer: Option<oneshot::Sender<Result<Reply, BooksError>>>,
+    pub(super) answer: Option<oneshot::Sender<Result<Told, BooksError>>>,
+}
+
+/// A reply, and when the call was sent that it answers.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) reply: Reply,
+    pub(super) sent: Instant,
 }
 
 impl Pending {
-    pub(super) fn answer(&mut self, answer: Result<Reply, BooksError>) {
+    /// The void of a hold that nobody forwards, at the instant at which it was asked for.
+    pub(super) fn void(charge: ChargeId, at: Timestamp) -> Option<Self> {
+        let memo = OutcomeMemo::default();
+        let void = Resolution::plain(State::Voided, &[], at, &memo);
+        let op = wire::resolve(charge, &void).ok()?;
+        Some(Self { op, charge, kind: Kind::GivesBack, since: Instant::now(), answer: None })
+    }
+
+    pub(super) fn gives_back(&self) -> bool {
+        self.kind == Kind::GivesBack
+    }
+
+    pub(super) fn answer(&mut self, answer: Result<Told, BooksError>) {
         if let Some(waiter) = self.answer.take() {
             // Who gave up waiting wants no answer.
             let _ = waiter.send(answer);
@@ -77,11 +125,15 @@ impl Pending {
 }
 
 /// What kind of operation is asked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One that nobody waits for any more when it is made is voided, at its instant.
     Hold(Timestamp),
+    /// Changes something, and would do so twice if it was done twice.
+    Takes,
+    /// Done also where memory is short, what ends charges; only once however often it is done.
     GivesBack,
-    Other,
+    Reads,
 }
 
 const NO_CHARGE: ChargeId = ChargeId([0; 16]);
@@ -112,12 +164,24 @@ impl Session {
         kind: Kind,
         op: Result<Vec<u8>, BooksError>,
     ) -> impl Future<Output = Result<Reply, BooksError>> + Send + use<> {
+        let told = self.ask_when(shard, charge, kind, op);
+        async move { Ok(told.await?.reply) }
+    }
+
+    /// As [`Session::ask`]; says also when it was sent.
+    fn ask_when(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        kind: Kind,
+        op: Result<Vec<u8>, BooksError>,
+    ) -> impl Future<Output = Result<Told, BooksError>> + Send + use<> {
         let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op));
         async move {
             let gone = || BooksError::Unavailable("the gateway is stopping".into());
             match asked?.await.map_err(|_| gone())?? {
-                Reply::Refused(error) => Err(error),
-                reply => Ok(reply),
+                Told { reply: Reply::Refused(error), .. } => Err(error),
+                told => Ok(told),
             }
         }
     }
@@ -128,7 +192,7 @@ impl Session {
         charge: ChargeId,
         kind: Kind,
         op: Vec<u8>,
-    ) -> Result<oneshot::Receiver<Result<Reply, BooksError>>, BooksError> {
+    ) -> Result<oneshot::Receiver<Result<Told, BooksError>>, BooksError> {
         let queue = &self.inner.shards[shard];
         let (answer, waits) = oneshot::channel();
         {
@@ -139,8 +203,7 @@ impl Session {
             waiting.push_back(Pending {
                 op,
                 charge,
-                gives_back: kind == Kind::GivesBack,
-                held_at: if let Kind::Hold(at) = kind { Some(at) } else { None },
+                kind,
                 since: Instant::now(),
                 answer: Some(answer),
             });
@@ -153,15 +216,27 @@ impl Session {
         self.shard_of(charge.home())
     }
 
-    /// Ends a hold without its owner (D36); with `due` only if its time is over.
+    /// Whether a charge that was told to be held at `held` may be forwarded, or goes on to be, right
+    /// now (D36): others have not resolved it, and do not as long as half of `owner_timeout` has not
+    /// passed since this gateway was heard of. False for ever once it was not heard of for so long.
+    ///
+    /// The hold itself says no to a gateway that was paused before it was told; this is for what may
+    /// pause it between that and the first byte to a backend.
+    pub fn may_forward(&self, charge: ChargeId, held: Instant) -> bool {
+        let lease = *self.inner.shards[self.of_charge(charge)].lease.lock();
+        let half = self.inner.shared.owner_timeout / 2;
+        lease.is_some_and(|lease| lease.renewed.elapsed() < half && lease.unbroken <= held)
+    }
+
+    /// Ends a hold without its owner (D36).
     pub(super) fn end(
         &self,
         shard: usize,
         charge: ChargeId,
         now: Timestamp,
-        due: bool,
+        which: Endable<'_>,
     ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
-        let op = wire::end(charge, now.as_microsecond(), due);
+        let op = wire::end(charge, now.as_microsecond(), which);
         let asked = self.ask(shard, charge, Kind::GivesBack, Ok(op));
         async move {
             match asked.await? {
@@ -172,7 +247,7 @@ impl Session {
         }
     }
 
-    /// Forgets keys of captured charges that were held before an instant (f19).
+    /// Forgets what is forgotten in its time (f19), and was there before an instant.
     pub(super) async fn sweep(
         &self,
         shard: usize,
@@ -190,9 +265,19 @@ impl Books for Session {
         ask: &Ask<'_>,
     ) -> impl Future<Output = Result<Posted, BooksError>> + Send + use<> {
         let shard = self.of_charge(ask.charge);
-        let asked = self.ask(shard, ask.charge, Kind::Hold(ask.now), wire::hold(ask));
+        let (charge, at) = (ask.charge, ask.now);
+        let asked = self.ask_when(shard, charge, Kind::Hold(at), wire::hold(ask));
+        let inner = Arc::clone(&self.inner);
         async move {
-            match asked.await? {
+            let Told { reply, sent } = asked.await?;
+            match reply {
+                // Others may have resolved it since it was sent: the call was slow, or whoever takes
+                // this slept (D36, f36).
+                Reply::Done(..) if sent.elapsed() >= inner.shared.owner_timeout / 2 => {
+                    inner.shards[shard].void(charge, at);
+                    let why = "this gateway was not heard of for too long";
+                    Err(BooksError::Unavailable(why.into()))
+                }
                 Reply::Done(legs, view) => Ok(Posted::Done(legs, view)),
                 Reply::Short(view) => Ok(Posted::Short(view)),
                 Reply::Known(known) => Ok(Posted::Known(known)),
@@ -213,6 +298,7 @@ impl Books for Session {
                 Reply::Done(legs, view) => Ok(Resolved::Done(legs, view)),
                 Reply::Short(view) => Ok(Resolved::Short(view)),
                 Reply::Unknown => Ok(Resolved::Unknown),
+                Reply::Already(state) => Ok(Resolved::Already(state)),
                 other => Err(odd(&other)),
             }
         }
@@ -224,12 +310,13 @@ impl Books for Session {
         amendment: &Amendment<'_>,
     ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
         let op = wire::amend(charge, amendment);
-        let asked = self.ask(self.of_charge(charge), charge, Kind::Other, op);
+        let asked = self.ask(self.of_charge(charge), charge, Kind::Takes, op);
         async move {
             match asked.await? {
                 Reply::Done(legs, view) => Ok(Amended::Done(legs, view)),
                 Reply::Short(view) => Ok(Amended::Short(view)),
                 Reply::Unknown => Ok(Amended::Unknown),
+                Reply::Already(state) => Ok(Amended::Already(state)),
                 other => Err(odd(&other)),
             }
         }
@@ -240,13 +327,13 @@ impl Books for Session {
         charge: ChargeId,
         now: Timestamp,
     ) -> impl Future<Output = Result<Option<Abandoned>, BooksError>> + Send + use<> {
-        self.end(self.of_charge(charge), charge, now, false)
+        self.end(self.of_charge(charge), charge, now, Endable::Any)
     }
 
     async fn known(&self, scope: u64, key: &[u8; 16]) -> Result<Option<KnownCharge>, BooksError> {
         // The scope of an org's keys begins with its home.
         let shard = self.shard_of(scope as u16);
-        match self.ask(shard, NO_CHARGE, Kind::Other, Ok(wire::find(scope, key))).await? {
+        match self.ask(shard, NO_CHARGE, Kind::Reads, Ok(wire::find(scope, key))).await? {
             Reply::Known(known) => Ok(Some(known)),
             Reply::Unknown => Ok(None),
             other => Err(odd(&other)),
@@ -255,7 +342,7 @@ impl Books for Session {
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
         let shard = self.shard_of(home_of(adjustment.account.name.org));
-        match self.ask(shard, NO_CHARGE, Kind::Other, wire::adjust(adjustment)).await? {
+        match self.ask(shard, NO_CHARGE, Kind::Takes, wire::adjust(adjustment)).await? {
             Reply::Done(_, view) => Ok(view.get(0).unwrap_or_default()),
             other => Err(odd(&other)),
         }
@@ -273,7 +360,7 @@ impl Books for Session {
             let slots = (0..accounts.len()).filter(|slot| of[*slot] == here);
             let slots: Vec<usize> = slots.collect();
             let named: Vec<&Account<'_>> = slots.iter().map(|slot| &accounts[*slot]).collect();
-            match self.ask(here, NO_CHARGE, Kind::Other, wire::read(&named)).await? {
+            match self.ask(here, NO_CHARGE, Kind::Reads, wire::read(&named)).await? {
                 Reply::Done(_, found) => {
                     for (at, slot) in slots.iter().enumerate() {
                         view.set(*slot as u8, found.get(at as u8).unwrap_or_default());
@@ -291,7 +378,7 @@ impl Books for Session {
 
     async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
         let shard = self.of_charge(charge);
-        match self.ask(shard, charge, Kind::Other, Ok(wire::look(charge))).await? {
+        match self.ask(shard, charge, Kind::Reads, Ok(wire::look(charge))).await? {
             Reply::Ended(State::Held, open) => Ok(Some(open)),
             Reply::Unknown => Ok(None),
             other => Err(odd(&other)),

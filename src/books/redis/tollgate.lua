@@ -12,17 +12,29 @@
 --
 -- Keys, all of one hash slot:
 --   meta      hash: epoch, seq (of the ledger), closed (cycles before it are), and how much there is
---             of accounts, holds, ending, keys, scopes, kept
+--             of accounts, holds, ending, keys, scopes, kept, ended, sessions
 --   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
 --   names     hash: key of an account -> its name
 --   holds     hash: charge -> hold (see the H_ constants)
 --   ending    sorted set: charges that end by themselves, by when
 --   once      hash: scope and key -> charge, request, captured, at; scope -> how many
---   kept      sorted set: keys of captured charges, by when they were held
---   sessions  hash: session -> last number, when it was seen; session:r -> the reply to that number
+--   kept      sorted set, what is forgotten in its time: keys of captured charges (24 bytes), by when
+--             they were held; charges that ended without their owner (16 bytes), by when they did
+--   sessions  hash: session -> its mark (last number, when it was seen); session:r -> the reply to
+--             that number
 --   ledger    stream: an entry for each call that changed something; its ids count from 1
+--   ended     hash: charge that ended without its owner -> how (see the E_ constants)
+--
+-- Who owns a hold is known by the session that made it. A session that is heard of no more has the
+-- same mark as long as that lasts, so whoever ends its holds says which mark he saw: where it is
+-- another one by then, the owner is back, and nothing is done (D36).
+--
+-- A charge that was voided without its owner can be captured all the same, once: what the owner keeps
+-- of what it took is captured whatever its accounts have by then, and the entry says it as legs of its
+-- own, because the hold is over (f23). What is taken beyond the hold is a post like any other.
 
-local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER, ENDED =
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 local MAX = 9007199254740991
 
@@ -33,11 +45,14 @@ local BASE, ADJUSTED, HELD, CAPTURED, EPOCH, NUMBER = 1, 2, 3, 4, 5, 6
 -- A hold as it is stored.
 local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DOUBT, H_MEMO, H_NOTE =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- A charge that ended without its owner: how; of one that can still be captured what it took, which
+-- accounts it named, and the key it was made under, with its request and when it was held.
+local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
 
 -- Kinds of operations, and of entries of the ledger.
 local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5, 6, 7, 8, 9
 -- What became of an operation.
-local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS = 0, 1, 2, 3, 4, 5, 6
+local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS, ALREADY = 0, 1, 2, 3, 4, 5, 6, 7
 -- What becomes of a hold without its owner.
 local VOID, WHOLE, USED = 0, 1, 2
 -- How a charge ends.
@@ -46,7 +61,10 @@ local CAPTURED_STATE, VOIDED_STATE, EXPIRED_STATE = 1, 2, 3
 local CAP = 5
 
 -- What is counted of a shard, in `meta`.
-local COUNTS = {'seq', 'accounts', 'holds', 'ending', 'keys', 'scopes', 'kept'}
+local COUNTS =
+    {'seq', 'accounts', 'holds', 'ending', 'keys', 'scopes', 'kept', 'ended', 'sessions'}
+-- How long the id of a charge is; whatever else is forgotten in its time has longer names.
+local CHARGE_BYTES = 16
 
 -- Redis passes a bounded number of values at once from a table.
 local CHUNK = 1000
@@ -270,6 +288,15 @@ function Batch:key_begun(once, charge, at)
     self.once_changed[field], self.once_changed[scope] = true, true
 end
 
+-- A key is kept from now on, until it is forgotten in its time.
+function Batch:key_captured(field)
+    local known = self.once[field]
+    known[3] = true
+    self.once_changed[field] = true
+    self.kept[field] = known[4]
+    self.counts.kept = self.counts.kept + 1
+end
+
 function Batch:key_ends(field)
     local kept, scope = self.once[field], string.sub(field, 1, 8)
     if kept[3] then
@@ -331,8 +358,8 @@ function Batch:hold(op)
 end
 
 -- The balances of the accounts that a hold named, by its slots.
-function Batch:view_of(hold)
-    local view, named = {}, hold[H_NAMED]
+function Batch:view_of(named)
+    local view = {}
     for at = 1, #named, 6 do
         local account =
             {named[at + 1], named[at + 2], named[at + 3], named[at + 4], named[at + 5]}
@@ -360,10 +387,7 @@ function Batch:settle(charge, hold, state, keep)
         local known = self.once[field]
         if known and known[1] == charge then
             if state == CAPTURED_STATE then
-                known[3] = true
-                self.once_changed[field] = true
-                self.kept[field] = known[4]
-                self.counts.kept = self.counts.kept + 1
+                self:key_captured(field)
             else
                 self:key_ends(field)
             end
@@ -376,7 +400,7 @@ function Batch:resolve(op)
     local charge, state, keep, accounts, sources, look, at, memo, note, answer =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
     local hold = self.holds[charge]
-    if not hold then return {UNKNOWN} end
+    if not hold then return self:resolve_ended(op) end
     local openings, legs, extra = {}, {}, {}
     if sources then
         local status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
@@ -386,14 +410,111 @@ function Batch:resolve(op)
     end
     local kept = self:settle(charge, hold, state, keep)
     self:record({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer})
-    return {DONE, legs, self:view_of(hold)}
+    return {DONE, legs, self:view_of(hold[H_NAMED])}
+end
+
+-- What is said of a charge that is not open.
+function Batch:already(charge)
+    local ended = self.ended[charge]
+    if not ended then return {UNKNOWN} end
+    return {ALREADY, ended[E_STATE]}
+end
+
+-- Captures legs whatever their accounts have. False, and nothing is changed, where an account would
+-- have given more than there can be.
+function Batch:force(legs)
+    for at = 1, #legs, 3 do
+        local stored = self.accounts[legs[at]]
+        if legs[at + 2] > MAX - (stored[HELD] + stored[CAPTURED]) then
+            self:unforce(legs, at - 1)
+            return false
+        end
+        stored[CAPTURED] = stored[CAPTURED] + legs[at + 2]
+        self.changed[legs[at]] = true
+    end
+    return true
+end
+
+function Batch:unforce(legs, last)
+    for at = 1, last, 3 do
+        local stored = self.accounts[legs[at]]
+        stored[CAPTURED] = stored[CAPTURED] - legs[at + 2]
+    end
+end
+
+-- What is kept of what a charge took, as legs of their own; nothing where an account is gone.
+function Batch:late_legs(legs, keep)
+    local late = {}
+    for at = 1, #legs, 3 do
+        local amount = math.min(keep[(at + 2) / 3] or 0, legs[at + 2])
+        if not self.accounts[legs[at]] then return nil end
+        if amount > 0 then
+            local last = #late
+            late[last + 1], late[last + 2], late[last + 3] = legs[at], legs[at + 1], amount
+        end
+    end
+    return late
+end
+
+-- A resolution of a charge that is not open. `late` is the memo of one that may come after the charge
+-- was voided without its owner: then it is captured all the same.
+function Batch:resolve_ended(op)
+    local charge, keep, accounts, sources, look, at, note, answer, late =
+        op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12]
+    local ended = self.ended[charge]
+    local kept = ended and ended[E_LEGS] and late and self:late_legs(ended[E_LEGS], keep)
+    if not kept then return self:already(charge) end
+    if not self:force(kept) then return {RANGE} end
+    local openings, legs, all = {}, {}, copy(kept)
+    if sources then
+        local status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
+        if status ~= DONE then
+            self:unforce(kept, #kept)
+            if status == SHORT then return {SHORT, view} end
+            return {status}
+        end
+        legs = taken
+        for _, value in ipairs(by_account(taken, accounts)) do all[#all + 1] = value end
+    end
+    self:put_ended(charge, {CAPTURED_STATE})
+    -- Whoever repeats the request under its key is told so, unless another charge has the key by now.
+    local once = ended[E_ONCE]
+    if once and not self.once[once[1]] then
+        self:key_begun({once[1], string.sub(once[1], 1, 8), once[2]}, charge, once[3])
+        self:key_captured(once[1])
+    end
+    self:record({RESOLVE, charge, at, openings, all, CAPTURED_STATE, {}, late, note, answer})
+    return {DONE, legs, self:view_of(ended[E_NAMED])}
+end
+
+function Batch:put_ended(charge, ended)
+    self.ended[charge] = ended
+    self.ended_changed[charge] = true
+end
+
+-- Remembers how a charge ended without its owner, while there is room.
+function Batch:remember(charge, ended, at, most)
+    if not self.ended[charge] then
+        if self.counts.ended >= most then return end
+        self.counts.ended, self.counts.kept = self.counts.ended + 1, self.counts.kept + 1
+    end
+    self.kept[charge] = at
+    self:put_ended(charge, ended)
+end
+
+function Batch:forget(charge)
+    if not self.ended[charge] then return end
+    self:put_ended(charge, nil)
+    self.kept[charge] = nil
+    self.unkept[#self.unkept + 1] = charge
+    self.counts.ended, self.counts.kept = self.counts.ended - 1, self.counts.kept - 1
 end
 
 function Batch:amend(op)
     local charge, accounts, sources, look, at, expires, finish, note, answer, known =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
     local hold = self.holds[charge]
-    if not hold then return {UNKNOWN} end
+    if not hold then return self:already(charge) end
     hold = copy(hold)
     local openings, legs, taken = {}, {}, {}
     if sources then
@@ -409,7 +530,7 @@ function Batch:amend(op)
     if note then hold[H_NOTE] = note end
     self:put_hold(charge, hold)
     self:record({AMEND, charge, at, openings, taken, known, expires, note, answer})
-    return {DONE, legs, self:view_of(hold)}
+    return {DONE, legs, self:view_of(hold[H_NAMED])}
 end
 
 -- Adds legs to a hold: one leg for an account and kind, new ones behind those that are there.
@@ -464,12 +585,19 @@ function Batch:find(op)
     return {KNOWN, kept[1], kept[2], kept[3]}
 end
 
--- Ends a hold without its owner, as it says itself. With `due`, only one whose time is over.
+-- The mark of a session; nothing of one that is not registered.
+function Batch:mark_of(session)
+    return redis.call('HGET', self.keys[SESSIONS], session) or ''
+end
+
+-- Ends a hold without its owner, as it says itself. With `due`, only one whose time is over; with
+-- `mark`, only one whose owner has that mark. So many ends are remembered.
 function Batch:finish(op)
-    local charge, at, due = op[2], op[3], op[4]
+    local charge, at, due, mark, most = op[2], op[3], op[4], op[5], op[6]
     local hold = self.holds[charge]
     if not hold then return {UNKNOWN} end
     if due and (hold[H_EXPIRES] == 0 or hold[H_EXPIRES] > at) then return {UNKNOWN} end
+    if mark and self:mark_of(hold[H_OWNER]) ~= mark then return {UNKNOWN} end
     local finish = hold[H_FINISH]
     local state, keep, memo = CAPTURED_STATE, {}, finish[2]
     if finish[1] == VOID then
@@ -482,6 +610,12 @@ function Batch:finish(op)
         keep = finish[3]
     end
     local kept = self:settle(charge, hold, state, keep)
+    local ended = {state}
+    if state == VOIDED_STATE then
+        local once = hold[H_ONCE]
+        ended = {state, hold[H_LEGS], hold[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
+    end
+    self:remember(charge, ended, at, most)
     self:record({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''})
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end
@@ -508,10 +642,14 @@ function Batch:read(op)
     return {DONE, {}, view}
 end
 
--- Forgets keys of captured charges that were held before an instant.
+-- Forgets what is forgotten in its time, and was there before an instant.
 function Batch:sweep()
     for _, field in ipairs(self.swept) do
-        if self.once[field] and self.once[field][3] then self:key_ends(field) end
+        if #field == CHARGE_BYTES then
+            self:forget(field)
+        elseif self.once[field] and self.once[field][3] then
+            self:key_ends(field)
+        end
     end
     return {DONE, {}, {}}
 end
@@ -525,7 +663,7 @@ local STEPS = {
 -- Reads all that the operations of a batch can touch.
 function Batch:load(ops)
     local keys = self.keys
-    local accounts, holds, once = {}, {}, {}
+    local accounts, holds, once, ended = {}, {}, {}, {}
     local function named(list)
         for _, account in ipairs(list) do accounts[account[A_KEY]] = true end
     end
@@ -555,7 +693,9 @@ function Batch:load(ops)
         elseif kind == SWEEP then
             local before = string.format('(%.0f', op[2])
             self.swept = redis.call('ZRANGEBYSCORE', keys[KEPT], '-inf', before, 'LIMIT', 0, op[3])
-            for _, field in ipairs(self.swept) do key(field) end
+            for _, field in ipairs(self.swept) do
+                if #field == CHARGE_BYTES then ended[field] = true else key(field) end
+            end
         end
     end
     self.holds = fetch(keys[HOLDS], holds)
@@ -565,6 +705,20 @@ function Batch:load(ops)
         for at = 1, #hold[H_LEGS], 3 do accounts[hold[H_LEGS][at]] = true end
         for at = 2, #hold[H_NAMED], 6 do accounts[hold[H_NAMED][at]] = true end
         if hold[H_ONCE] then key(hold[H_ONCE][1]) end
+    end
+    for _, op in ipairs(ops) do
+        local resolves = op[1] == RESOLVE or op[1] == AMEND
+        if op[1] == END or (resolves and not self.holds[op[2]]) then ended[op[2]] = true end
+    end
+    self.ended, self.ended_were = fetch(keys[ENDED], ended), {}
+    for charge, bytes in pairs(self.ended) do
+        local how = cmsgpack.unpack(bytes)
+        self.ended[charge], self.ended_were[charge] = how, true
+        if how[E_LEGS] then
+            for at = 1, #how[E_LEGS], 3 do accounts[how[E_LEGS][at]] = true end
+            for at = 2, #how[E_NAMED], 6 do accounts[how[E_NAMED][at]] = true end
+            if how[E_ONCE] then key(how[E_ONCE][1]) end
+        end
     end
     self.accounts = fetch(keys[ACCOUNTS], accounts)
     for field, bytes in pairs(self.accounts) do
@@ -638,11 +792,29 @@ function Batch:write()
     call_many('HDEL', keys[ONCE], gone)
     call_many('ZREM', keys[KEPT], self.unkept)
     call_many('ZADD', keys[KEPT], rise)
+    put, gone = {}, {}
+    for charge in pairs(self.ended_changed) do
+        if self.ended[charge] then
+            put[#put + 1] = charge
+            put[#put + 1] = cmsgpack.pack(self.ended[charge])
+        elseif self.ended_were[charge] then
+            gone[#gone + 1] = charge
+        end
+    end
+    call_many('HSET', keys[ENDED], put)
+    call_many('HDEL', keys[ENDED], gone)
     put = {}
     for index, name in ipairs(COUNTS) do
         put[2 * index - 1], put[2 * index] = name, string.format('%.0f', counts[name])
     end
     redis.call('HSET', keys[META], unpack(put))
+end
+
+-- What is counted of a shard, of the values of `meta` as they are read.
+local function counted(meta)
+    local counts = {}
+    for index, name in ipairs(COUNTS) do counts[name] = tonumber(meta[index + 2]) end
+    return counts
 end
 
 -- A key that was deleted, or comes from another time than the others, is told by how much it has.
@@ -654,6 +826,8 @@ local function is_whole(keys, counts)
         and redis.call('ZCARD', keys[ENDING]) == counts.ending
         and redis.call('HLEN', keys[ONCE]) == counts.keys + counts.scopes
         and redis.call('ZCARD', keys[KEPT]) == counts.kept
+        and redis.call('HLEN', keys[ENDED]) == counts.ended
+        and redis.call('HLEN', keys[SESSIONS]) == 2 * counts.sessions
         and (counts.seq == 0 or redis.call('EXISTS', keys[LEDGER]) == 1)
 end
 
@@ -669,24 +843,24 @@ local function apply(keys, args)
     local epoch, session, number, tag = cmsgpack.unpack(args[1])
     local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
     if meta[1] ~= epoch then return refused('epoch', meta[1] or '') end
-    local known = redis.call('HGET', keys[SESSIONS], session)
-    if not known then return refused('session') end
-    local last = cmsgpack.unpack(known)
+    local known, last = redis.call('HGET', keys[SESSIONS], session), nil
+    if known then last = cmsgpack.unpack(known) end
     if number == last then return redis.call('HGET', keys[SESSIONS], session .. ':r') end
-    if number ~= last + 1 then return refused('number', last) end
-    local counts = {}
-    for index, name in ipairs(COUNTS) do counts[name] = tonumber(meta[index + 2]) end
+    local counts = counted(meta)
     if not is_whole(keys, counts) then return refused('damaged') end
+    if not known then return refused('session') end
+    if number ~= last + 1 then return refused('number', last) end
     local batch = setmetatable({
         keys = keys, session = session, number = number, closed = tonumber(meta[2]), counts = counts,
         entries = {}, changed = {}, names = {}, new_names = {}, holds_changed = {}, once_changed = {},
-        kept = {}, unkept = {}, swept = {},
+        ended_changed = {}, kept = {}, unkept = {}, swept = {},
     }, Batch)
     local ops, replies = cmsgpack.unpack(args[2]), {}
     batch:load(ops)
     for index, op in ipairs(ops) do replies[index] = STEPS[op[1]](batch, op) end
     local reply = cmsgpack.pack({'done', tag, replies})
-    if next(batch.once_changed) or #batch.entries > 0 then batch:write() end
+    local forgets = next(batch.once_changed) or next(batch.ended_changed)
+    if forgets or #batch.entries > 0 then batch:write() end
     redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(number, now()), session .. ':r', reply)
     return reply
 end
@@ -703,18 +877,26 @@ end
 -- Registers a session: {epoch}, {session}. Says the last number it has used.
 local function join(keys, args)
     local epoch, session = args[1], args[2]
-    local found = redis.call('HGET', keys[META], 'epoch')
-    if found ~= epoch then return refused('epoch', found or '') end
+    local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
+    if meta[1] ~= epoch then return refused('epoch', meta[1] or '') end
+    if not is_whole(keys, counted(meta)) then return refused('damaged') end
     local known = redis.call('HGET', keys[SESSIONS], session)
     if known then return refused('done', (cmsgpack.unpack(known))) end
+    redis.call('HINCRBY', keys[META], 'sessions', 1)
     redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(0, now()), session .. ':r', '')
     return refused('done', 0)
 end
 
--- A session that is over, and of which nothing is open: {session}.
+-- A session that is over, and of which nothing is open, goes unless it has another mark by now:
+-- {epoch}, {session}, {mark}.
 local function leave(keys, args)
-    redis.call('HDEL', keys[SESSIONS], args[1], args[1] .. ':r')
-    return refused('done', 0)
+    local epoch, session, mark = args[1], args[2], args[3]
+    local found = redis.call('HGET', keys[META], 'epoch')
+    if found ~= epoch then return refused('epoch', found or '') end
+    if redis.call('HGET', keys[SESSIONS], session) ~= mark then return refused('done', 0) end
+    redis.call('HINCRBY', keys[META], 'sessions', -1)
+    redis.call('HDEL', keys[SESSIONS], session, session .. ':r')
+    return refused('done', 1)
 end
 
 redis.register_function('tollgate_1_apply', apply)
@@ -723,5 +905,8 @@ redis.register_function{
     function_name = 'tollgate_1_settle', callback = apply, flags = {'allow-oom'},
 }
 redis.register_function('tollgate_1_create', create)
-redis.register_function('tollgate_1_join', join)
+-- Who comes back settles what is open, also where memory is short.
+redis.register_function{
+    function_name = 'tollgate_1_join', callback = join, flags = {'allow-oom'},
+}
 redis.register_function('tollgate_1_leave', leave)

@@ -62,11 +62,20 @@ pub(super) fn resolve(
     resolution: &Resolution<'_>,
 ) -> Result<Vec<u8>, BooksError> {
     let mut out = Out::default();
-    out.array(11).uint(kind::RESOLVE).bytes(&charge.0).uint(code(resolution.state));
+    out.array(12).uint(kind::RESOLVE).bytes(&charge.0).uint(code(resolution.state));
     put_keep(&mut out, resolution.keep);
     put_extra(&mut out, resolution.extra)?;
     out.int(resolution.now.as_microsecond()).bytes(&encode(resolution.memo)?);
     out.bytes(bounded(resolution.note)?).bytes(bounded(resolution.answer)?);
+    // A capture counts also where others have voided the charge; what is not one comes too late.
+    match resolution.state {
+        State::Captured => {
+            let memo = resolution.memo;
+            let late = OutcomeMemo { flags: memo.flags | Flags::LATE, ..memo.clone() };
+            out.bytes(&encode(&late)?)
+        }
+        _ => out.flag(false),
+    };
     Ok(out.into_bytes())
 }
 
@@ -98,12 +107,34 @@ pub(super) fn amend(charge: ChargeId, amendment: &Amendment<'_>) -> Result<Vec<u
     Ok(out.into_bytes())
 }
 
-/// Ends a hold without its owner; with `due` only if its time is over.
-pub(super) fn end(charge: ChargeId, at: i64, due: bool) -> Vec<u8> {
+/// Which holds are ended without their owner.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Endable<'a> {
+    /// Whichever is asked for.
+    Any,
+    /// One whose time is over.
+    Due,
+    /// One whose owner still has the mark that somebody saw; an empty one of an owner that is not
+    /// registered.
+    Absent(&'a [u8]),
+}
+
+/// Ends a hold without its owner.
+pub(super) fn end(charge: ChargeId, at: i64, which: Endable<'_>) -> Vec<u8> {
     let mut out = Out::default();
-    out.array(4).uint(kind::END).bytes(&charge.0).int(at).flag(due);
+    out.array(6).uint(kind::END).bytes(&charge.0).int(at);
+    out.flag(matches!(which, Endable::Due));
+    match which {
+        Endable::Absent(mark) => out.bytes(mark),
+        Endable::Any | Endable::Due => out.flag(false),
+    };
+    out.uint(MAX_ENDED);
     out.into_bytes()
 }
+
+/// How many charges that ended without their owner a shard remembers: some 300 bytes each. Whoever
+/// is late for one that is not remembered is told that it is unknown.
+const MAX_ENDED: u64 = 100_000;
 
 pub(super) fn adjust(adjustment: &Adjustment<'_>) -> Result<Vec<u8>, BooksError> {
     if adjustment.delta.unsigned_abs() > MAX_MICRO {
@@ -126,7 +157,8 @@ pub(super) fn read(accounts: &[&Account<'_>]) -> Result<Vec<u8>, BooksError> {
     Ok(out.into_bytes())
 }
 
-/// Forgets keys of captured charges that were held before an instant, so many at most.
+/// Forgets what is forgotten in its time (keys of captured charges, and how charges ended without
+/// their owner) and was there before an instant, so many at most.
 pub(super) fn sweep(before: i64, most: u64) -> Vec<u8> {
     let mut out = Out::default();
     out.array(3).uint(kind::SWEEP).int(before).uint(most);
@@ -258,6 +290,8 @@ pub(super) enum Reply {
     Short(View),
     Known(KnownCharge),
     Unknown,
+    /// A charge that ended without its owner.
+    Already(State),
     Refused(BooksError),
 }
 
@@ -318,6 +352,7 @@ fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
         4 => Reply::Refused(BooksError::Closed),
         5 => Reply::Refused(BooksError::Range),
         6 => Reply::Refused(BooksError::TooManyKeys),
+        7 => Reply::Already(state_of(input.small()?)?),
         code => return Err(Malformed(format!("a status {code}"))),
     })
 }
