@@ -10,13 +10,13 @@ use super::rows::Rows;
 use super::snapshot::Snapshot;
 use super::store::audit::{self, Line, Origin};
 use super::store::once::{self, Kept};
-use super::store::sql::Connection;
 use super::store::{self, StoreError};
 use super::things::{self, Kind, Thing};
 use super::token::{self, NewToken, Token, Tokens};
 use super::{Directory, Writer, answered, before, feed, make_secret};
 use crate::core::account::Version;
 use crate::core::ids::Id;
+use crate::sql::Connection;
 
 pub use super::store::LicenceQuery;
 pub use super::store::audit::{AuditPage, AuditQuery};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::archive::{Archive, ArchiveError, KeptLeg};
+use super::archive::{Archive, ArchiveError, KeptLeg, Mark};
 use crate::books::embedded::{Engine, Session};
 use crate::books::{Books, BooksError, OpenCharge};
 use crate::core::adjustment::AdjustmentDocument;
@@ -23,6 +23,11 @@ impl ChargeBook {
         Self { session: engine.session(), engine, archive }
     }
 
+    /// All that is recorded by now.
+    fn mark(&self) -> Mark {
+        Mark::journal(self.engine.written())
+    }
+
     /// A charge, if there is one with this id.
     ///
     /// # Errors
@@ -31,7 +36,7 @@ impl ChargeBook {
         if let Some(open) = self.session.open_charge(id).await? {
             return describe(&open).map(Some);
         }
-        let archived = self.archive.charge(id, self.engine.written()).await;
+        let archived = self.archive.charge(id, self.mark()).await;
         archived.map_err(unavailable)
     }
 
@@ -40,7 +45,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn note(&self, id: ChargeId) -> Result<Vec<u8>, BooksError> {
-        self.archive.note(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.note(id, self.mark()).await.map_err(unavailable)
     }
 
     /// The HTTP message that answered a charge's request, where one is kept (D35).
@@ -48,7 +53,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn answer(&self, id: ChargeId) -> Result<Option<Vec<u8>>, BooksError> {
-        self.archive.answer(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.answer(id, self.mark()).await.map_err(unavailable)
     }
 
     /// The open charges of an org, in no order.
@@ -69,7 +74,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn adjustment(&self, id: ChargeId) -> Result<Option<AdjustmentDocument>, BooksError> {
-        self.archive.adjustment(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.adjustment(id, self.mark()).await.map_err(unavailable)
     }
 
     /// Adjustments of an org with their places, newest first: at most `limit`, those before a
@@ -83,8 +88,7 @@ impl ChargeBook {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Vec<(i64, AdjustmentDocument)>, BooksError> {
-        let written = self.engine.written();
-        self.archive.adjustments(org, before, limit, written).await.map_err(unavailable)
+        self.archive.adjustments(org, before, limit, self.mark()).await.map_err(unavailable)
     }
 
     /// What was given back of a charge, in the order of its legs.
@@ -92,7 +96,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn given_back(&self, id: ChargeId) -> Result<Vec<AdjustmentDocument>, BooksError> {
-        self.archive.given_back(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.given_back(id, self.mark()).await.map_err(unavailable)
     }
 
     /// What a resolved charge took in the end, limits and caps included.
@@ -100,7 +104,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn legs(&self, id: ChargeId) -> Result<Vec<KeptLeg>, BooksError> {
-        self.archive.legs(id, self.engine.written()).await.map_err(unavailable)
+        self.archive.legs(id, self.mark()).await.map_err(unavailable)
     }
 }
 

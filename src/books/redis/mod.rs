@@ -16,6 +16,7 @@
 //! - `session`: the [`Books`](super::Books) of a worker.
 //! - `drive`: takes a session's operations to Redis.
 //! - `ledger`: the records of a shard's stream.
+//! - `stream`: how far the streams are, and trimming.
 
 mod drive;
 pub mod ledger;
@@ -23,6 +24,7 @@ mod library;
 mod link;
 mod pack;
 mod session;
+mod stream;
 mod wire;
 
 pub use session::Session;
