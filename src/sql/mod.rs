@@ -8,7 +8,6 @@
 
 pub mod link;
 
-use std::fmt::Write as _;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
@@ -60,6 +59,8 @@ pub enum Value {
 /// A statement with its values.
 pub struct Query {
     sql: SqlStr,
+    /// Its places for values are `?`, and in the order of the values.
+    is_unnumbered: bool,
     values: Vec<Value>,
 }
 
@@ -68,7 +69,7 @@ pub struct Transaction<'a>(&'a mut Connection);
 
 /// A statement that has no values yet.
 pub fn query(sql: impl SqlSafeStr) -> Query {
-    Query { sql: sql.into_sql_str(), values: Vec::new() }
+    Query { sql: sql.into_sql_str(), is_unnumbered: false, values: Vec::new() }
 }
 
 /// A statement that inserts rows: `into` names table and columns.
@@ -80,6 +81,8 @@ pub fn insert(
 }
 
 /// A statement with rows of values between what stands before them and behind them.
+///
+/// It has thousands of values, and SQLite looks for each numbered one among all of them.
 pub fn rows_between(
     before: &str,
     rows: impl IntoIterator<Item = impl IntoIterator<Item = Value>>,
@@ -91,15 +94,23 @@ pub fn rows_between(
         sql.push_str(if values.is_empty() { "(" } else { ", (" });
         for (place, value) in row.into_iter().enumerate() {
             values.push(value);
-            let separator = if place == 0 { "" } else { ", " };
-            // Writing to a text does not fail.
-            let _ = write!(sql, "{separator}${}", values.len());
+            sql.push_str(if place == 0 { "?" } else { ", ?" });
         }
         sql.push(')');
     }
     sql.push_str(behind);
     // Our own text, with nothing in it but places for values.
-    Query { sql: AssertSqlSafe(sql).into_sql_str(), values }
+    Query { sql: AssertSqlSafe(sql).into_sql_str(), is_unnumbered: true, values }
+}
+
+/// The same statement with `$1` and so on for `?`.
+fn numbered(sql: &str) -> SqlStr {
+    let mut pieces = sql.split('?');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for (at, piece) in pieces.enumerate() {
+        text.push_str(&format!("${}{piece}", at + 1));
+    }
+    AssertSqlSafe(text).into_sql_str()
 }
 
 impl Query {
@@ -121,7 +132,7 @@ impl Query {
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
             Engine::Postgres(engine) => {
-                let rows = self.on::<Postgres>().fetch_all(&mut **engine);
+                let rows = self.numbered().on::<Postgres>().fetch_all(&mut **engine);
                 let rows = in_time(rows, &mut db.lost).await?;
                 Ok(rows.into_iter().map(Row::Postgres).collect())
             }
@@ -138,7 +149,7 @@ impl Query {
                 Ok(self.on::<Sqlite>().fetch_optional(engine).await?.map(Row::Sqlite))
             }
             Engine::Postgres(engine) => {
-                let row = self.on::<Postgres>().fetch_optional(&mut **engine);
+                let row = self.numbered().on::<Postgres>().fetch_optional(&mut **engine);
                 Ok(in_time(row, &mut db.lost).await?.map(Row::Postgres))
             }
         }
@@ -162,10 +173,17 @@ impl Query {
                 Ok(self.on::<Sqlite>().execute(engine).await?.rows_affected())
             }
             Engine::Postgres(engine) => {
-                let done = self.on::<Postgres>().execute(&mut **engine);
+                let done = self.numbered().on::<Postgres>().execute(&mut **engine);
                 Ok(in_time(done, &mut db.lost).await?.rows_affected())
             }
         }
+    }
+
+    fn numbered(self) -> Self {
+        if !self.is_unnumbered {
+            return self;
+        }
+        Self { sql: numbered(self.sql.as_str()), is_unnumbered: false, ..self }
     }
 
     fn on<DB: Database>(self) -> sqlx::query::Query<'static, DB, DB::Arguments>

@@ -251,10 +251,11 @@ impl Read {
     async fn new(shards: &Shards, shard: usize, from: u64, end: u64) -> Result<Self, OpenError> {
         let mut read = Self { batch: Batch::default(), entries: 0, position: from };
         if end < from {
-            // An older state of Redis: its entries are archived, and what is behind them there
-            // comes again under the same positions, as something else.
             read.miss(shard, end + 1, from, "Redis has lost entries that are archived");
-            read.position = end;
+            // Books that begin again are archived from their beginning. An older state of these is
+            // archived already, and what comes behind it has the same positions as what was lost.
+            let first = shards.engine.ledger(shard, 0, 1).await?;
+            read.position = if first.first().is_some_and(|(at, _)| *at == 1) { 0 } else { end };
             return Ok(read);
         }
         let (entries, is_all) = shards.entries(shard, from).await?;
