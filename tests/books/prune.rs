@@ -42,8 +42,12 @@ fn accounts() -> [Account<'static>; 2] {
 
 /// What the gateway writes with a hold.
 pub fn memo() -> Vec<u8> {
+    memo_of("acme")
+}
+
+pub fn memo_of(org: &str) -> Vec<u8> {
     let memo = HoldMemo {
-        org: "acme",
+        org,
         user: Some("alice"),
         key: "studio",
         feature: "text-to-image",
