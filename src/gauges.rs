@@ -142,8 +142,10 @@ const GAUGES: &[Gauge] = &[
         "tollgate_ledger_lag_seconds",
         "Seconds since the last archived record, while there are others",
         |w| {
-            let behind =
-                w.engine.embedded().is_some_and(|engine| w.archive.position() < engine.written());
+            let Some(engine) = w.engine.embedded() else {
+                return one(w.archive.waits().as_secs_f64());
+            };
+            let behind = w.archive.position() < engine.written();
             let age = |at| w.clock.now().duration_since(at).as_secs_f64().max(0.0);
             one(if behind { w.archive.newest().map_or(0.0, age) } else { 0.0 })
         },

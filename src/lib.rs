@@ -17,4 +17,5 @@ pub mod ops;
 pub mod sample_backend;
 pub mod self_check;
 pub mod serve;
+pub mod sql;
 pub mod telemetry;

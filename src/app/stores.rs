@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::directory::books::ItsBooks;
 use crate::directory::{Directory, Place};
-use crate::ledger::archive::Archive;
+use crate::ledger::archive::{Archive, KEPT_ENTRIES};
 
 /// What every key in Redis begins with.
 const PREFIX: &str = "tollgate";
@@ -71,11 +71,12 @@ impl Stores {
             config::Engine::Redis => {
                 let directory = runtime.block_on(open_directory(config))?;
                 let (engine, thread) = open_redis(config, clock, runtime, &directory, id)?;
-                let archive = runtime.block_on(async {
-                    let nothing = data_dir.join("no-journal");
-                    std::fs::create_dir_all(&nothing)?;
-                    anyhow::Ok(Archive::open(data_dir, &nothing, 0, 0).await?)
-                })?;
+                let archive = match &config.directory.url {
+                    Some(url) => Place::Server(url.expose().into()),
+                    None => Place::File(data_dir.join("archive.db")),
+                };
+                let archive = Archive::of_shards(archive, Arc::clone(&engine), KEPT_ENTRIES);
+                let archive = runtime.block_on(archive)?;
                 let lent = Lent { _id: id_file, _redis: Some(thread) };
                 let (engine, directory) = (Engine::Redis(engine), Arc::new(directory));
                 Ok(Self { engine, directory, archive, lent })
@@ -220,6 +221,7 @@ fn open_redis(
         make: !found.made,
         call_timeout: CALL_TIMEOUT,
         deadline: DEADLINE,
+        owner_timeout: config.books.owner_timeout,
     };
     let (handle, thread) = redis_thread()?;
     let opening = redis::Engine::open(options, handle.clone(), clock.now());

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio_util::either::Either;
@@ -68,7 +69,11 @@ impl Engine {
     pub async fn expire(&self, now: Timestamp) -> Result<Vec<(OpenCharge, State)>, BooksError> {
         match self {
             Self::Embedded(engine) => engine.expire(now),
-            Self::Redis(engine) => engine.expire(now).await.map_err(unavailable),
+            Self::Redis(engine) => {
+                let mut ended = engine.expire(now).await.map_err(unavailable)?;
+                ended.extend(engine.resolve_absent(now).await.map_err(unavailable)?);
+                Ok(ended)
+            }
         }
     }
 
@@ -187,6 +192,13 @@ impl Books for Session {
         match self {
             Self::Embedded(session) => session.is_closed(key),
             Self::Redis(session) => session.is_closed(key),
+        }
+    }
+
+    fn may_forward(&self, charge: ChargeId, held: Instant) -> bool {
+        match self {
+            Self::Embedded(_) => true,
+            Self::Redis(session) => session.may_forward(charge, held),
         }
     }
 

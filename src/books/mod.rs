@@ -15,6 +15,7 @@ pub mod repair;
 pub mod snapshot;
 
 use std::future::Future;
+use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -312,6 +313,12 @@ pub trait Books: Send + Sync {
         &self,
         accounts: &[Account<'_>],
     ) -> impl Future<Output = Result<View, BooksError>> + Send;
+
+    /// Whether a charge that was told to be held at an instant may still be forwarded: nobody else
+    /// has resolved it meanwhile, or will in the next moments (D36).
+    fn may_forward(&self, _charge: ChargeId, _held: Instant) -> bool {
+        true
+    }
 
     /// True for an account of a cycle that is closed.
     fn is_closed(&self, key: &AccountKey) -> bool;

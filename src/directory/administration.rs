@@ -10,13 +10,13 @@ use super::rows::Rows;
 use super::snapshot::Snapshot;
 use super::store::audit::{self, Line, Origin};
 use super::store::once::{self, Kept};
-use super::store::sql::{Connection, query};
-use super::store::{self, Link, StoreError};
+use super::store::{self, StoreError};
 use super::things::{self, Kind, Thing};
 use super::token::{self, NewToken, Token, Tokens};
 use super::{Directory, Writer, answered, before, feed, make_secret};
 use crate::core::account::Version;
 use crate::core::ids::Id;
+use crate::sql::{Connection, Link, query};
 
 pub use super::store::LicenceQuery;
 pub use super::store::audit::{AuditPage, AuditQuery};
@@ -57,7 +57,7 @@ impl Directory {
     /// # Errors
     /// When the database fails, or somebody else takes too long.
     pub async fn alone(&self) -> Result<Alone, ApplyError> {
-        let mut link = Link::new(self.place.clone(), true);
+        let mut link = store::link(self.place.clone(), true);
         if !link.is_shared() {
             return Ok(Alone { _link: None });
         }

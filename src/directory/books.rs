@@ -3,8 +3,8 @@
 //! one with others is refused.
 
 use super::store::StoreError;
-use super::store::sql::{Query, query};
 use super::{ApplyError, Directory};
+use crate::sql::{Query, query};
 
 /// The books that give out what a directory grants.
 #[derive(Clone, Debug, PartialEq, Eq)]

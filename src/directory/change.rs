@@ -11,6 +11,7 @@ use super::store::StoreError;
 use super::things::Thing;
 use crate::core::account::Version;
 use crate::core::ids::Id;
+use crate::sql::LinkError;
 
 pub use super::store::once::{Answer, OnceKey};
 
@@ -137,6 +138,12 @@ impl Condition {
             Self::Absent => tag().is_none(),
             Self::Matches(tags) => tag().is_some_and(|tag| tags.contains(&tag)),
         }
+    }
+}
+
+impl From<LinkError> for ApplyError {
+    fn from(error: LinkError) -> Self {
+        Self::Store(error.into())
     }
 }
 

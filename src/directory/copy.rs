@@ -1,7 +1,7 @@
 //! A directory into another database, with all that it knows.
 
-use super::store::sql::{Connection, Query, Row, Value, insert, query};
-use super::store::{self, Link, Place, StoreError};
+use super::store::{self, StoreError};
+use crate::sql::{Connection, LinkError, Place, Query, Row, Value, insert, query};
 
 /// Every table but `directory` itself and `books` (a copy has none yet): its name, how many of its
 /// columns are its key, and the columns; `#` marks numbers.
@@ -68,9 +68,9 @@ pub async fn copy(from: Place, to: Place) -> Result<Copied, CopyError> {
     {
         return Err(CopyError::Absent(file.display().to_string()));
     }
-    let of = |error| CopyError::Store("--from", error);
-    let on = |error| CopyError::Store("--to", error);
-    let (mut from, mut to) = (Link::new(from, false), Link::new(to, false));
+    let of = |error: LinkError| CopyError::Store("--from", error.into());
+    let on = |error: LinkError| CopyError::Store("--to", error.into());
+    let (mut from, mut to) = (store::link(from, false), store::link(to, false));
     let mut source = from.begin_to_read().await.map_err(of)?;
     let mut target = to.begin().await.map_err(on)?;
     for (table, ..) in TABLES {
@@ -79,8 +79,10 @@ pub async fn copy(from: Place, to: Place) -> Result<Copied, CopyError> {
             return Err(CopyError::NotEmpty(table));
         }
     }
-    let at = store::position(&mut source).await.map_err(of)?;
-    let empty = store::position(&mut target).await.map_err(on)?;
+    let at = store::position(&mut source).await;
+    let at = at.map_err(|error| CopyError::Store("--from", error))?;
+    let empty = store::position(&mut target).await;
+    let empty = empty.map_err(|error| CopyError::Store("--to", error))?;
     let mut copied = Copied { epoch: at.epoch.max(empty.epoch) + 1, ..Copied::default() };
     for (table, keys, columns) in TABLES {
         let mut last: Option<Vec<Value>> = None;
@@ -150,7 +152,7 @@ pub mod tests {
 
     /// All that the tables above hold, in one order.
     pub async fn everything(place: Place) -> Vec<(&'static str, Vec<String>)> {
-        let mut link = Link::new(place, false);
+        let mut link = store::link(place, false);
         let db = link.connection().await.unwrap();
         let mut all = Vec::new();
         for (table, keys, columns) in TABLES {
@@ -169,7 +171,7 @@ pub mod tests {
     #[tokio::test]
     async fn every_column_of_every_table_is_copied() {
         let dir = tempfile::tempdir().unwrap();
-        let mut link = Link::new(Place::in_data_dir(dir.path()), false);
+        let mut link = store::link(Place::in_data_dir(dir.path()), false);
         let db = link.connection().await.unwrap();
         let sql = "SELECT t.name AS name, \
                    group_concat(c.name || CASE c.type WHEN 'BIGINT' THEN '#' ELSE '' END, ' ') \

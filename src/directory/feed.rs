@@ -18,12 +18,12 @@ use super::change::ApplyError;
 use super::rows::{Licence, Plan, Profile, Rows, Settings, Show, User};
 use super::snapshot::{Live, Snapshot, Users};
 use super::store::audit::{self, Entry};
-use super::store::sql::{Connection, PATIENCE, query};
-use super::store::{self, Place, Position, Scope, StoreError};
+use super::store::{self, Position, Scope, StoreError};
 use super::token::Tokens;
 use super::{Directory, Writer};
 use crate::core::account::Version;
 use crate::core::ids::Id;
+use crate::sql::{Connection, PATIENCE, Place, query};
 
 /// How often is asked whether something changed.
 const POLL: Duration = Duration::from_millis(500);

@@ -37,14 +37,14 @@ use self::file::Document;
 use self::rows::{Rows, Table};
 use self::snapshot::{KeyHash, Live, Org, Snapshot, Users};
 use self::store::once::Kept;
-use self::store::sql::{Connection, Transaction};
-use self::store::{Link, Position, StoreError};
+use self::store::{Position, StoreError};
 use self::things::Kind;
 use crate::core::account::Version;
 use crate::core::ids::Id;
+use crate::sql::{Connection, Link, Transaction};
 
 pub use self::change::{Applied, ApplyError};
-pub use self::store::Place;
+pub use crate::sql::Place;
 
 /// Every org, in the database and in memory.
 pub struct Directory {
@@ -73,12 +73,12 @@ impl Directory {
     /// When the database cannot be opened or read.
     pub async fn open(place: impl Into<Place>, least_epoch: u32) -> Result<Self, ApplyError> {
         let place = place.into();
-        let mut link = Link::new(place.clone(), false);
+        let mut link = store::link(place.clone(), false);
         store::raise_epoch(link.connection().await?, least_epoch).await?;
         let mut transaction = link.begin_to_read().await?;
         let (snapshot, at) = feed::everything(&mut transaction).await?;
         transaction.commit().await.map_err(StoreError::from)?;
-        let mut reader = Link::new(place.clone(), true);
+        let mut reader = store::link(place.clone(), true);
         reader.connection().await?;
         let live = Arc::new(Live::new(snapshot));
         if link.is_shared() {
@@ -190,7 +190,7 @@ impl Directory {
     /// When the database fails.
     pub async fn close(self) -> Result<(), StoreError> {
         self.reader.into_inner().close().await?;
-        self.database.into_inner().link.close().await
+        Ok(self.database.into_inner().link.close().await?)
     }
 
     /// Begins a change, on top of whatever others have changed.

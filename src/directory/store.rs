@@ -4,19 +4,33 @@
 //! cannot be read back is damage and an error.
 
 pub mod audit;
-pub mod link;
 mod load;
 pub mod once;
-pub mod sql;
 pub mod tokens;
 mod write;
 
-use self::sql::{Connection, query};
-use crate::core::ids::Id;
+use std::path::Path;
 
-pub use link::{Link, Place};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::SqliteSynchronous;
+
+use crate::core::ids::Id;
+use crate::sql::{Connection, Link, LinkError, Place, Schema, query};
+
 pub use load::{LicenceQuery, Scope, licences, load_details, load_people, users_page};
 pub use write::write;
+
+/// One set of files for both engines.
+static MIGRATIONS: Migrator = sqlx::migrate!("src/directory/migrations");
+
+static SCHEMA: Schema = Schema {
+    migrations: &MIGRATIONS,
+    noted_in: "_sqlx_migrations",
+    // A change that was acknowledged survives a power failure.
+    synchronous: SqliteSynchronous::Full,
+    threads: "directory-sql",
+    writer: Some(0x746f_6c6c_6761_7465),
+};
 
 /// Rows of one statement: a statement costs more than a row, and holds at most 32,766 values.
 const BATCH: usize = 500;
@@ -39,6 +53,34 @@ pub enum StoreError {
     /// The server was asked a moment ago, and did not answer.
     #[error("the directory's database cannot be reached, {0}")]
     Away(String),
+}
+
+impl From<LinkError> for StoreError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Sql(error) => Self::Sql(error),
+            LinkError::Migrate(error) => Self::Migrate(error),
+            LinkError::Away(told) => Self::Away(told),
+        }
+    }
+}
+
+impl Place {
+    /// The directory's file in a data dir.
+    pub fn in_data_dir(data_dir: &Path) -> Self {
+        Self::File(data_dir.join("directory.db"))
+    }
+}
+
+impl From<&Path> for Place {
+    fn from(data_dir: &Path) -> Self {
+        Self::in_data_dir(data_dir)
+    }
+}
+
+/// A link to a directory that is not made yet.
+pub const fn link(place: Place, reads_only: bool) -> Link {
+    Link::new(place, &SCHEMA, reads_only)
 }
 
 /// Which state of the whole directory this is.

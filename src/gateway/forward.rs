@@ -88,12 +88,18 @@ pub async fn free<B: Books + 'static>(
 /// Forwards a request that is paid for, and settles its charge by what comes back.
 ///
 /// # Errors
-/// 502 and 504 when the backend does not answer; `books_unavailable` when the end of the charge
-/// cannot be recorded, because then nobody may have the answer (D30).
+/// 502 and 504 when the backend does not answer; `books_unavailable` when the hold may not be there
+/// any more, and when the end of the charge cannot be recorded, because then nobody may have the
+/// answer (D30).
 pub async fn metered<B: Books + 'static>(
     mut held: Box<Held<B>>,
     request: Request<Outgoing>,
 ) -> Result<Forwarded<B>, Refused> {
+    // A gateway that was paused is not sure of its holds any more (D36); its drop voids this one.
+    if !held.worker.books.may_forward(held.charge, held.told) {
+        let detail = "this gateway was not heard of by the books for a while; nothing was sent";
+        return Err(Refusal::new(Code::BooksUnavailable, detail).into());
+    }
     if cancelled_by_leaving(&held).is_some() {
         held.stage = Stage::Cancellable;
         return exchange(held, request).await;

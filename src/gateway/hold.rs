@@ -49,6 +49,8 @@ pub struct Held<B: Books + 'static> {
     pub moment: Arc<Moment>,
     /// When it was held.
     pub now: Timestamp,
+    /// When it was told to be held.
+    pub told: Instant,
     /// What was taken.
     pub legs: Legs,
     /// What is left, for receipts.
@@ -179,6 +181,7 @@ pub async fn hold<B: Books + 'static>(
         quoted,
         moment,
         now,
+        told: Instant::now(),
         legs: Legs::new(),
         standing: Standing::default(),
         upload: Upload::default(),
@@ -261,6 +264,7 @@ impl<B: Books + 'static> Held<B> {
             self.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
             match posted {
                 Ok(Posted::Done(legs, after)) => {
+                    self.told = Instant::now();
                     standing.update(&after);
                     return Ok(Ok((legs, standing)));
                 }

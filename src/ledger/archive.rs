@@ -1,12 +1,16 @@
-//! The archive: a row for each charge, written behind the journal by a thread of its own, so that
-//! a charge can be looked up long after it was settled. It follows the journal's records and
-//! commits its position with them, so a crash repeats nothing and loses nothing.
+//! The archive: a row for each charge, written behind the books, so that a charge can be looked up
+//! long after it was settled. It follows their records, those of the journal by a thread of its own
+//! into a file, those of shards on Redis from any number of gateways into one database, and commits
+//! its position with them: a crash repeats nothing and loses nothing.
 
 mod adjustments;
 mod answers;
+mod batch;
+mod database;
 mod dead;
 mod rebuild;
 mod records;
+mod shards;
 
 pub use adjustments::KeptLeg;
 
@@ -17,27 +21,32 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{QueryBuilder, Sqlite};
 use tokio_util::sync::CancellationToken;
 
-use self::records::{amended, decoded, document};
+use self::adjustments::name_of;
+use self::batch::Batch;
+use self::database::Database;
+use self::records::{decoded, document};
+use self::shards::Shards;
 use crate::books::journal::{Cursor, Damage, Next};
+use crate::books::redis::{Engine, OpenError};
 use crate::core::account::AccountKey;
-use crate::core::charge::{ChargeDocument, HoldMemo, State};
+use crate::core::charge::{ChargeDocument, State};
 use crate::core::ids::ChargeId;
-use crate::core::record::{Amend, Finish, Hold, Lasting, Record, Resolve, instant};
+use crate::core::record::{Hold, Record, Resolve, instant};
+use crate::sql::{Connection, LinkError, Place, query};
 
 /// Records per transaction at most.
 const BATCH: usize = 4096;
-/// Rows per statement: below every database's bound on parameters.
-const ROWS: usize = 256;
 /// How long the archive rests when it has caught up.
 const REST: Duration = Duration::from_millis(200);
 /// How long a look-up waits for the archive to catch up with the record it asks for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it looks again meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How many archived entries of each shard stay in its stream, unless said otherwise.
+pub const KEPT_ENTRIES: u64 = 1_000;
 
 /// Why the archive cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -48,23 +57,83 @@ pub enum ArchiveError {
     /// Its schema.
     #[error("the archive's schema: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The database's server was asked a moment ago, and did not answer.
+    #[error("the archive's database cannot be reached, {0}")]
+    Away(String),
     /// The journal.
     #[error(transparent)]
     Damage(#[from] Damage),
+    /// The shards.
+    #[error(transparent)]
+    Books(#[from] OpenError),
     /// A row whose record cannot be read.
     #[error("{0} cannot be read")]
     Unreadable(String),
-    /// It did not catch up with the journal in time.
-    #[error("the archive is behind the journal")]
+    /// It did not catch up with the books in time.
+    #[error("the archive is behind the books")]
     Behind,
 }
 
-/// The archive of a data dir. Cheap to clone.
-#[derive(Clone, Debug)]
+impl From<LinkError> for ArchiveError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Sql(error) => Self::Sql(error),
+            LinkError::Migrate(error) => Self::Migrate(error),
+            LinkError::Away(told) => Self::Away(told),
+        }
+    }
+}
+
+/// Up to where whoever looks something up knows that there are records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Which shard; 0 for the journal.
+    pub shard: u16,
+    /// The position in it; 0 to wait for nothing.
+    pub position: u64,
+}
+
+impl Mark {
+    /// A position of the journal.
+    pub const fn journal(position: u64) -> Self {
+        Self { shard: 0, position }
+    }
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    shard: i64,
+    /// Where it ends in the journal, or which entry of the shard it is in.
+    position: u64,
+    /// Which record of the entry it is.
+    part: i64,
+}
+
+impl At {
+    const fn journal(position: u64) -> Self {
+        Self { shard: -1, position, part: 0 }
+    }
+}
+
+/// An archive. Cheap to clone.
+///
+/// A connection to a server lives on the event loop that first needed it; it is made again where
+/// that has ended.
+#[derive(Clone)]
 pub struct Archive {
-    pool: SqlitePool,
-    journal: PathBuf,
+    source: Source,
+    database: Arc<Database>,
     progress: Arc<Progress>,
+}
+
+/// What is archived.
+#[derive(Clone)]
+enum Source {
+    /// The journal in this directory.
+    Journal(PathBuf),
+    /// The streams of books on Redis.
+    Shards(Arc<Shards>),
 }
 
 /// How far the archive is. Stored by the following task only.
@@ -75,10 +144,24 @@ struct Progress {
     newest: AtomicI64,
     /// Records of earlier processes that were not archived when the archive was opened.
     backlog: u64,
-    /// Records archived since.
+    /// Records archived since, or entries of shards.
     records: AtomicU64,
     /// Records that are kept, and could not be read.
     dead: AtomicU64,
+}
+
+impl Progress {
+    /// So many more are archived, and so many are dead letters by now, where that changed.
+    fn archived(&self, records: usize, newest: i64, dead: Option<u64>) {
+        if let Some(dead) = dead {
+            self.dead.store(dead, Ordering::Release);
+        }
+        // A batch of marks only says nothing about time.
+        if newest != 0 {
+            self.newest.store(newest, Ordering::Release);
+        }
+        self.records.fetch_add(records as u64, Ordering::Release);
+    }
 }
 
 impl Archive {
@@ -93,27 +176,45 @@ impl Archive {
         recovered: u64,
         written: u64,
     ) -> Result<Self, ArchiveError> {
-        let options = SqliteConnectOptions::new()
-            .filename(data_dir.join("archive.db"))
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(Duration::from_secs(5))
-            // The threads' names let a measurement tell the archive's CPU from the gateway's.
-            .thread_name(|id| format!("archive-sql-{id}"));
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
-        sqlx::migrate!("src/ledger/migrations").run(&pool).await?;
-        let position = rebuild::start(&pool, journal, recovered).await?;
+        let database = Database::open(Place::File(data_dir.join("archive.db"))).await?;
+        let mut link = database.writer().await;
+        let db = link.connection().await?;
+        let position = rebuild::start(db, journal, recovered).await?;
         let progress = Progress {
             position: AtomicU64::new(position),
             backlog: rebuild::count(journal, position)?.saturating_sub(written),
-            dead: AtomicU64::new(dead::count(&pool).await?),
+            dead: AtomicU64::new(dead::count(db).await?),
             ..Progress::default()
         };
-        Ok(Self { pool, journal: journal.to_owned(), progress: Arc::new(progress) })
+        drop(link);
+        let source = Source::Journal(journal.to_owned());
+        Ok(Self { source, database: Arc::new(database), progress: Arc::new(progress) })
     }
 
-    /// The journal's position up to which everything is archived.
+    /// Opens an archive that follows the shards of books on Redis, and keeps so many archived
+    /// entries of each in its stream. Gateways that share the books share the archive: on a server,
+    /// where the directory may be in the same database. In a file it is for one gateway only.
+    ///
+    /// # Errors
+    /// When the database cannot be opened or migrated.
+    pub async fn of_shards(
+        place: Place,
+        engine: Arc<Engine>,
+        keep: u64,
+    ) -> Result<Self, ArchiveError> {
+        let database = Database::open(place).await?;
+        let shards = Shards::new(engine, keep);
+        let mut link = database.writer().await;
+        let db = link.connection().await?;
+        shards.begin(db).await?;
+        let dead = AtomicU64::new(dead::count(db).await?);
+        drop(link);
+        let progress = Progress { dead, ..Progress::default() };
+        let source = Source::Shards(Arc::new(shards));
+        Ok(Self { source, database: Arc::new(database), progress: Arc::new(progress) })
+    }
+
+    /// The journal's position up to which everything is archived; 0 where shards are archived.
     pub fn position(&self) -> u64 {
         self.progress.position.load(Ordering::Acquire)
     }
@@ -125,8 +226,14 @@ impl Archive {
     /// When the database fails, or somebody who reads it keeps it from being synced.
     pub async fn kept(&self) -> Result<u64, ArchiveError> {
         let position = self.position();
-        let query = sqlx::query_as("PRAGMA wal_checkpoint(FULL)");
-        let (busy, log, synced): (i64, i64, i64) = query.fetch_one(&self.pool).await?;
+        if position == 0 {
+            return Ok(0);
+        }
+        let mut link = self.database.writer().await;
+        let checkpoint = query("PRAGMA wal_checkpoint(FULL)").fetch_one(link.connection().await?);
+        let row = checkpoint.await?;
+        let (busy, log, synced): (i64, i64, i64) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         if busy == 0 && log == synced { Ok(position) } else { Err(ArchiveError::Behind) }
     }
 
@@ -136,15 +243,34 @@ impl Archive {
     /// # Errors
     /// When the database fails.
     pub async fn begins(&self) -> Result<u64, ArchiveError> {
-        let query = sqlx::query_scalar("SELECT begins FROM progress WHERE id = 1");
-        let begins: i64 = query.fetch_one(&self.pool).await?;
+        let mut link = self.database.reader().await;
+        let select = query("SELECT begins FROM progress WHERE id = 1");
+        let begins: i64 = select.fetch_one(link.ready().await?).await?.try_get(0)?;
         Ok(begins as u64)
     }
 
-    /// How many records are not archived, if the process has `written` so many.
+    /// How many records are not archived, if the process has `written` so many; of shards, how
+    /// many entries were not when this gateway last looked, whoever made them.
     pub fn lag(&self, written: u64) -> u64 {
+        if let Source::Shards(shards) = &self.source {
+            return shards.lag();
+        }
         let made = self.progress.backlog + written;
         made.saturating_sub(self.progress.records.load(Ordering::Acquire))
+    }
+
+    /// Of shards: how long ago this gateway first saw the entry that has waited longest to be
+    /// archived by anybody.
+    pub fn waits(&self) -> Duration {
+        match &self.source {
+            Source::Journal(_) => Duration::ZERO,
+            Source::Shards(shards) => shards.waits(),
+        }
+    }
+
+    /// How many records, or entries of shards, this process has archived.
+    pub fn archived(&self) -> u64 {
+        self.progress.records.load(Ordering::Acquire)
     }
 
     /// When the last record was made that this process archived.
@@ -153,8 +279,8 @@ impl Archive {
         (at != 0).then(|| instant(at))
     }
 
-    /// How many records of the journal could not be read: they are kept, and nothing is known of
-    /// their charges or adjustments.
+    /// How many records could not be read, and how often entries of shards were missing: they are
+    /// kept, and nothing is known of their charges or adjustments.
     pub fn dead_letters(&self) -> u64 {
         self.progress.dead.load(Ordering::Acquire)
     }
@@ -164,20 +290,26 @@ impl Archive {
     /// # Errors
     /// When the database fails.
     pub async fn newest_charge(&self) -> Result<Option<Timestamp>, ArchiveError> {
-        let newest: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT max(id) FROM charges").fetch_one(&self.pool).await?;
+        let mut link = self.database.reader().await;
+        let select = query("SELECT id FROM charges ORDER BY id DESC LIMIT 1");
+        let row = select.fetch_optional(link.ready().await?).await?;
+        let newest: Option<Vec<u8>> = row.map(|row| row.try_get(0)).transpose()?;
         let millis = newest.iter().flat_map(|id| &id[..id.len().min(6)]);
         let millis = millis.fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte));
         Ok(newest.and_then(|_| Timestamp::from_millisecond(millis).ok()))
     }
 
-    /// Follows the journal until `stop`, and then to its end.
+    /// Follows the journal or the shards until `stop`, and then to their end.
     ///
     /// # Errors
     /// When the journal is damaged or the database fails for good; charges are still made and
-    /// recorded then, and archived when the cause is gone.
+    /// recorded then, and archived when the cause is gone. With shards only after `stop`.
     pub async fn follow(&self, stop: CancellationToken) -> Result<(), ArchiveError> {
-        let mut cursor = Cursor::new(&self.journal, self.position());
+        let journal = match &self.source {
+            Source::Journal(journal) => journal,
+            Source::Shards(shards) => return self.follow_shards(shards, stop).await,
+        };
+        let mut cursor = Cursor::new(journal, self.position());
         loop {
             let last = stop.is_cancelled();
             while self.step(&mut cursor).await? {}
@@ -198,24 +330,35 @@ impl Archive {
             if cursor.next()? == Next::End {
                 break;
             }
-            batch.add(&cursor.record, cursor.position());
+            batch.read(&cursor.record, At::journal(cursor.position()));
         }
         if batch.is_empty() {
             return Ok(false);
         }
-        if batch.write(&self.pool, cursor.position()).await? {
-            self.progress.dead.store(dead::count(&self.pool).await?, Ordering::Release);
-        }
-        // A batch of marks only says nothing about time.
-        if batch.newest != 0 {
-            self.progress.newest.store(batch.newest, Ordering::Release);
-        }
-        self.progress.records.fetch_add(batch.records as u64, Ordering::Release);
+        let mut link = self.database.writer().await;
+        let dead = write(link.connection().await?, &batch, cursor.position()).await?;
+        drop(link);
+        self.progress.archived(batch.records, batch.newest, dead);
         self.progress.position.store(cursor.position(), Ordering::Release);
         Ok(true)
     }
 
-    /// A charge as of `written`: a hold whose end may be recorded, but not archived yet, is waited
+    /// Whether everything up to a mark is archived.
+    async fn has(&self, mark: Mark) -> Result<bool, ArchiveError> {
+        if let Source::Journal(_) = &self.source {
+            return Ok(self.position() >= mark.position);
+        }
+        if mark.position == 0 {
+            return Ok(true);
+        }
+        let mut link = self.database.reader().await;
+        let select = query("SELECT position FROM shards WHERE shard = $1");
+        let select = select.bind(i64::from(mark.shard)).fetch_one(link.ready().await?);
+        let position: i64 = select.await?.try_get(0)?;
+        Ok(position as u64 >= mark.position)
+    }
+
+    /// A charge as of a mark: a hold whose end may be recorded, but not archived yet, is waited
     /// for, so that whoever was told of a capture does not read that it is held.
     ///
     /// # Errors
@@ -223,31 +366,30 @@ impl Archive {
     pub async fn charge(
         &self,
         id: ChargeId,
-        written: u64,
+        mark: Mark,
     ) -> Result<Option<ChargeDocument>, ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             // Asked before the look-up: what is archived after it is not what it saw.
-            let caught_up = self.position() >= written;
+            let caught_up = self.has(mark).await?;
             let found = self.look_up(id).await?;
             let resolved = found.as_ref().is_some_and(|charge| charge.state != State::Held);
             if resolved || caught_up || tokio::time::Instant::now() >= deadline {
                 return Ok(found);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
     async fn look_up(&self, id: ChargeId) -> Result<Option<ChargeDocument>, ArchiveError> {
-        let row: Option<(Vec<u8>, Option<Vec<u8>>)> =
-            sqlx::query_as("SELECT hold, resolution FROM charges WHERE id = ?")
-                .bind(&id.0[..])
-                .fetch_optional(&self.pool)
-                .await?;
-        let Some((hold, resolution)) = row else { return Ok(None) };
+        let mut link = self.database.reader().await;
+        let db = link.ready().await?;
+        let select = query("SELECT hold, resolution FROM charges WHERE id = $1").bind(&id.0[..]);
+        let Some(row) = select.fetch_optional(db).await? else { return Ok(None) };
+        let (hold, resolution): (Vec<u8>, Option<Vec<u8>>) = (row.try_get(0)?, row.try_get(1)?);
         let (hold, resolution) = decoded(&hold, resolution.as_deref())?;
         let resolve = resolution.as_ref().map(|(resolve, _)| resolve);
-        let names = self.names(&hold.hold, resolve).await?;
+        let names = names(db, &hold.hold, resolve).await?;
         Ok(Some(document(&hold, resolution, &names).map_err(unreadable)?))
     }
 
@@ -255,209 +397,53 @@ impl Archive {
     ///
     /// # Errors
     /// When the database fails or is behind.
-    pub async fn note(&self, id: ChargeId, written: u64) -> Result<Vec<u8>, ArchiveError> {
-        self.caught_up(written).await?;
-        let select = sqlx::query_scalar("SELECT resolution FROM charges WHERE id = ?");
-        let row: Option<Option<Vec<u8>>> =
-            select.bind(&id.0[..]).fetch_optional(&self.pool).await?;
-        match row.flatten().as_deref().map(Record::decode) {
+    pub async fn note(&self, id: ChargeId, mark: Mark) -> Result<Vec<u8>, ArchiveError> {
+        self.caught_up(mark).await?;
+        let mut link = self.database.reader().await;
+        let select = query("SELECT resolution FROM charges WHERE id = $1").bind(&id.0[..]);
+        let row = select.fetch_optional(link.ready().await?).await?;
+        let resolution: Option<Option<Vec<u8>>> = row.map(|row| row.try_get(0)).transpose()?;
+        match resolution.flatten().as_deref().map(Record::decode) {
             Some(Ok(Record::Finish(finish))) => Ok(finish.note.to_vec()),
             Some(Err(_)) => Err(unreadable("an archived resolution")),
             _ => Ok(Vec::new()),
         }
     }
 
-    async fn names(
-        &self,
-        hold: &Hold<'_>,
-        resolution: Option<&Resolve<'_>>,
-    ) -> Result<HashMap<AccountKey, String>, ArchiveError> {
-        let mut names = HashMap::new();
-        let extra = resolution.map(|resolve| resolve.extra.as_slice()).unwrap_or_default();
-        for leg in hold.legs.iter().chain(extra) {
-            names.insert(leg.key, self.name(&leg.key).await?);
-        }
-        Ok(names)
-    }
-
     /// Closes the database.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.database.close().await;
     }
 }
 
-/// Rows to write in one transaction.
-#[derive(Default)]
-struct Batch {
-    charges: HashMap<[u8; 16], Row>,
-    /// Resolutions of charges whose rows are there already.
-    resolutions: Vec<([u8; 16], Vec<u8>, u64)>,
-    /// Amendments of charges whose rows are there already.
-    amendments: Vec<([u8; 16], Vec<u8>, u64)>,
-    answers: Vec<answers::Answer>,
-    adjustments: Vec<adjustments::Row>,
-    dead: Vec<dead::Letter>,
-    accounts: HashMap<AccountKey, String>,
-    newest: i64,
-    records: usize,
+/// Writes a batch of the journal, and the position it leads to. How many dead letters there are
+/// then, where it has some.
+async fn write(
+    db: &mut Connection,
+    batch: &Batch,
+    position: u64,
+) -> Result<Option<u64>, ArchiveError> {
+    let mut transaction = db.begin().await?;
+    let has_dead = batch.write(&mut transaction).await?;
+    let update = query("UPDATE progress SET position = $1 WHERE id = 1").bind(position as i64);
+    update.execute(&mut transaction).await?;
+    let dead = if has_dead { Some(dead::count(&mut transaction).await?) } else { None };
+    transaction.commit().await?;
+    batch.tell();
+    Ok(dead)
 }
 
-struct Row {
-    org: String,
-    user: Option<String>,
-    key: String,
-    hold: Vec<u8>,
-    resolution: Option<Vec<u8>>,
-}
-
-impl Batch {
-    fn is_empty(&self) -> bool {
-        self.records == 0
+async fn names(
+    db: &mut Connection,
+    hold: &Hold<'_>,
+    resolution: Option<&Resolve<'_>>,
+) -> Result<HashMap<AccountKey, String>, ArchiveError> {
+    let mut names = HashMap::new();
+    let extra = resolution.map(|resolve| resolve.extra.as_slice()).unwrap_or_default();
+    for leg in hold.legs.iter().chain(extra) {
+        names.insert(leg.key, name_of(db, &leg.key).await?);
     }
-
-    /// Adds a record that ends at `position`.
-    fn add(&mut self, bytes: &[u8], position: u64) {
-        self.records += 1;
-        let record = match Record::decode(bytes) {
-            Ok(record) => record,
-            Err(error) => return self.bury(position, &[], &error, bytes),
-        };
-        for opening in record.openings() {
-            self.accounts.insert(opening.key, opening.name.to_owned());
-        }
-        match &record {
-            Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
-                self.newest = hold.at;
-                let memo: HoldMemo<'_> = match postcard::from_bytes(hold.memo) {
-                    Ok(memo) => memo,
-                    Err(error) => return self.bury(position, &hold.charge, &error, bytes),
-                };
-                let row = Row {
-                    org: memo.org.to_owned(),
-                    user: memo.user.map(str::to_owned),
-                    key: memo.key.to_owned(),
-                    hold: bytes.to_vec(),
-                    resolution: None,
-                };
-                self.charges.insert(hold.charge, row);
-            }
-            Record::Amend(amend) => {
-                self.newest = amend.at;
-                self.answers.extend(answers::Answer::of(amend.charge, amend.at, amend.answer));
-                self.amend(amend, bytes, position);
-            }
-            Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => {
-                self.newest = resolve.at;
-                if let Record::Finish(finish) = &record {
-                    let (charge, at) = (resolve.charge, resolve.at);
-                    self.answers.extend(answers::Answer::of(charge, at, finish.answer));
-                }
-                match self.charges.get_mut(&resolve.charge) {
-                    Some(row) => row.resolution = Some(bytes.to_vec()),
-                    None => self.resolutions.push((resolve.charge, bytes.to_vec(), position)),
-                }
-            }
-            Record::Adjust(adjust) => {
-                self.newest = adjust.at;
-                let (row, error) = adjustments::Row::new(adjust, bytes, position);
-                if let Some(error) = error {
-                    let id = row.as_ref().map(|row| row.id);
-                    self.bury(position, id.as_ref().map_or(&[], |id| &id[..]), &error, bytes);
-                }
-                self.adjustments.extend(row);
-            }
-            Record::Synced(_) | Record::Close(_) => {}
-        }
-    }
-
-    /// What more a charge took, or is known of it: its row has the hold as it is now.
-    fn amend(&mut self, amend: &Amend<'_>, bytes: &[u8], position: u64) {
-        match self.charges.get_mut(&amend.charge) {
-            None => self.amendments.push((amend.charge, bytes.to_vec(), position)),
-            Some(row) => match amended(&row.hold, amend) {
-                Some(hold) => row.hold = hold,
-                None => self.bury(position, &amend.charge, &"its hold cannot be read", bytes),
-            },
-        }
-    }
-
-    /// Keeps a record that cannot be read as it is.
-    fn bury(&mut self, position: u64, id: &[u8], what: &dyn std::fmt::Display, bytes: &[u8]) {
-        let (id, what, record) = (id.to_vec(), what.to_string(), bytes.to_vec());
-        self.dead.push(dead::Letter { position, id, what, record });
-    }
-
-    /// Writes all of it; true when there are dead letters in it.
-    async fn write(&self, pool: &SqlitePool, position: u64) -> Result<bool, sqlx::Error> {
-        let mut transaction = pool.begin().await?;
-        let accounts: Vec<_> = self.accounts.iter().collect();
-        for some in accounts.chunks(ROWS) {
-            let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO accounts (key, name) ");
-            insert.push_values(some, |mut row, (key, name)| {
-                row.push_bind(key_bytes(key)).push_bind(name.as_str());
-            });
-            insert.push(" ON CONFLICT DO NOTHING");
-            insert.build().execute(&mut *transaction).await?;
-        }
-        // In the order of their ids, which is that of time: the table grows at its end.
-        let mut rows: Vec<_> = self.charges.iter().collect();
-        rows.sort_unstable_by_key(|(id, _)| **id);
-        for some in rows.chunks(ROWS) {
-            let mut insert = QueryBuilder::<Sqlite>::new(
-                "INSERT INTO charges (id, org, user_id, key_id, hold, resolution) ",
-            );
-            insert.push_values(some, |mut to, (id, row)| {
-                to.push_bind(&id[..])
-                    .push_bind(&row.org)
-                    .push_bind(&row.user)
-                    .push_bind(&row.key)
-                    .push_bind(&row.hold)
-                    .push_bind(&row.resolution);
-            });
-            // What is archived again is as the journal has it.
-            insert.push(
-                " ON CONFLICT (id) DO UPDATE SET hold = excluded.hold, \
-                 resolution = excluded.resolution",
-            );
-            insert.build().execute(&mut *transaction).await?;
-        }
-        for letter in &self.dead {
-            letter.write(&mut transaction).await?;
-        }
-        let mut has_dead = !self.dead.is_empty();
-        for (id, bytes, position) in &self.resolutions {
-            let update = sqlx::query("UPDATE charges SET resolution = ? WHERE id = ?");
-            let update = update.bind(bytes).bind(&id[..]).execute(&mut *transaction).await?;
-            if update.rows_affected() == 0 {
-                has_dead |= dead::resolution(&mut transaction, *position, id, bytes).await?;
-            }
-        }
-        for (id, bytes, position) in &self.amendments {
-            has_dead |= records::amend(&mut transaction, *position, id, bytes).await?;
-        }
-        for answer in &self.answers {
-            answer.write(&mut transaction).await?;
-        }
-        for row in &self.adjustments {
-            row.write(&mut transaction).await?;
-        }
-        sqlx::query("UPDATE progress SET position = ? WHERE id = 1")
-            .bind(position as i64)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        // Told when they are kept, so once.
-        if let Some(first) = self.dead.first() {
-            tracing::error!(
-                records = self.dead.len(),
-                position = first.position,
-                what = first.what,
-                "records of the journal cannot be read: the archive keeps them as they are, and \
-                 goes on; balances lose nothing"
-            );
-        }
-        Ok(has_dead)
-    }
+    Ok(names)
 }
 
 fn key_bytes(key: &AccountKey) -> Vec<u8> {

@@ -1,10 +1,10 @@
 //! Charges by id: open ones from the books, resolved ones from the archive.
 
-use super::archive::{Archive, ArchiveError, KeptLeg};
+use super::archive::{Archive, ArchiveError, KeptLeg, Mark};
 use crate::books::{Books, BooksError, Engine, OpenCharge, Session};
 use crate::core::adjustment::AdjustmentDocument;
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
-use crate::core::ids::ChargeId;
+use crate::core::ids::{ChargeId, home_of};
 use crate::core::note::{self, OutcomeNote};
 
 /// Books and archive side by side.
@@ -20,8 +20,16 @@ impl ChargeBook {
         Self { session: engine.session(), engine, archive }
     }
 
-    fn written(&self) -> u64 {
-        self.engine.embedded().map_or(0, |engine| engine.written())
+    /// All that is recorded by now of orgs with this home.
+    async fn mark(&self, home: u16) -> Result<Mark, BooksError> {
+        let engine = match &self.engine {
+            Engine::Embedded(engine) => return Ok(Mark::journal(engine.written())),
+            Engine::Redis(engine) => engine,
+        };
+        let shard = engine.shard_of(home);
+        let end = engine.ledger_end(shard).await;
+        let end = end.map_err(|error| BooksError::Unavailable(error.to_string()))?;
+        Ok(Mark { shard: shard as u16, position: end.unwrap_or(0) })
     }
 
     /// A charge, if there is one with this id.
@@ -32,7 +40,7 @@ impl ChargeBook {
         if let Some(open) = self.session.open_charge(id).await? {
             return describe(&open).map(Some);
         }
-        let archived = self.archive.charge(id, self.written()).await;
+        let archived = self.archive.charge(id, self.mark(id.home()).await?).await;
         archived.map_err(unavailable)
     }
 
@@ -41,7 +49,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn note(&self, id: ChargeId) -> Result<Vec<u8>, BooksError> {
-        self.archive.note(id, self.written()).await.map_err(unavailable)
+        self.archive.note(id, self.mark(id.home()).await?).await.map_err(unavailable)
     }
 
     /// The HTTP message that answered a charge's request, where one is kept (D35).
@@ -49,7 +57,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn answer(&self, id: ChargeId) -> Result<Option<Vec<u8>>, BooksError> {
-        self.archive.answer(id, self.written()).await.map_err(unavailable)
+        self.archive.answer(id, self.mark(id.home()).await?).await.map_err(unavailable)
     }
 
     /// The open charges of an org, in no order.
@@ -70,7 +78,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn adjustment(&self, id: ChargeId) -> Result<Option<AdjustmentDocument>, BooksError> {
-        self.archive.adjustment(id, self.written()).await.map_err(unavailable)
+        self.archive.adjustment(id, self.mark(id.home()).await?).await.map_err(unavailable)
     }
 
     /// Adjustments of an org with their places, newest first: at most `limit`, those before a
@@ -84,8 +92,8 @@ impl ChargeBook {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Vec<(i64, AdjustmentDocument)>, BooksError> {
-        let written = self.written();
-        self.archive.adjustments(org, before, limit, written).await.map_err(unavailable)
+        let mark = self.mark(home_of(org)).await?;
+        self.archive.adjustments(org, before, limit, mark).await.map_err(unavailable)
     }
 
     /// What was given back of a charge, in the order of its legs.
@@ -93,7 +101,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn given_back(&self, id: ChargeId) -> Result<Vec<AdjustmentDocument>, BooksError> {
-        self.archive.given_back(id, self.written()).await.map_err(unavailable)
+        self.archive.given_back(id, self.mark(id.home()).await?).await.map_err(unavailable)
     }
 
     /// What a resolved charge took in the end, limits and caps included.
@@ -101,7 +109,7 @@ impl ChargeBook {
     /// # Errors
     /// When the archive fails or is behind.
     pub async fn legs(&self, id: ChargeId) -> Result<Vec<KeptLeg>, BooksError> {
-        self.archive.legs(id, self.written()).await.map_err(unavailable)
+        self.archive.legs(id, self.mark(id.home()).await?).await.map_err(unavailable)
     }
 }
 

@@ -14,8 +14,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("log", &["config"]),
     // The three stores.
     ("books", &["core"]),
-    ("directory", &["core"]),
-    ("ledger", &["core", "books"]),
+    ("sql", &[]),
+    ("directory", &["core", "sql"]),
+    ("ledger", &["core", "books", "sql"]),
     // The faces, side by side.
     ("gateway", &["core", "clock", "config", "telemetry", "books", "directory"]),
     ("admin", &["core", "clock", "books", "directory", "ledger"]),
@@ -70,7 +71,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hyper", &["gateway", "serve", "sample_backend"]),
     ("hyper_util", &["gateway", "serve", "sample_backend"]),
     ("axum", &["admin", "ops", "app"]),
-    ("sqlx", &["directory", "ledger"]),
+    ("sqlx", &["sql", "directory", "ledger"]),
     ("redis", &["books/redis"]),
     ("ureq", &["fetch", "cli"]),
     ("clap", &["cli"]),

@@ -15,7 +15,7 @@ use tollgate::core::adjustment::AdjustMemo;
 use tollgate::core::charge::{ChargeDocument, OutcomeMemo, State};
 use tollgate::core::ids::ChargeId;
 use tollgate::core::record::{Adjust, Record};
-use tollgate::ledger::archive::Archive;
+use tollgate::ledger::archive::{Archive, Mark};
 
 use crate::engine::{
     NOW, account, amendment, ask, done, id, resolution, run, second, take, temporary,
@@ -56,8 +56,13 @@ fn lose(dir: &Path, from: u64) {
     file.set_len(place.offset).unwrap();
 }
 
+/// All that is recorded by now.
+fn mark(engine: &Engine) -> Mark {
+    Mark::journal(engine.written())
+}
+
 /// What the archive knows of adjustments.
-async fn known(archive: &Archive, end: u64) -> Vec<String> {
+async fn known(archive: &Archive, end: Mark) -> Vec<String> {
     let listed = archive.adjustments("acme", None, 100, end).await.unwrap();
     listed.into_iter().rev().map(|(_, document)| document.id).collect()
 }
@@ -93,7 +98,7 @@ fn f38_adjustments_that_the_journal_lost_are_not_kept_by_the_archive() {
             adjust(&engine, lost, 2, None);
             adjust(&engine, refund, 2, Some(charge));
             let archived = archive(&data, dir.path(), &engine).await;
-            let written = engine.written();
+            let written = mark(&engine);
             assert!(archived.adjustment(lost, written).await.unwrap().is_some());
             assert_eq!(archived.given_back(charge, written).await.unwrap().len(), 1);
             let before = known(&archived, written).await;
@@ -104,7 +109,7 @@ fn f38_adjustments_that_the_journal_lost_are_not_kept_by_the_archive() {
 
             let engine = prune::open(dir.path(), 3).unwrap();
             let again = archive(&data, dir.path(), &engine).await;
-            let written = engine.written();
+            let written = mark(&engine);
             assert_eq!(known(&again, written).await, before[..2], "pruned: {is_pruned}");
             assert_eq!(again.adjustment(lost, written).await.unwrap(), None);
             assert_eq!(again.given_back(charge, written).await.unwrap(), []);
@@ -115,7 +120,7 @@ fn f38_adjustments_that_the_journal_lost_are_not_kept_by_the_archive() {
             adjust(&engine, refund, 3, Some(charge));
             again.close().await;
             let again = archive(&data, dir.path(), &engine).await;
-            assert_eq!(known(&again, engine.written()).await, before);
+            assert_eq!(known(&again, mark(&engine)).await, before);
             again.close().await;
         });
     }
@@ -141,8 +146,8 @@ fn f38_an_archive_whose_position_is_inside_a_record_is_built_again() {
         drop(engine);
         let engine = prune::open(dir.path(), 2).unwrap();
         let again = archive(&data, dir.path(), &engine).await;
-        let written = engine.written();
-        assert_eq!(again.position(), written);
+        let written = mark(&engine);
+        assert_eq!(again.position(), written.position);
         assert_eq!(known(&again, written).await, [id(1).to_string()]);
         assert_ne!(again.charge(id(3), written).await.unwrap(), None);
         again.close().await;
@@ -176,7 +181,7 @@ fn d37_a_hold_whose_memo_cannot_be_read_does_not_stop_the_archive() {
         hold(&engine, 2, 0);
         // The hold, and what became of it.
         let archived = dead(&data, dir.path(), &engine, 2).await;
-        let written = engine.written();
+        let written = mark(&engine);
         assert_eq!(archived.charge(id(1), written).await.unwrap(), None);
         assert_ne!(archived.charge(id(2), written).await.unwrap(), None);
         archived.close().await;
@@ -199,11 +204,11 @@ fn d37_an_adjustment_whose_memo_cannot_be_read_is_found_by_its_id() {
         adjust_with(&engine, 0, b"");
         adjust(&engine, id(2), 0, None);
         let archived = dead(&data, dir.path(), &engine, 2).await;
-        let found = archived.adjustment(id(1), engine.written()).await.unwrap().unwrap();
+        let found = archived.adjustment(id(1), mark(&engine)).await.unwrap().unwrap();
         assert_eq!((&*found.amount, &*found.account), ("0.00005", "acme/licence/a/2026-11-01"));
         assert_eq!(found.id, id(1).to_string());
         let all = [id(1).to_string(), id(2).to_string()];
-        assert_eq!(known(&archived, engine.written()).await, all);
+        assert_eq!(known(&archived, mark(&engine)).await, all);
         archived.close().await;
     });
 }
@@ -297,14 +302,14 @@ fn d34_a_charge_is_archived_with_what_amended_it() {
             adjust_with(&engine, 0, b"");
             amend(&engine, 1, &longer);
             let archived = archive(&data, dir.path(), &engine).await;
-            let open = archived.charge(id(1), engine.written()).await.unwrap().unwrap();
+            let open = archived.charge(id(1), mark(&engine)).await.unwrap().unwrap();
             assert_eq!((open.state, open.expires_at), (State::Held, Some(second(90))));
             assert_eq!(legs(&open), [(a, "0.001044"), (b, "0.000004")]);
             assert_eq!(engine.expire(second(60)).unwrap().len(), 2);
             finish(&engine, 1, &[500, 4], b"");
             archived.close().await;
             let archived = archive(&data, dir.path(), &engine).await;
-            let written = engine.written();
+            let written = mark(&engine);
             let found = archived.charge(id(1), written).await.unwrap().unwrap();
             assert_eq!((found.state, found.expires_at), (State::Captured, Some(second(90))));
             assert_eq!(legs(&found), [(a, "0.0005"), (b, "0.000004")]);
@@ -331,7 +336,7 @@ fn d35_an_answer_is_kept_as_long_as_its_key() {
         finish(&engine, 3, &[3], b"");
         let archived = archive(&data, dir.path(), &engine).await;
         let kept = async |archived: &Archive, charge| {
-            archived.answer(id(charge), engine.written()).await.unwrap()
+            archived.answer(id(charge), mark(&engine)).await.unwrap()
         };
         let answers: [Option<&[u8]>; 4] = [Some(b"202"), Some(b"200"), None, None];
         for (charge, answer) in (1..).zip(answers) {
@@ -345,7 +350,7 @@ fn d35_an_answer_is_kept_as_long_as_its_key() {
         assert_eq!(archived.forget_answers(NOW + KEPT_KEYS).await.unwrap(), 0);
         assert_eq!(archived.forget_answers(NOW + KEPT_KEYS * 2).await.unwrap(), 2);
         assert_eq!(kept(&archived, 1).await, None);
-        assert_ne!(archived.charge(id(1), engine.written()).await.unwrap(), None);
+        assert_ne!(archived.charge(id(1), mark(&engine)).await.unwrap(), None);
         archived.close().await;
     });
 }

@@ -1,6 +1,7 @@
 //! The books, held to what they promise.
 //!
 //! - `archive`: the archive behind a journal that lost records, or has some that cannot be read.
+//! - `archive_shards`: the archive behind shards on Redis, in a file and in PostgreSQL.
 //! - `closed`: cycles that are long over.
 //! - `engine`, `engine_redis`: the engines, as the suites need them.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
@@ -25,6 +26,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 
 mod archive;
+mod archive_shards;
 mod closed;
 mod contract;
 mod crash_points;
@@ -37,6 +39,9 @@ mod folded;
 mod grants;
 mod journal;
 mod model;
+#[path = "../support/postgres.rs"]
+#[expect(dead_code, reason = "other tests lend and pause servers")]
+mod postgres;
 mod prune;
 mod recorded;
 mod redis_faults;

@@ -17,7 +17,7 @@ use tollgate::core::account::{Account, Balance};
 use tollgate::core::charge::{HoldMemo, OutcomeMemo, State};
 use tollgate::core::cycle::Label;
 use tollgate::core::price::Price;
-use tollgate::ledger::archive::Archive;
+use tollgate::ledger::archive::{Archive, Mark};
 
 use crate::engine::{
     NOW, account, ask, balances, copy, done, files, id, resolution, run, take, temporary,
@@ -42,8 +42,12 @@ fn accounts() -> [Account<'static>; 2] {
 
 /// What the gateway writes with a hold.
 pub fn memo() -> Vec<u8> {
+    memo_of("acme")
+}
+
+pub fn memo_of(org: &str) -> Vec<u8> {
     let memo = HoldMemo {
-        org: "acme",
+        org,
         user: Some("alice"),
         key: "studio",
         feature: "text-to-image",
@@ -300,7 +304,7 @@ fn d37_an_archive_behind_a_journal_without_its_beginning_has_all_that_there_is()
         let charges: Vec<u64> = (0..DAYS).flat_map(|day| day * 10..day * 10 + 3).collect();
         let mut before = BTreeMap::new();
         for charge in &charges {
-            let found = archived.charge(id(*charge), end).await.unwrap().unwrap();
+            let found = archived.charge(id(*charge), Mark::journal(end)).await.unwrap().unwrap();
             assert_ne!(found.state, State::Held, "{charge}");
             before.insert(*charge, serde_json::to_string(&found).unwrap());
         }
@@ -314,7 +318,7 @@ fn d37_an_archive_behind_a_journal_without_its_beginning_has_all_that_there_is()
         let engine = open(dir.path(), DAYS).unwrap();
         let again = archive(&data, dir.path(), &engine).await;
         for (charge, document) in &before {
-            let found = again.charge(id(*charge), end).await.unwrap().unwrap();
+            let found = again.charge(id(*charge), Mark::journal(end)).await.unwrap().unwrap();
             assert_eq!(&serde_json::to_string(&found).unwrap(), document);
         }
         again.close().await;
@@ -328,7 +332,7 @@ fn d37_an_archive_behind_a_journal_without_its_beginning_has_all_that_there_is()
         let first = start(&with_extension(dir.path(), "journal")[0]);
         let mut missing = 0;
         for (charge, document) in &before {
-            match rebuilt.charge(id(*charge), end).await.unwrap() {
+            match rebuilt.charge(id(*charge), Mark::journal(end)).await.unwrap() {
                 None => missing += 1,
                 Some(found) => assert_eq!(&serde_json::to_string(&found).unwrap(), document),
             }
@@ -336,7 +340,7 @@ fn d37_an_archive_behind_a_journal_without_its_beginning_has_all_that_there_is()
         assert!(missing > 0 && missing < before.len(), "{missing}");
         // One was open when the oldest snapshot was made, and its hold is deleted.
         let open_then = FOLDED[0] * 10 - 10;
-        assert!(rebuilt.charge(id(open_then), end).await.unwrap().is_some());
+        assert!(rebuilt.charge(id(open_then), Mark::journal(end)).await.unwrap().is_some());
         assert_eq!(rebuilt.position(), end);
         assert_eq!(rebuilt.begins().await.unwrap(), first);
         rebuilt.close().await;

@@ -108,7 +108,8 @@ fn f31_a_library_that_is_gone_is_loaded_again() {
 
 #[test]
 fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
-    let keys = ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger", "ended"];
+    let keys =
+        ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger", "ended"];
     for lost in keys {
         let gateway = Gateway::start(&[]);
         assert!(done(gateway.hold(1).unwrap()).is_some());

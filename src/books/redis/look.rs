@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use super::pack::In;
 use super::wire::StoredHold;
-use super::{Engine, HOLDS, Keys, OpenError, SESSIONS};
+use super::{Engine, OpenError};
 use crate::books::{Books, OpenCharge, OpenLeg};
 use crate::core::account::{Account, AccountKey, Balance, LegKind};
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
 
-/// How many fields of a hash Redis looks at for one call.
+/// How many holds are described at once.
 const PIECE: usize = 500;
 /// Where the names of accounts are among a shard's keys.
 const NAMES: usize = 2;
@@ -46,9 +45,6 @@ impl Seen {
         self.failed.load(Relaxed)
     }
 }
-
-/// One piece of a hash: where the next one begins, and fields with their values.
-type Piece = (u64, Vec<Vec<u8>>);
 
 impl Engine {
     /// What was seen when it was last looked.
@@ -114,10 +110,7 @@ impl Engine {
     ) -> Result<Vec<OpenCharge>, OpenError> {
         let mut open = HashMap::new();
         for shard in 0..self.shared.shards {
-            let sessions = redis::cmd("HKEYS").arg(&self.shared.keys(shard).0[SESSIONS]).clone();
-            let sessions: Vec<Vec<u8>> = self.read(&sessions).await?;
-            let sessions = sessions.into_iter().filter_map(|name| String::from_utf8(name).ok());
-            let sessions = sessions.collect();
+            let sessions = self.owners(shard).await?.into_iter().map(|owner| owner.name).collect();
             let mut holds = Vec::new();
             let see = |charge, hold: StoredHold| {
                 if is_wanted(&hold, &sessions) {
@@ -140,18 +133,10 @@ impl Engine {
         shard: usize,
         mut see: impl FnMut(ChargeId, StoredHold),
     ) -> Result<(), OpenError> {
-        let Keys(keys) = self.shared.keys(shard);
         let mut at = 0;
         loop {
-            let mut command = redis::cmd("HSCAN");
-            command.arg(&keys[HOLDS]).arg(at).arg("COUNT").arg(PIECE);
-            let (next, pairs): Piece = self.read(&command).await?;
-            for pair in pairs.chunks_exact(2) {
-                let charge = <[u8; 16]>::try_from(&pair[0][..]);
-                let charge = charge.map_err(|_| OpenError::Books("a charge's id".into()))?;
-                let hold = StoredHold::read(&mut In::new(&pair[1]));
-                see(ChargeId(charge), hold.map_err(|error| OpenError::Books(error.to_string()))?);
-            }
+            let (next, holds) = self.some_holds(shard, at).await?;
+            holds.into_iter().for_each(|(charge, hold)| see(charge, hold));
             at = next;
             if at == 0 {
                 return Ok(());

@@ -18,6 +18,7 @@
 //! - `owners`: the holds of sessions that nobody hears of any more (D36).
 //! - `ledger`: the records of a shard's stream.
 //! - `look`: what lists and gauges show.
+//! - `stream`: how far the streams are, and trimming.
 
 mod drive;
 pub mod ledger;
@@ -27,6 +28,7 @@ mod look;
 mod owners;
 mod pack;
 mod session;
+mod stream;
 mod wire;
 
 pub use session::Session;

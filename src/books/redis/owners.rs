@@ -58,8 +58,8 @@ type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A session as a shard knows it.
 #[derive(Clone, Debug)]
-struct Owner {
-    name: String,
+pub(super) struct Owner {
+    pub(super) name: String,
     /// Its last number, and when it was seen, as they are stored.
     mark: Vec<u8>,
     /// When it was seen, in microseconds since the Unix epoch by Redis' clock.
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     /// The sessions of a shard.
-    async fn owners(&self, shard: usize) -> Result<Vec<Owner>, OpenError> {
+    pub(super) async fn owners(&self, shard: usize) -> Result<Vec<Owner>, OpenError> {
         let key = &self.shared.keys(shard).0[SESSIONS];
         let fields: Vec<Vec<u8>> = self.read(&redis::cmd("HKEYS").arg(key).clone()).await?;
         let names = fields.into_iter().filter_map(|name| String::from_utf8(name).ok());
@@ -191,7 +191,7 @@ impl Engine {
 
     /// Some of the open holds of a shard, from a cursor on, and the next cursor. Each that is there
     /// all the time is among those of one round.
-    async fn some_holds(
+    pub(super) async fn some_holds(
         &self,
         shard: usize,
         cursor: u64,

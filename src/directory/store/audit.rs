@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::sql::{self, Connection, query};
 use super::{BATCH, StoreError, load};
 use crate::core::ids::Id;
+use crate::sql::{self, Connection, query};
 
 /// One changed thing.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use super::sql::{self, Connection, query};
 use crate::core::amount::{Credits, MAX_MICRO, Operations};
 use crate::core::cycle::{Era, Schedule};
 use crate::core::ids::Id;
@@ -19,6 +18,7 @@ use crate::directory::rows::{
 };
 use crate::directory::snapshot::KeyHash;
 use crate::directory::things::Kind;
+use crate::sql::{self, Connection, query};
 
 /// Which users, with their licences, a change looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::audit::instant;
-use super::sql::{Connection, query};
 use super::{StoreError, load};
 use crate::directory::rows::hex;
+use crate::sql::{Connection, query};
 
 /// A request that may come twice.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Administrators' tokens in the database.
 
-use super::sql::{Connection, query};
 use super::{StoreError, load};
 use crate::core::ids::Id;
 use crate::directory::rows::{hex, word};
 use crate::directory::token::Token;
+use crate::sql::{Connection, query};
 
 /// Every token.
 ///

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::audit::{self, Line, Origin};
-use super::sql::{self, Connection, query};
 use super::{BATCH, StoreError};
 use crate::core::amount::Operations;
 use crate::core::ids::Id;
@@ -14,6 +13,7 @@ use crate::directory::difference::Change;
 use crate::directory::rows::{
     Details, Key, Licence, Plan, Profile, Row, Rows, Table, Term, User, hex, word, zone_name,
 };
+use crate::sql::{self, Connection, query};
 
 /// Writes what differs, under the next version of the org. The caller commits.
 ///

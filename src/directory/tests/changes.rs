@@ -5,7 +5,7 @@ use super::*;
 use crate::directory::administration::AuditQuery;
 use crate::directory::file::hash_secret;
 use crate::directory::snapshot::{ActsFor, KeyKind};
-use crate::directory::store::sql::query;
+use crate::sql::query;
 use secrecy::ExposeSecret;
 use serde_json::json;
 

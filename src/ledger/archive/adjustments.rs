@@ -1,13 +1,12 @@
 //! Adjustments in the archive, and the legs that a refund gives back.
 
-use std::time::Duration;
-
 use super::records::{decoded, kept};
-use super::{Archive, ArchiveError, PATIENCE, key_bytes};
+use super::{Archive, ArchiveError, At, LOOK_AGAIN, Mark, PATIENCE, key_bytes};
 use crate::core::account::{AccountKey, AccountName, LegKind};
 use crate::core::adjustment::{AdjustMemo, AdjustmentDocument};
 use crate::core::ids::ChargeId;
 use crate::core::record::{Adjust, Record, instant};
+use crate::sql::{Connection, Value, query};
 
 /// What an account gave to a charge in the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +29,7 @@ pub(super) struct Row {
     charge: Option<[u8; 16]>,
     key: Vec<u8>,
     record: Vec<u8>,
-    position: u64,
+    at: At,
 }
 
 impl Row {
@@ -39,11 +38,11 @@ impl Row {
     pub(super) fn new(
         adjust: &Adjust<'_>,
         bytes: &[u8],
-        position: u64,
+        at: At,
     ) -> (Option<Self>, Option<postcard::Error>) {
         let row = |id, org, charge| {
             let (key, record) = (key_bytes(&adjust.key), bytes.to_vec());
-            Self { id, org, charge, key, record, position }
+            Self { id, org, charge, key, record, at }
         };
         match postcard::from_bytes::<AdjustMemo<'_>>(adjust.memo) {
             Ok(memo) => (Some(row(memo.id, Some(memo.org.to_owned()), memo.charge)), None),
@@ -51,22 +50,21 @@ impl Row {
         }
     }
 
-    pub(super) async fn write(&self, db: &mut sqlx::SqliteConnection) -> Result<(), sqlx::Error> {
-        // What is archived again is as the journal has it; its place stays.
-        let sql = "INSERT INTO adjustments (id, org, charge, record, position) VALUES (?1, \
-                   coalesce(?2, (SELECT substr(name, 1, instr(name, '/') - 1) FROM accounts \
-                   WHERE key = ?3), ''), ?4, ?5, ?6) ON CONFLICT (id) DO UPDATE SET \
+    pub(super) async fn write(&self, db: &mut Connection) -> Result<(), sqlx::Error> {
+        let org = match &self.org {
+            Some(org) => org.clone(),
+            None => name(db, &self.key).await?.split('/').next().unwrap_or_default().to_owned(),
+        };
+        // What is archived again is as it was recorded; its place stays. The places of an org are
+        // in the order of its records, because all of them are in one journal or shard, which one
+        // after the other archives.
+        let sql = "INSERT INTO adjustments (id, org, charge, record, position) \
+                   VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET \
                    charge = excluded.charge, record = excluded.record, \
                    position = excluded.position";
-        sqlx::query(sql)
-            .bind(&self.id[..])
-            .bind(&self.org)
-            .bind(&self.key)
-            .bind(self.charge.as_ref().map(|charge| &charge[..]))
-            .bind(&self.record)
-            .bind(self.position as i64)
-            .execute(db)
-            .await?;
+        let insert = query(sql).bind(&self.id[..]).bind(org);
+        let insert = insert.bind(Value::Bytes(self.charge.map(Vec::from))).bind(&self.record);
+        insert.bind(self.at.position as i64).execute(db).await?;
         Ok(())
     }
 }
@@ -78,23 +76,49 @@ pub(super) fn own_id(memo: &[u8]) -> Option<[u8; 16]> {
     id.try_into().ok()
 }
 
+/// The name of an account that was opened, by its encoded key.
+async fn name(db: &mut Connection, key: &[u8]) -> Result<String, sqlx::Error> {
+    let row = query("SELECT name FROM accounts WHERE key = $1").bind(key).fetch_optional(db);
+    row.await?.map_or_else(|| Ok(String::new()), |row| row.try_get(0))
+}
+
+/// The name of an account that was opened.
+pub(super) async fn name_of(db: &mut Connection, key: &AccountKey) -> Result<String, ArchiveError> {
+    Ok(name(db, &key_bytes(key)).await?)
+}
+
+async fn describe(db: &mut Connection, record: &[u8]) -> Result<AdjustmentDocument, ArchiveError> {
+    let unreadable = || ArchiveError::Unreadable("an archived adjustment".to_owned());
+    let Ok(Record::Adjust(adjust)) = Record::decode(record) else { return Err(unreadable()) };
+    let memo: AdjustMemo<'_> = match postcard::from_bytes(adjust.memo) {
+        Ok(memo) => memo,
+        // A dead letter: what it did is known, not who asked for it, and why.
+        Err(_) => {
+            let id = own_id(adjust.memo).ok_or_else(unreadable)?;
+            AdjustMemo { id, org: "", who: "", reason: "", charge: None }
+        }
+    };
+    let name = name_of(db, &adjust.key).await?;
+    Ok(memo.document(&name, adjust.key.kind, adjust.delta, instant(adjust.at)))
+}
+
 impl Archive {
-    /// The adjustment with this id, if the journal up to `written` has it.
+    /// The adjustment with this id, if it was made up to the mark.
     ///
     /// # Errors
     /// When the database fails, or the archive does not catch up in time.
     pub async fn adjustment(
         &self,
         id: ChargeId,
-        written: u64,
+        mark: Mark,
     ) -> Result<Option<AdjustmentDocument>, ArchiveError> {
-        self.caught_up(written).await?;
-        let query = sqlx::query_scalar("SELECT record FROM adjustments WHERE id = ?");
-        let found: Option<Vec<u8>> = query.bind(&id.0[..]).fetch_optional(&self.pool).await?;
-        match found {
-            Some(record) => self.describe(&record).await.map(Some),
-            None => Ok(None),
-        }
+        self.caught_up(mark).await?;
+        let mut link = self.database.reader().await;
+        let db = link.ready().await?;
+        let select = query("SELECT record FROM adjustments WHERE id = $1").bind(&id.0[..]);
+        let Some(row) = select.fetch_optional(db).await? else { return Ok(None) };
+        let record: Vec<u8> = row.try_get(0)?;
+        describe(db, &record).await.map(Some)
     }
 
     /// Adjustments of an org with their places, newest first: at most `limit`, those before a
@@ -107,16 +131,18 @@ impl Archive {
         org: &str,
         before: Option<i64>,
         limit: usize,
-        written: u64,
+        mark: Mark,
     ) -> Result<Vec<(i64, AdjustmentDocument)>, ArchiveError> {
-        self.caught_up(written).await?;
-        let sql = "SELECT place, record FROM adjustments WHERE org = ? AND place < ? \
-                   ORDER BY place DESC LIMIT ?";
-        let query = sqlx::query_as(sql).bind(org).bind(before.unwrap_or(i64::MAX));
-        let rows: Vec<(i64, Vec<u8>)> = query.bind(limit as i64).fetch_all(&self.pool).await?;
-        let mut described = Vec::with_capacity(rows.len());
-        for (place, record) in rows {
-            described.push((place, self.describe(&record).await?));
+        self.caught_up(mark).await?;
+        let mut link = self.database.reader().await;
+        let db = link.ready().await?;
+        let sql = "SELECT place, record FROM adjustments WHERE org = $1 AND place < $2 \
+                   ORDER BY place DESC LIMIT $3";
+        let select = query(sql).bind(org).bind(before.unwrap_or(i64::MAX)).bind(limit as i64);
+        let mut described = Vec::new();
+        for row in select.fetch_all(db).await? {
+            let record: Vec<u8> = row.try_get(1)?;
+            described.push((row.try_get(0)?, describe(db, &record).await?));
         }
         Ok(described)
     }
@@ -128,15 +154,16 @@ impl Archive {
     pub async fn given_back(
         &self,
         charge: ChargeId,
-        written: u64,
+        mark: Mark,
     ) -> Result<Vec<AdjustmentDocument>, ArchiveError> {
-        self.caught_up(written).await?;
-        let sql = "SELECT record FROM adjustments WHERE charge = ? ORDER BY place";
-        let query = sqlx::query_scalar(sql).bind(&charge.0[..]);
-        let records: Vec<Vec<u8>> = query.fetch_all(&self.pool).await?;
-        let mut described = Vec::with_capacity(records.len());
-        for record in records {
-            described.push(self.describe(&record).await?);
+        self.caught_up(mark).await?;
+        let mut link = self.database.reader().await;
+        let db = link.ready().await?;
+        let sql = "SELECT record FROM adjustments WHERE charge = $1 ORDER BY place";
+        let mut described = Vec::new();
+        for row in query(sql).bind(&charge.0[..]).fetch_all(db).await? {
+            let record: Vec<u8> = row.try_get(0)?;
+            described.push(describe(db, &record).await?);
         }
         Ok(described)
     }
@@ -145,17 +172,20 @@ impl Archive {
     ///
     /// # Errors
     /// As with [`Archive::adjustment`].
-    pub async fn legs(&self, charge: ChargeId, written: u64) -> Result<Vec<KeptLeg>, ArchiveError> {
-        self.caught_up(written).await?;
-        let sql = "SELECT hold, resolution FROM charges WHERE id = ?";
-        let row: Option<(Vec<u8>, Option<Vec<u8>>)> =
-            sqlx::query_as(sql).bind(&charge.0[..]).fetch_optional(&self.pool).await?;
-        let Some((hold, Some(resolution))) = row else { return Ok(Vec::new()) };
+    pub async fn legs(&self, charge: ChargeId, mark: Mark) -> Result<Vec<KeptLeg>, ArchiveError> {
+        self.caught_up(mark).await?;
+        let mut link = self.database.reader().await;
+        let db = link.ready().await?;
+        let sql = "SELECT hold, resolution FROM charges WHERE id = $1";
+        let found = query(sql).bind(&charge.0[..]).fetch_optional(db).await?;
+        let Some(row) = found else { return Ok(Vec::new()) };
+        let (hold, resolution): (Vec<u8>, Option<Vec<u8>>) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(resolution) = resolution else { return Ok(Vec::new()) };
         let (hold, resolution) = decoded(&hold, Some(&resolution))?;
         let resolve = resolution.as_ref().map(|(resolve, _)| resolve);
         let mut legs = Vec::new();
         for leg in kept(&hold.hold, resolve).into_iter().filter(|leg| leg.amount > 0) {
-            let name = self.name(&leg.key).await?;
+            let name = name_of(db, &leg.key).await?;
             let Some(read) = AccountName::read(&name, &leg.key) else {
                 let what = format!("the name of an account: {name:?}");
                 return Err(ArchiveError::Unreadable(what));
@@ -166,36 +196,14 @@ impl Archive {
         Ok(legs)
     }
 
-    async fn describe(&self, record: &[u8]) -> Result<AdjustmentDocument, ArchiveError> {
-        let unreadable = || ArchiveError::Unreadable("an archived adjustment".to_owned());
-        let Ok(Record::Adjust(adjust)) = Record::decode(record) else { return Err(unreadable()) };
-        let memo: AdjustMemo<'_> = match postcard::from_bytes(adjust.memo) {
-            Ok(memo) => memo,
-            // A dead letter: what it did is known, not who asked for it, and why.
-            Err(_) => {
-                let id = own_id(adjust.memo).ok_or_else(unreadable)?;
-                AdjustMemo { id, org: "", who: "", reason: "", charge: None }
-            }
-        };
-        let name = self.name(&adjust.key).await?;
-        Ok(memo.document(&name, adjust.key.kind, adjust.delta, instant(adjust.at)))
-    }
-
-    /// The name of an account that was opened.
-    pub(super) async fn name(&self, key: &AccountKey) -> Result<String, ArchiveError> {
-        let query = sqlx::query_scalar("SELECT name FROM accounts WHERE key = ?");
-        let name: Option<String> = query.bind(key_bytes(key)).fetch_optional(&self.pool).await?;
-        Ok(name.unwrap_or_default())
-    }
-
-    /// Waits until everything up to a position is archived: what is not there then was not made.
-    pub(super) async fn caught_up(&self, written: u64) -> Result<(), ArchiveError> {
+    /// Waits until everything up to a mark is archived: what is not there then was not made.
+    pub(super) async fn caught_up(&self, mark: Mark) -> Result<(), ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        while self.position() < written {
+        while !self.has(mark).await? {
             if tokio::time::Instant::now() >= deadline {
                 return Err(ArchiveError::Behind);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok(())
     }

@@ -1,59 +1,66 @@
 //! The answers of charges that were made under a key (D35), kept for who asks again.
 
-use std::time::Duration;
+use std::collections::HashMap;
 
 use jiff::Timestamp;
-use sqlx::sqlite::SqliteConnection;
 
-use super::{Archive, ArchiveError, PATIENCE};
+use super::batch::chunks;
+use super::{Archive, ArchiveError, LOOK_AGAIN, Mark, PATIENCE};
 use crate::books::KEPT_KEYS;
 use crate::core::ids::ChargeId;
+use crate::sql::{Connection, Value, query, rows_between};
 
-/// An answer.
-pub(super) struct Answer {
-    charge: [u8; 16],
-    at: i64,
-    message: Vec<u8>,
+/// Answers by their charges: when the first one of a charge was given, and the last one.
+pub(super) type Answers = HashMap<[u8; 16], (i64, Vec<u8>)>;
+
+/// Adds the answer of a record, where it has one.
+pub(super) fn add(answers: &mut Answers, charge: [u8; 16], at: i64, message: &[u8]) {
+    if !message.is_empty() {
+        answers.entry(charge).or_insert_with(|| (at, Vec::new())).1 = message.to_vec();
+    }
 }
 
-impl Answer {
-    /// Of a record; `None` where it has none.
-    pub(super) fn of(charge: [u8; 16], at: i64, message: &[u8]) -> Option<Self> {
-        (!message.is_empty()).then(|| Self { charge, at, message: message.to_vec() })
+pub(super) async fn write(answers: &Answers, db: &mut Connection) -> Result<(), sqlx::Error> {
+    let rows: Vec<_> = answers.iter().collect();
+    for some in chunks(&rows) {
+        let values = some.iter().map(|(charge, (at, message))| {
+            [Value::from(&charge[..]), (*at).into(), message.into()]
+        });
+        let into = "INSERT INTO answers (charge, at, message)";
+        let behind = " ON CONFLICT (charge) DO UPDATE SET message = excluded.message";
+        rows_between(into, values, behind).execute(&mut *db).await?;
     }
-
-    pub(super) async fn write(&self, db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let sql = "INSERT INTO answers (charge, at, message) VALUES (?, ?, ?) \
-                   ON CONFLICT (charge) DO UPDATE SET message = excluded.message";
-        let insert = sqlx::query(sql).bind(&self.charge[..]).bind(self.at).bind(&self.message);
-        insert.execute(db).await?;
-        Ok(())
-    }
+    Ok(())
 }
 
 impl Archive {
     /// The HTTP message that answered a charge's request, if it is kept.
     ///
     /// # Errors
-    /// When the database fails, or is behind what was `written`.
+    /// When the database fails, or is behind the mark.
     pub async fn answer(
         &self,
         charge: ChargeId,
-        written: u64,
+        mark: Mark,
     ) -> Result<Option<Vec<u8>>, ArchiveError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             // Asked before the look-up: what is archived after it is not what it saw.
-            let caught_up = self.position() >= written;
-            let select = sqlx::query_scalar("SELECT message FROM answers WHERE charge = ?");
-            let found = select.bind(&charge.0[..]).fetch_optional(&self.pool).await?;
-            if found.is_some() || caught_up {
-                return Ok(found);
+            let caught_up = self.has(mark).await?;
+            let mut link = self.database.reader().await;
+            let select = query("SELECT message FROM answers WHERE charge = $1");
+            let found = select.bind(&charge.0[..]).fetch_optional(link.ready().await?).await?;
+            drop(link);
+            if let Some(row) = found {
+                return Ok(Some(row.try_get(0)?));
+            }
+            if caught_up {
+                return Ok(None);
             }
             if tokio::time::Instant::now() >= deadline {
                 return Err(ArchiveError::Behind);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -64,10 +71,11 @@ impl Archive {
     pub async fn forget_answers(&self, now: Timestamp) -> Result<u64, ArchiveError> {
         // An answer is never older than its hold, so its key went first.
         let before = now.as_microsecond().saturating_sub(KEPT_KEYS.as_micros() as i64);
-        let delete = sqlx::query(
+        let delete = query(
             "DELETE FROM answers WHERE charge IN \
-             (SELECT charge FROM answers WHERE at < ? ORDER BY at LIMIT 1000)",
+             (SELECT charge FROM answers WHERE at < $1 ORDER BY at LIMIT 1000)",
         );
-        Ok(delete.bind(before).execute(&self.pool).await?.rows_affected())
+        let mut link = self.database.writer().await;
+        Ok(delete.bind(before).execute(link.ready().await?).await?)
     }
 }

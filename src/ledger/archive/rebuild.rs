@@ -4,28 +4,28 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use sqlx::sqlite::SqlitePool;
-
 use super::adjustments::own_id;
-use super::{ArchiveError, Batch};
+use super::{ArchiveError, At, Batch, write};
 use crate::books::journal::{Cursor, Damage, Next, Segments};
 use crate::books::snapshot;
 use crate::core::record::{Hold, Lasting, Record, instant};
+use crate::sql::{Connection, query};
 
 /// The position to archive from, when the journal was recovered up to `recovered`.
 pub(super) async fn start(
-    pool: &SqlitePool,
+    db: &mut Connection,
     journal: &Path,
     recovered: u64,
 ) -> Result<u64, ArchiveError> {
-    let query = sqlx::query_as("SELECT position, begins FROM progress WHERE id = 1");
-    let (position, begins): (i64, i64) = query.fetch_one(pool).await?;
+    let select = query("SELECT position, begins FROM progress WHERE id = 1");
+    let row = select.fetch_one(&mut *db).await?;
+    let (position, begins): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let (position, first) = (position as u64, first(journal)?);
     if position > recovered || (position >= first && is_inside(journal, position, recovered)?) {
-        return rewind(pool, journal).await;
+        return rewind(db, journal).await;
     }
     if position < first {
-        begin_later(pool, journal, position, first).await?;
+        begin_later(db, journal, position, first).await?;
         return Ok(first);
     }
     if begins > 0 {
@@ -64,7 +64,7 @@ fn first(journal: &Path) -> Result<u64, Damage> {
 /// nowhere else. It is built again from what there is: the oldest snapshot names the accounts and
 /// has the charges that were open, the journal has the rest.
 async fn begin_later(
-    pool: &SqlitePool,
+    db: &mut Connection,
     journal: &Path,
     position: u64,
     first: u64,
@@ -107,64 +107,54 @@ async fn begin_later(
             record
                 .encode(&mut bytes)
                 .map_err(|error| ArchiveError::Unreadable(format!("an open hold: {error}")))?;
-            batch.add(&bytes, first);
+            batch.add(&record, &bytes, At::journal(first));
         }
     }
     // First what is told at every start, should this one die in between.
-    sqlx::query("UPDATE progress SET begins = ? WHERE id = 1")
-        .bind(first as i64)
-        .execute(pool)
-        .await?;
-    batch.write(pool, first).await?;
+    let update = query("UPDATE progress SET begins = $1 WHERE id = 1").bind(first as i64);
+    update.execute(&mut *db).await?;
+    write(db, &batch, first).await?;
     Ok(())
 }
 
 /// Begins again: a power failure or a repair has taken records from the journal that are archived
 /// already. Returns the position to archive from.
-async fn rewind(pool: &SqlitePool, journal: &Path) -> Result<u64, ArchiveError> {
+async fn rewind(db: &mut Connection, journal: &Path) -> Result<u64, ArchiveError> {
     let first = first(journal)?;
     tracing::warn!(from = first, "the archive knows of more than the journal: it is built again");
     let Found { newest_hold, adjustments } = Found::read(journal, first)?;
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db.begin().await?;
     if first == 0 {
-        sqlx::query("DELETE FROM charges").execute(&mut *transaction).await?;
-        sqlx::query("DELETE FROM accounts").execute(&mut *transaction).await?;
-        sqlx::query("DELETE FROM dead_letters").execute(&mut *transaction).await?;
-        sqlx::query("DELETE FROM answers").execute(&mut *transaction).await?;
+        query("DELETE FROM charges").execute(&mut transaction).await?;
+        query("DELETE FROM accounts").execute(&mut transaction).await?;
+        query("DELETE FROM dead_letters").execute(&mut transaction).await?;
+        query("DELETE FROM answers").execute(&mut transaction).await?;
     } else {
         // What was before is kept nowhere else. Ids grow with time: what is newer than the newest
         // hold is not in the journal.
-        sqlx::query("DELETE FROM charges WHERE id > ?")
-            .bind(&newest_hold[..])
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query("DELETE FROM answers WHERE charge > ?")
-            .bind(&newest_hold[..])
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query("DELETE FROM dead_letters WHERE position > ?")
-            .bind(first as i64)
-            .execute(&mut *transaction)
-            .await?;
+        let delete = query("DELETE FROM charges WHERE id > $1").bind(&newest_hold[..]);
+        delete.execute(&mut transaction).await?;
+        let delete = query("DELETE FROM answers WHERE charge > $1").bind(&newest_hold[..]);
+        delete.execute(&mut transaction).await?;
+        let delete = query("DELETE FROM dead_letters WHERE position > $1").bind(first as i64);
+        delete.execute(&mut transaction).await?;
     }
     // An adjustment must not be said to be made that the balances do not have. Not all are made
     // anew, as charges are: lists go by their places. Before the journal's beginning it lost none.
-    let sql = "SELECT id FROM adjustments WHERE position > ?1 OR ?1 = 0";
-    let query = sqlx::query_scalar(sql).bind(first as i64);
-    let known: Vec<Vec<u8>> = query.fetch_all(&mut *transaction).await?;
-    let lost: Vec<_> = known.iter().filter(|id| !adjustments.contains(*id)).collect();
-    for id in &lost {
-        let delete = sqlx::query("DELETE FROM adjustments WHERE id = ?").bind(id.as_slice());
-        delete.execute(&mut *transaction).await?;
+    let select = query("SELECT id FROM adjustments WHERE position > $1 OR $1 = 0");
+    let mut lost = 0;
+    for row in select.bind(first as i64).fetch_all(&mut transaction).await? {
+        let id: Vec<u8> = row.try_get(0)?;
+        if !adjustments.contains(&id) {
+            let delete = query("DELETE FROM adjustments WHERE id = $1").bind(id);
+            lost += delete.execute(&mut transaction).await?;
+        }
     }
-    if !lost.is_empty() {
-        let lost = lost.len();
+    if lost > 0 {
         tracing::warn!(lost, "adjustments that the journal lost are not shown any more");
     }
-    sqlx::query("UPDATE progress SET position = ?1, begins = min(begins, ?1) WHERE id = 1")
-        .bind(first as i64)
-        .execute(&mut *transaction)
-        .await?;
+    let update = query("UPDATE progress SET position = $1, begins = min(begins, $1) WHERE id = 1");
+    update.bind(first as i64).execute(&mut transaction).await?;
     transaction.commit().await?;
     Ok(first)
 }

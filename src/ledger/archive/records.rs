@@ -3,14 +3,13 @@
 
 use std::collections::HashMap;
 
-use sqlx::sqlite::SqliteConnection;
-
-use super::{ArchiveError, dead, unreadable};
+use super::{ArchiveError, At, dead, unreadable};
 use crate::core::account::{AccountKey, LegKind};
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
 use crate::core::ids::ChargeId;
 use crate::core::note;
 use crate::core::record::{Amend, Finish, Hold, Lasting, Leg, Record, Resolve, add_legs, instant};
+use crate::sql::{Connection, query};
 
 /// The end of a charge, with what was noted then.
 pub(super) type End<'a> = (Resolve<'a>, &'a [u8]);
@@ -54,19 +53,22 @@ pub(super) fn amended(hold: &[u8], amend: &Amend<'_>) -> Option<Vec<u8>> {
 /// Amends the row of a charge. True when there is none, and the record was kept beside a hold that
 /// cannot be read.
 pub(super) async fn amend(
-    db: &mut SqliteConnection,
-    position: u64,
+    db: &mut Connection,
+    at: At,
     charge: &[u8],
     record: &[u8],
 ) -> Result<bool, sqlx::Error> {
-    let select = sqlx::query_scalar("SELECT hold FROM charges WHERE id = ?");
-    let hold: Option<Vec<u8>> = select.bind(charge).fetch_optional(&mut *db).await?;
+    let select = query("SELECT hold FROM charges WHERE id = $1").bind(charge);
+    let hold: Option<Vec<u8>> = match select.fetch_optional(&mut *db).await? {
+        Some(row) => Some(row.try_get(0)?),
+        None => None,
+    };
     let next = match (&hold, Record::decode(record)) {
         (Some(hold), Ok(Record::Amend(amend))) => amended(hold, &amend),
         _ => None,
     };
-    let Some(next) = next else { return dead::resolution(db, position, charge, record).await };
-    let update = sqlx::query("UPDATE charges SET hold = ? WHERE id = ?");
+    let Some(next) = next else { return dead::resolution(db, at, charge, record).await };
+    let update = query("UPDATE charges SET hold = $1 WHERE id = $2");
     update.bind(next).bind(charge).execute(db).await?;
     Ok(false)
 }

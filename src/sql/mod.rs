@@ -1,8 +1,12 @@
 //! SQLite or PostgreSQL behind one connection: the same statements with `$1` for values, which are
-//! texts and whole numbers, and rows that are read in the same way.
+//! texts, whole numbers and bytes, and rows that are read in the same way.
+//!
+//! - `link`: where a database is, and a connection to it that is made again when it was lost.
 //!
 //! A server may fall silent; each of its answers is waited for a while only, and a connection that
 //! failed so is not used again.
+
+pub mod link;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -13,6 +17,8 @@ use sqlx::{
     AssertSqlSafe, ColumnIndex, Connection as _, Database, Decode, Error, Postgres, Row as _,
     SqlSafeStr, SqlStr, Sqlite, Type,
 };
+
+pub use link::{Link, LinkError, Place, Schema};
 
 /// How long an answer of a server is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +52,8 @@ pub enum Value {
     Text(Option<String>),
     /// A number, or nothing in its place.
     Number(Option<i64>),
+    /// Bytes, or nothing in their place.
+    Bytes(Option<Vec<u8>>),
 }
 
 /// A statement with its values.
@@ -65,13 +73,22 @@ pub fn query(sql: impl SqlSafeStr) -> Query {
 }
 
 /// A statement that inserts rows: `into` names table and columns.
-///
-/// It has thousands of values, and SQLite looks for each numbered one among all of them.
 pub fn insert(
     into: &str,
     rows: impl IntoIterator<Item = impl IntoIterator<Item = Value>>,
 ) -> Query {
-    let mut sql = format!("{into} VALUES ");
+    rows_between(into, rows, "")
+}
+
+/// A statement with rows of values between what stands before them and behind them.
+///
+/// It has thousands of values, and SQLite looks for each numbered one among all of them.
+pub fn rows_between(
+    before: &str,
+    rows: impl IntoIterator<Item = impl IntoIterator<Item = Value>>,
+    behind: &str,
+) -> Query {
+    let mut sql = format!("{before} VALUES ");
     let mut values = Vec::new();
     for row in rows {
         sql.push_str(if values.is_empty() { "(" } else { ", (" });
@@ -81,6 +98,7 @@ pub fn insert(
         }
         sql.push(')');
     }
+    sql.push_str(behind);
     // Our own text, with nothing in it but places for values.
     Query { sql: AssertSqlSafe(sql).into_sql_str(), is_unnumbered: true, values }
 }
@@ -173,10 +191,12 @@ impl Query {
         DB::Arguments: sqlx::IntoArguments<DB>,
         Option<String>: sqlx::Encode<'static, DB> + Type<DB>,
         Option<i64>: sqlx::Encode<'static, DB> + Type<DB>,
+        Option<Vec<u8>>: sqlx::Encode<'static, DB> + Type<DB>,
     {
         self.values.into_iter().fold(sqlx::query(self.sql), |query, value| match value {
             Value::Text(text) => query.bind(text),
             Value::Number(number) => query.bind(number),
+            Value::Bytes(bytes) => query.bind(bytes),
         })
     }
 }
@@ -338,5 +358,29 @@ impl From<i64> for Value {
 impl From<Option<i64>> for Value {
     fn from(number: Option<i64>) -> Self {
         Self::Number(number)
+    }
+}
+
+impl From<&[u8]> for Value {
+    fn from(bytes: &[u8]) -> Self {
+        Self::Bytes(Some(bytes.to_vec()))
+    }
+}
+
+impl From<&Vec<u8>> for Value {
+    fn from(bytes: &Vec<u8>) -> Self {
+        Self::Bytes(Some(bytes.clone()))
+    }
+}
+
+impl From<&Option<Vec<u8>>> for Value {
+    fn from(bytes: &Option<Vec<u8>>) -> Self {
+        Self::Bytes(bytes.clone())
+    }
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(Some(bytes))
     }
 }

@@ -1,7 +1,7 @@
-//! Where the directory's database is, and a connection to it that is made again when it was lost.
+//! Where a database is, and a connection to it that is made again when it was lost.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -10,10 +10,9 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, SqlSafeStr};
 
-use super::StoreError;
-use super::sql::{Connection, Transaction, in_time, query};
+use super::{Connection, Transaction, in_time, query};
 
-/// Where a directory is kept.
+/// Where a database is.
 #[derive(Clone, Debug)]
 pub enum Place {
     /// In a file of SQLite.
@@ -22,9 +21,39 @@ pub enum Place {
     Server(SecretString),
 }
 
+/// What a store keeps in a database. Several stores may share one of a server.
+pub struct Schema {
+    /// Its tables, for SQLite; for PostgreSQL the words that differ are replaced.
+    pub migrations: &'static Migrator,
+    /// The table in which a server notes what was done of them.
+    pub noted_in: &'static str,
+    /// How much of it a power failure may take from a file.
+    pub synchronous: SqliteSynchronous,
+    /// What the threads of a file's connections are called, before a number.
+    pub threads: &'static str,
+    /// Who changes it on a server holds this lock to the end of the transaction, so that there is
+    /// one writer however many gateways there are.
+    pub writer: Option<i64>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The database failed.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error(transparent)]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The server was asked a moment ago, and did not answer.
+    #[error("{0}")]
+    Away(String),
+}
+
 /// A connection for changes or for reading, made when it is needed.
 pub struct Link {
     place: Place,
+    schema: &'static Schema,
     reads_only: bool,
     connection: Option<Connection>,
     /// When a server did not answer, and what was told then.
@@ -39,31 +68,22 @@ const AHEAD: usize = 4096;
 /// turn meanwhile is told at once, and not one after the other.
 const REST: Duration = Duration::from_secs(1);
 
-/// Who changes the directory holds this lock of PostgreSQL to the end of the transaction, so that
-/// there is one writer however many gateways there are.
-const WRITER: i64 = 0x746f_6c6c_6761_7465;
-
 /// What the URL of a server may say behind a `?`.
 const PARAMETERS: [&str; 9] =
     ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "user", "password", "dbname"];
 const NO_URL: &str = "the URL is not understood: expected one like \
                       postgres://user:password@host:5432/database?sslmode=verify-full";
 
-/// One set of files for both engines.
-static MIGRATIONS: Migrator = sqlx::migrate!("src/directory/migrations");
-
 impl Place {
-    /// The file in a data dir.
-    pub fn in_data_dir(data_dir: &Path) -> Self {
-        Self::File(data_dir.join("directory.db"))
-    }
-
     /// A connection, with a schema that is up to date unless it is only read from.
-    async fn connect(&self, reads_only: bool) -> Result<Connection, StoreError> {
+    async fn connect(&self, of: &Schema, reads_only: bool) -> Result<Connection, LinkError> {
         match self {
             Self::File(file) => {
-                let mut options =
-                    SqliteConnectOptions::new().filename(file).disable_statement_logging();
+                let threads = of.threads;
+                let mut options = SqliteConnectOptions::new()
+                    .filename(file)
+                    .thread_name(move |number| format!("{threads}-{number}"))
+                    .disable_statement_logging();
                 if reads_only {
                     let options = options.read_only(true);
                     return Ok(Connection::file(options.connect().await?));
@@ -71,20 +91,20 @@ impl Place {
                 options = options
                     .create_if_missing(true)
                     .journal_mode(SqliteJournalMode::Wal)
-                    // A change that was acknowledged survives a power failure.
-                    .synchronous(SqliteSynchronous::Full)
+                    .synchronous(of.synchronous)
                     .row_buffer_size(AHEAD);
                 let mut connection = options.connect().await?;
-                MIGRATIONS.run_direct(None, &mut connection, false).await?;
+                of.migrations.run_direct(None, &mut connection, false).await?;
                 Ok(Connection::file(connection))
             }
             Self::Server(_) => {
                 let connect = async { self.server()?.connect().await };
                 let mut connection = in_time(connect, &mut false).await?;
                 // Else it tells at every start that the tables are there.
-                sqlx::query("SET client_min_messages = warning").execute(&mut connection).await?;
+                let quiet = sqlx::query("SET client_min_messages = warning");
+                in_time(quiet.execute(&mut connection), &mut false).await?;
                 if !reads_only {
-                    on_a_server(&MIGRATIONS).run_direct(None, &mut connection, false).await?;
+                    on_a_server(of).run_direct(None, &mut connection, false).await?;
                 }
                 let mut connection = Connection::server(connection);
                 // A gateway that stands still in the middle of a change must not keep the others
@@ -131,28 +151,38 @@ impl std::str::FromStr for Place {
     }
 }
 
-impl From<&Path> for Place {
-    fn from(data_dir: &Path) -> Self {
-        Self::in_data_dir(data_dir)
-    }
-}
+/// The words of the migrations that PostgreSQL has others for. Its texts are compared byte by byte,
+/// as SQLite and Rust do, whatever the database's language: what an id sorts before must not depend
+/// on where it is kept.
+const WORDS: [(&str, &str); 4] = [
+    (" TEXT", " TEXT COLLATE \"C\""),
+    (" BLOB", " BYTEA"),
+    (" INTEGER PRIMARY KEY AUTOINCREMENT", " BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY"),
+    (" INTEGER", " BIGINT"),
+];
 
-/// The same migrations for PostgreSQL: its texts are compared byte by byte, as SQLite and Rust do,
-/// whatever the database's language. What an id sorts before must not depend on where it is kept.
-fn on_a_server(migrator: &Migrator) -> Migrator {
+/// The same migrations for PostgreSQL.
+fn on_a_server(schema: &Schema) -> Migrator {
     let migration = |of: &Migration| {
-        let sql = of.sql.as_str().replace(" TEXT", " TEXT COLLATE \"C\"");
+        let mut sql = of.sql.as_str().to_owned();
+        for (word, other) in WORDS {
+            sql = sql.replace(word, other);
+        }
         let sql = AssertSqlSafe(sql).into_sql_str();
         Migration::new(of.version, of.description.clone(), of.migration_type, sql, of.no_tx)
     };
-    let migrations: Vec<Migration> = migrator.iter().map(migration).collect();
-    Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
+    let migrations: Vec<Migration> = schema.migrations.iter().map(migration).collect();
+    Migrator {
+        migrations: Cow::Owned(migrations),
+        table_name: Cow::Borrowed(schema.noted_in),
+        ..Migrator::DEFAULT
+    }
 }
 
 impl Link {
     /// A link that is not made yet.
-    pub const fn new(place: Place, reads_only: bool) -> Self {
-        Self { place, reads_only, connection: None, away: None }
+    pub const fn new(place: Place, schema: &'static Schema, reads_only: bool) -> Self {
+        Self { place, schema, reads_only, connection: None, away: None }
     }
 
     /// Whether others write to the same database.
@@ -164,7 +194,7 @@ impl Link {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub async fn connection(&mut self) -> Result<&mut Connection, StoreError> {
+    pub async fn connection(&mut self) -> Result<&mut Connection, LinkError> {
         if let Some(mut connection) = self.connection.take() {
             // What is wrong with it is told by the one that is made instead.
             let settled = connection.settle().await.is_ok();
@@ -175,9 +205,9 @@ impl Link {
         if let Some((when, told)) = &self.away
             && when.elapsed() < REST
         {
-            return Err(StoreError::Away(told.clone()));
+            return Err(LinkError::Away(told.clone()));
         }
-        match self.place.connect(self.reads_only).await {
+        match self.place.connect(self.schema, self.reads_only).await {
             Ok(connection) => {
                 self.away = None;
                 Ok(self.connection.insert(connection))
@@ -193,10 +223,9 @@ impl Link {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn begin_to_read(&mut self) -> Result<Transaction<'_>, StoreError> {
+    pub async fn begin_to_read(&mut self) -> Result<Transaction<'_>, LinkError> {
         let shared = self.is_shared();
-        self.ready().await?;
-        let mut transaction = self.connection().await?.begin().await?;
+        let mut transaction = self.ready().await?.begin().await?;
         if shared {
             let sql = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
             query(sql).execute(&mut transaction).await?;
@@ -208,27 +237,25 @@ impl Link {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn begin(&mut self) -> Result<Transaction<'_>, StoreError> {
-        let shared = self.is_shared();
-        self.ready().await?;
-        let mut transaction = self.connection().await?.begin().await?;
-        if shared {
-            query("SELECT pg_advisory_xact_lock($1)")
-                .bind(WRITER)
-                .execute(&mut transaction)
-                .await?;
+    pub async fn begin(&mut self) -> Result<Transaction<'_>, LinkError> {
+        let lock = self.schema.writer.filter(|_| self.is_shared());
+        let mut transaction = self.ready().await?.begin().await?;
+        if let Some(lock) = lock {
+            query("SELECT pg_advisory_xact_lock($1)").bind(lock).execute(&mut transaction).await?;
         }
         Ok(transaction)
     }
 
-    /// Sees to it that a connection that a server ended meanwhile is made again before a change
-    /// is begun on it.
-    async fn ready(&mut self) -> Result<(), StoreError> {
+    /// The connection, made again also where a server ended it meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn ready(&mut self) -> Result<&mut Connection, LinkError> {
         if self.is_shared() && self.connection.is_some() {
             // What is wrong is told by the connection that is made instead.
             let _ = query("SELECT 1").execute(self.connection().await?).await;
         }
-        Ok(())
+        self.connection().await
     }
 
     /// Ends a change that was not made, and with it the lock that keeps others from theirs.
@@ -243,8 +270,8 @@ impl Link {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn close(self) -> Result<(), StoreError> {
-        match self.connection {
+    pub async fn close(&mut self) -> Result<(), LinkError> {
+        match self.connection.take() {
             Some(connection) => Ok(connection.close().await?),
             None => Ok(()),
         }

@@ -1,0 +1,41 @@
+//! What the archive needs of the shards besides their entries: how many there are, how far their
+//! ledgers are, and to trim what it has.
+
+use super::{Engine, Keys, LEDGER, OpenError};
+
+/// The key in [`Keys`] that counts a shard's entries.
+const META: usize = 0;
+
+impl Engine {
+    /// How many shards the books have.
+    pub fn shards(&self) -> usize {
+        self.shared.shards
+    }
+
+    /// The shard of an org, or of a charge, by its home.
+    pub fn shard_of(&self, home: u16) -> usize {
+        usize::from(home) % self.shared.shards
+    }
+
+    /// The position of the last entry that a shard's ledger was ever given; `None` where the books
+    /// have no such shard (any more).
+    ///
+    /// # Errors
+    /// When Redis does not answer, or not as expected.
+    pub async fn ledger_end(&self, shard: usize) -> Result<Option<u64>, OpenError> {
+        let Keys(keys) = self.shared.keys(shard);
+        self.read(&redis::cmd("HGET").arg(&keys[META]).arg("seq").clone()).await
+    }
+
+    /// Deletes the entries of a shard's ledger up to a position. The ledger itself stays, also
+    /// without entries.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn trim_ledger(&self, shard: usize, through: u64) -> Result<u64, OpenError> {
+        let Keys(keys) = self.shared.keys(shard);
+        let mut command = redis::cmd("XTRIM");
+        command.arg(&keys[LEDGER]).arg("MINID").arg("=");
+        self.read(command.arg(format!("{}-0", through.saturating_add(1)))).await
+    }
+}
