@@ -3,16 +3,18 @@
 use std::time::Instant;
 
 use super::support::postgres::{PASSWORD, Postgres};
-use super::support::world::tollgate;
+use super::support::redis::RedisServer;
+use super::support::world::{in_redis, tollgate};
 use super::support::{PATIENCE, Setup, run};
 use super::*;
 
-/// A gateway on a server's database.
-fn on(url: &str) -> World {
-    let url = ("TOLLGATE__DIRECTORY__URL".to_owned(), url.to_owned());
+/// A gateway on a server's database; those on one share the books that are named after it.
+fn on(url: &str, books: &str) -> World {
+    let mut environment = in_redis(books).to_vec();
+    environment.push(("TOLLGATE__DIRECTORY__URL".to_owned(), url.to_owned()));
     // Whoever tries until a change is there spends credits meanwhile.
     let org = Org::new().user("bob", "100000", Access::None).extra("[[group]]\nid = \"design\"\n");
-    World::with(Setup { environment: vec![url], ..Setup::default() }, &org)
+    World::with(Setup { environment, ..Setup::default() }, &org)
 }
 
 fn image() -> Call {
@@ -23,8 +25,9 @@ fn image() -> Call {
 fn d09_a_licence_taken_at_one_gateway_pays_at_none() {
     run(async {
         let server = Postgres::shared().await;
-        let url = server.database();
-        let (one, two) = (on(&url), on(&url));
+        let (redis, url) = (RedisServer::shared(), server.database());
+        let books = redis.database();
+        let (one, two) = (on(&url, &books), on(&url, &books));
         for round in 0..4 {
             two.send(&image()).await.is(200);
             let take = json!({ "user": null });
@@ -48,7 +51,8 @@ fn d09_a_licence_taken_at_one_gateway_pays_at_none() {
 fn while_the_server_is_away_traffic_goes_on_and_changes_are_refused() {
     run(async {
         let server = Postgres::start().await;
-        let world = on(&server.database());
+        let redis = RedisServer::shared();
+        let world = on(&server.database(), &redis.database());
         world.send(&image()).await.is(200);
         let group = |id: &str| json!({ "id": id });
         admin(&world, "POST", "groups", group("before")).await.is(201);
@@ -93,7 +97,8 @@ fn a_directory_is_copied_from_a_file_to_a_server() {
         assert!(shown.contains("there is a directory already"), "{shown}");
         let (code, shown) = copy(&from, &format!("mysql://u:{PASSWORD}@h/d"));
         assert_eq!(code, 2, "{shown}");
-        let second = on(&url);
+        let redis = RedisServer::shared();
+        let second = on(&url, &redis.database());
         assert_eq!(read(&second, "users"), read(&first, "users"));
     });
 }
