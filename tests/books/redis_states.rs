@@ -3,14 +3,16 @@
 
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tollgate::books::redis::{self, Options, Session};
-use tollgate::books::{Ask, Books, BooksError, Posted, Resolved};
+use tollgate::books::{Amended, Amendment, Ask, Books, BooksError, Posted, Resolved};
 use tollgate::core::account::{Account, Source};
 use tollgate::core::amount::MAX_MICRO;
 use tollgate::core::charge::{OutcomeMemo, State};
 
 use crate::engine::{
-    NOW, account, ask, balance, done, id, key, name, payer, post, resolution, take, under,
+    NOW, account, amendment, ask, balance, done, id, key, name, payer, post, resolution, take,
+    under,
 };
 use crate::engine_redis::{EventLoop, folded, options};
 use crate::redis_server::RedisServer;
@@ -46,6 +48,16 @@ impl Gateway {
         let ten = take(10, &[0]);
         let asked = Ask { lasting: under(key(1, charge as u8, 7)), ..ask(charge, &accounts, &ten) };
         self.run(self.session.hold(&asked))
+    }
+
+    /// Runs on the event loop itself: what is asked in one turn comes to Redis in one batch.
+    fn in_one_turn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(future, &self.runtime.handle);
+        self.run(tasks.join_next()).unwrap().unwrap()
     }
 
     fn capture(&self, charge: u64, keep: u64) -> Result<Resolved, BooksError> {
@@ -192,4 +204,36 @@ fn f57_an_account_gives_no_more_than_a_number_can_hold() {
     assert_eq!(gateway.found(), balance(100, 0, MAX_MICRO, 0));
     gateway.capture(1, MAX_MICRO).unwrap();
     assert_eq!(gateway.found(), balance(100, 0, 5, MAX_MICRO - 5));
+    // What was captured counts as what is held.
+    assert!(matches!(hold(5, 1), Err(BooksError::Range)));
+}
+
+#[test]
+fn d24_a_hold_is_shown_as_it_is_at_its_place_of_a_batch_whatever_comes_behind() {
+    let gateway = Gateway::start(&[]);
+    assert!(done(gateway.hold(1).unwrap()).is_some());
+    let session = gateway.session.clone();
+    let seen = gateway.in_one_turn(async move {
+        let accounts = [account("a", 100, 1), account("b", 100, 1)];
+        let more = post([Source::take(4, [payer(0)]), Source::take(5, [payer(1)])]);
+        let short = post([Source::take(4, [payer(0)]), Source::take(101, [payer(1)])]);
+        let look = || async {
+            let open = session.open_charge(id(1)).await.unwrap().unwrap();
+            let amounts: Vec<u64> = open.legs.iter().map(|leg| leg.amount).collect();
+            (amounts, open.note)
+        };
+        let amend = |extra, note: &'static [u8]| {
+            let amendment = Amendment { extra: Some((&accounts[..], extra)), ..amendment() };
+            let amended = Amendment { note: Some(note), ..amendment };
+            session.amend(id(1), &amended)
+        };
+        let refused = async { amend(&short, b"refused").await.unwrap() };
+        let made = async { amend(&more, b"made").await.unwrap() };
+        // Each asks when it is polled, in this order.
+        let asked = tokio::join!(biased; look(), refused, look(), made, look());
+        assert!(matches!(asked.1, Amended::Short(_)) && matches!(asked.3, Amended::Done(..)));
+        [asked.0, asked.2, asked.4].map(|(amounts, note)| (amounts, note.to_vec()))
+    });
+    let before = (vec![10], Vec::new());
+    assert_eq!(seen, [before.clone(), before, (vec![14, 5], b"made".to_vec())]);
 }

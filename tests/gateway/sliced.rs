@@ -121,33 +121,41 @@ fn d36_d38_a_stream_that_outlasts_the_drain_is_charged_what_it_was_known_to_be()
 #[test]
 fn f82_of_a_slice_that_nothing_can_pay_no_more_is_held_than_the_event_needs() {
     run(async {
-        let seat = Org::new().user("alice", "18", Access::None);
+        let seat = |credits| Org::new().user("alice", credits, Access::None);
         // With access to a pool that has no term.
         let over = Org::new().no_term().user("alice", "18", Access::Pool);
-        for (org, code) in [(seat, "seat_exhausted"), (over, "no_active_term")] {
+        // A slice of ten is more than the eight that are left; half of it is not, and then a
+        // quarter. Of the two that are left of twelve an eighth is paid at once.
+        let by_steps = &[(1, "10"), (15, "15"), (17, "17.5"), (18, "18")][..];
+        let at_once = &[(1, "10"), (11, "11.25"), (12, "12")][..];
+        for (org, all, code, paid) in [
+            (seat("18"), 18, "seat_exhausted", by_steps),
+            (over, 18, "no_active_term", by_steps),
+            (seat("12"), 12, "seat_exhausted", at_once),
+        ] {
             let ten = "hold = \"slice\"\nquantity = { const = 10 }\n\
                        usage = { sse_json = \"/usage/n\" }";
-            let steps = [1, 15, 17, 18, 20].map(|n: u32| [Step::Wait, event(&n.to_string())]);
-            let steps = [head(SSE)].into_iter().chain(steps.into_iter().flatten());
+            let events = paid.iter().map(|(n, _)| *n).chain([all + 2]);
+            let steps = events.flat_map(|n: u32| [Step::Wait, event(&n.to_string())]);
+            let steps = [head(SSE)].into_iter().chain(steps);
             let steps: Vec<Step> = steps.chain([Step::Closed]).collect();
             let (world, backend, go) = metered_for(&org, vec![("chat", steps)], &[("/chat", ten)]);
             let mut stream = open(&world, "/chat").await;
             let mut got = String::new();
-            // A slice of ten is more than the eight that are left; half of it is not, and then a
-            // quarter.
-            for (n, held) in [(1, "10"), (15, "15"), (17, "17.5"), (18, "18")] {
+            for (n, held) in paid {
                 go.send(()).unwrap();
-                read_on(&mut stream, &mut got, &told(n)).await;
-                assert_eq!(world.balance("alice")["seat"]["held"], held, "{n}");
+                read_on(&mut stream, &mut got, &told(*n)).await;
+                assert_eq!(&world.balance("alice")["seat"]["held"], held, "{n}");
             }
             go.send(()).unwrap();
             read_on(&mut stream, &mut got, "0\r\n\r\n").await;
-            assert!(got.contains("event: error\n") && !got.contains(&told(20)), "{got}");
+            assert!(got.contains("event: error\n") && !got.contains(&told(all + 2)), "{got}");
             assert!(got.contains(code), "{got}");
             assert!(got.contains("\"required\":{\"credits\":\"2\""), "{got}");
             // What the last event told was not delivered, and is not owed.
-            is(&charge(&world, &backend).await, "captured", "18", &json!([]));
-            world.seat("alice", "18", "0", "0");
+            let all = all.to_string();
+            is(&charge(&world, &backend).await, "captured", &all, &json!([]));
+            world.seat("alice", &all, "0", "0");
             assert_eq!(world.balance("alice")["overdraft"], "0");
             world.verify();
         }

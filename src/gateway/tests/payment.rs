@@ -163,6 +163,8 @@ pub enum Fault {
     Unamended,
     /// Somebody captures a charge as soon as it was amended, five credits of it.
     Captured,
+    /// An excess is beyond what they can hold.
+    Range,
 }
 
 /// Books of which that goes wrong.
@@ -188,10 +190,12 @@ impl Books for Faulty {
         charge: ChargeId,
         resolution: &Resolution<'_>,
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
-        let resolves = self.1 != Fault::Unresolved;
+        let is_beyond = self.1 == Fault::Range && resolution.extra.is_some();
+        let resolves = self.1 != Fault::Unresolved && !is_beyond;
         let resolving = resolves.then(|| self.0.resolve(charge, resolution));
         async move {
             match resolving {
+                None if is_beyond => Err(BooksError::Range),
                 Some(resolving) => resolving.await,
                 None => Err(BooksError::Unavailable("it is not resolved".into())),
             }
@@ -204,8 +208,13 @@ impl Books for Faulty {
         amendment: &Amendment<'_>,
     ) -> impl Future<Output = Result<Amended, BooksError>> + Send + use<> {
         let (session, fault, now) = (self.0.clone(), self.1, amendment.now);
-        let amending = (fault != Fault::Unamended).then(|| session.amend(charge, amendment));
+        let is_beyond = fault == Fault::Range && amendment.extra.is_some();
+        let amends = fault != Fault::Unamended && !is_beyond;
+        let amending = amends.then(|| session.amend(charge, amendment));
         async move {
+            if is_beyond {
+                return Err(BooksError::Range);
+            }
             let Some(amending) = amending else {
                 return Err(BooksError::Unavailable("it is not amended".into()));
             };
@@ -284,4 +293,41 @@ async fn d36_what_was_taken_for_a_kept_answer_is_charged_where_its_capture_is_lo
     let document = bench.charge(&charge).await;
     assert_eq!((document.cost.to_string(), &document.quantity), ("9".into(), &"9".into()));
     assert_eq!(document.flags, ["in_doubt"]);
+}
+
+#[tokio::test]
+async fn f57_an_excess_beyond_what_accounts_hold_is_given_up_and_the_hold_charged_flagged() {
+    let bench = Bench::over("", |session| Faulty(session, Fault::Range)).await;
+    bench.backend.answers("200 OK", r#"{"usage": {"images": 9}}"#);
+    let mut charges = Vec::new();
+    // One that is captured at once, and one whose answer is kept.
+    for key in [None, Some("k")] {
+        let mut request = post("/v1/used", "alice", "");
+        if let Some(key) = key {
+            request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+        }
+        let receipt = bench.send(request).await.receipt();
+        assert_eq!(
+            (&*receipt["state"], &*receipt["cost"], &*receipt["seat"]),
+            ("captured", "5", "5")
+        );
+        charges.push(receipt["charge"].clone());
+    }
+    // One that is settled by somebody who did not make it.
+    let ask = r#"{"user": "alice", "feature": "image", "quantity": 5}"#;
+    let made = bench.post("/.tollgate/v1/holds", "alice", ask).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let charge = made.json()["charge"].as_str().unwrap().to_owned();
+    let capture = format!("/.tollgate/v1/holds/{charge}/capture");
+    let captured = bench.post(&capture, "alice", r#"{"quantity": 9}"#).await;
+    assert_eq!(captured.status, 200, "{captured:?}");
+    charges.push(charge);
+    for charge in charges {
+        let found = bench.charge(&charge).await;
+        let cost = (found.state, found.cost.to_string());
+        assert_eq!(cost, (State::Captured, "5".to_owned()));
+        // What is shown is what was held, and that it is not what was used.
+        assert_eq!((found.quantity, found.flags), ("5".into(), vec!["usage_missing".to_owned()]));
+    }
+    assert_eq!(bench.seat("alice").await, "88");
 }

@@ -1,5 +1,8 @@
 //! What is charged when a backend answers: quotes, usage, statuses.
 
+use bytes::Bytes;
+use http_body_util::Full;
+
 use super::bench::*;
 use crate::core::charge::State;
 
@@ -243,4 +246,56 @@ async fn d29_whatever_is_metered_is_held_when_the_backend_sees_it() {
         let (answer, ()) = tokio::join!(bench.post(path, "alice", "{}"), look);
         assert_eq!(answer.receipt()["state"], "captured", "{path}");
     }
+}
+
+/// Routes of images at ten credits each, made at once and by jobs.
+const LARGE: &str = r#"
+[[route]]
+method = "POST"
+path = "/v1/large"
+upstream = "media"
+feature = "image"
+quantity = { const = 2 }
+attributes.resolution = { json = "/size", map = { "4096" = "4k" }, default = "4k" }
+usage = { json = "/usage/images" }
+[[route]]
+method = "POST"
+path = "/v1/jobs"
+upstream = "media"
+feature = "image"
+quantity = { const = 2 }
+attributes.resolution = { json = "/size", map = { "4096" = "4k" }, default = "4k" }
+usage = { json = "/usage/images" }
+[route.job]
+id = "/id"
+status_path = "/v1/jobs/{job}"
+status = "/status"
+succeeded = ["succeeded"]
+failed = ["failed"]
+[[route]]
+path = "/v1/jobs/{id}"
+upstream = "media"
+free = true
+"#;
+
+#[tokio::test]
+async fn f57_usage_whose_price_is_beyond_an_amount_is_as_good_as_none_and_flagged() {
+    let bench = Bench::with(LARGE).await;
+    // An amount by itself, and none at ten credits each.
+    let used = r#"{"status": "succeeded", "usage": {"images": 9007199254}}"#;
+    bench.backend.answers("200 OK", used);
+    let receipt = bench.post("/v1/large", "alice", "{}").await.receipt();
+    assert_eq!((&*receipt["state"], &*receipt["cost"]), ("captured", "20"));
+    bench.backend.answers("200 OK", r#"{"id": "a"}"#);
+    let job = bench.post("/v1/jobs", "alice", "{}").await.receipt();
+    assert_eq!((&*job["state"], &*job["cost"]), ("held", "20"));
+    bench.backend.answers("200 OK", used);
+    let poll = get("/v1/jobs/a").header("tollgate-user", "alice").body(Full::<Bytes>::default());
+    assert_eq!(bench.send(poll.unwrap()).await.status, 200);
+    for charge in [&receipt["charge"], &job["charge"]] {
+        let found = bench.charge(charge).await;
+        assert_eq!((found.state, found.cost.to_string()), (State::Captured, "20".to_owned()));
+        assert_eq!((found.quantity, found.flags), ("2".into(), vec!["usage_missing".to_owned()]));
+    }
+    assert_eq!(bench.seat("alice").await, "63");
 }
