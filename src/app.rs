@@ -158,7 +158,11 @@ impl App {
             documents: admin::Documents::default(),
             changes: changes.clone(),
         }));
-        let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry));
+        let ops_router = ops::router(
+            Arc::clone(&health),
+            Arc::clone(&telemetry),
+            upkeep::look(&engine, &currents[0]),
+        );
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let keeping = Keeping::new(&engine, &archive, &options.clock, &config.books);
         let watched = (Arc::clone(&currents[0]), engine.clone(), directory);

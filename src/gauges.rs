@@ -108,10 +108,10 @@ fn watch_holds(telemetry: &Telemetry, watched: &Watched) {
         let oldest = seen.unwrap_or_else(|| engine.open_holds().1);
         one(oldest.map_or(0.0, |at| clock.now().duration_since(at).as_secs_f64()))
     });
-    let (found, here) = (recovery(watched), telemetry.in_doubt());
+    let (found, here) = (watched.engine.in_doubt(), telemetry.in_doubt());
     let help = "Charges that were settled without their owner, at the start or since, by how";
     telemetry.watch("tollgate_in_doubt_total", help, move || {
-        let both = [("captured", found.captured), ("voided", found.voided)].into_iter();
+        let both = ["captured", "voided"].into_iter().zip(found);
         let sample = |((word, before), since): ((&str, usize), &AtomicU64)| {
             let count = before as f64 + since.load(Relaxed) as f64;
             (vec![("resolution", word.to_owned())], count)

@@ -1,5 +1,6 @@
 //! The operators' listener: metrics and health.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,24 +48,29 @@ impl Health {
     }
 }
 
+/// Looks, before a scrape, at what is elsewhere. A scrape waits for it, so it is bounded.
+pub type Look = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
 #[derive(Clone)]
 struct Ops {
     health: Arc<Health>,
     telemetry: Arc<Telemetry>,
+    look: Look,
 }
 
 /// `/metrics`, `/livez`, `/readyz`, `/startupz`; with `?verbose` each check on a line.
-pub fn router(health: Arc<Health>, telemetry: Arc<Telemetry>) -> Router {
+pub fn router(health: Arc<Health>, telemetry: Arc<Telemetry>, look: Look) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         // A process that answers is alive; what else is wrong, a restart would not mend.
         .route("/livez", get(async |RawQuery(query)| answer(query, &[], &[])))
         .route("/startupz", get(startup))
         .route("/readyz", get(ready))
-        .with_state(Ops { health, telemetry })
+        .with_state(Ops { health, telemetry, look })
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
+    (ops.look)().await;
     ([(header::CONTENT_TYPE, Telemetry::MEDIA_TYPE)], ops.telemetry.expose()).into_response()
 }
 

@@ -15,6 +15,7 @@ use crate::directory::Directory;
 use crate::gateway::admit::TIDY_INTERVAL;
 use crate::gateway::current::Current;
 use crate::gateway::{self, Worker};
+use crate::ops;
 
 /// How long jobs that an earlier process left open are asked for at least before those end whose
 /// time was over meanwhile.
@@ -22,10 +23,10 @@ const FIRST_WORD: Duration = Duration::from_secs(5);
 /// And at most, where their backends do not answer: other holds wait for that too.
 const LAST_CHANCE: Duration = Duration::from_secs(60);
 
-/// How often open holds are counted in books that are elsewhere, and every how many times more of
-/// them is looked at.
+/// How often books that are elsewhere are asked whether they are there.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
-const LOOK_EVERY: u32 = 10;
+/// How long a scrape waits for them.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Every how many times jobs of gateways that are gone are looked for.
 const ADOPT_EVERY: u32 = 15;
 
@@ -39,7 +40,7 @@ pub(super) async fn upkeep(
         directory.follow(),
         tidy(&current, &clock),
         end_holds(&current, &engine, &in_doubt, &clock),
-        look(&current, &engine),
+        watch(&current, &engine),
     );
 }
 
@@ -77,31 +78,56 @@ async fn end_holds(
     }
 }
 
-/// Reads from books in Redis what gauges show: open holds, and each org's pool.
-async fn look(current: &Current<Session>, engine: &Engine) {
+/// Sees whether books in Redis answer, and looks after the jobs of gateways that are gone.
+async fn watch(current: &Current<Session>, engine: &Engine) {
     let Engine::Redis(engine) = engine else { return };
     let mut count = tokio::time::interval(COUNT_INTERVAL);
     count.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut counts, mut is_there) = (0_u32, true);
     loop {
         count.tick().await;
-        let mut looked = engine.count().await;
-        if looked.is_ok() && counts.is_multiple_of(LOOK_EVERY) {
-            looked = look_at(current, engine).await;
-        }
-        if looked.is_ok() && counts.is_multiple_of(ADOPT_EVERY) {
-            looked = adopt(current, engine).await;
+        let mut seen = engine.count().await;
+        if seen.is_ok() && counts.is_multiple_of(ADOPT_EVERY) {
+            seen = adopt(current, engine).await;
         }
         counts = counts.wrapping_add(1);
-        if let Err(error) = &looked
+        if let Err(error) = &seen
             && is_there
         {
             tracing::error!(%error, "the books in Redis are away");
-        } else if looked.is_ok() && !is_there {
+        } else if seen.is_ok() && !is_there {
             tracing::info!("the books in Redis are back");
         }
-        is_there = looked.is_ok();
+        is_there = seen.is_ok();
     }
+}
+
+/// Reads from books in Redis what gauges show: open holds, and each org's pool. Where they do not
+/// answer, gauges show what was seen last.
+pub(super) fn look(engine: &Engine, current: &Arc<Current<Session>>) -> ops::Look {
+    let Engine::Redis(engine) = engine.clone() else {
+        return Arc::new(|| Box::pin(std::future::ready(())));
+    };
+    let current = Arc::clone(current);
+    Arc::new(move || {
+        let (engine, current) = (Arc::clone(&engine), Arc::clone(&current));
+        Box::pin(async move {
+            let look = look_at(&current, &engine);
+            if let Ok(Err(error)) = tokio::time::timeout(LOOK_TIMEOUT, look).await {
+                tracing::warn!(%error, "gauges show what was seen of the books before");
+            }
+        })
+    })
+}
+
+async fn look_at(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {
+    engine.count().await?;
+    let worker = current.load();
+    let (snapshot, now) = (worker.live.load(), worker.clock.now());
+    let moments: Vec<_> = snapshot.orgs.values().map(|org| (org, org.moment(now))).collect();
+    let pools = moments.iter().filter_map(|(org, moment)| org.pool_accounts(moment));
+    let pools: Vec<Account<'_>> = pools.flatten().collect();
+    engine.look(&pools).await
 }
 
 /// Takes up the jobs of gateways that are gone.
@@ -113,15 +139,6 @@ async fn adopt(current: &Current<Session>, engine: &redis::Engine) -> Result<(),
         }
     }
     Ok(())
-}
-
-async fn look_at(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {
-    let worker = current.load();
-    let (snapshot, now) = (worker.live.load(), worker.clock.now());
-    let moments: Vec<_> = snapshot.orgs.values().map(|org| (org, org.moment(now))).collect();
-    let pools = moments.iter().filter_map(|(org, moment)| org.pool_accounts(moment));
-    let pools: Vec<Account<'_>> = pools.flatten().collect();
-    engine.look(&pools).await
 }
 
 /// Whether holds whose time is over may end so long after the start, where jobs are open or not,

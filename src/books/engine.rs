@@ -85,6 +85,17 @@ impl Engine {
         }
     }
 
+    /// How many holds of this gateway's last life were resolved at the start: captured, voided.
+    pub fn in_doubt(&self) -> [usize; 2] {
+        match self {
+            Self::Embedded(engine) => {
+                let found = engine.recovery();
+                [found.captured, found.voided]
+            }
+            Self::Redis(engine) => engine.seen().in_doubt(),
+        }
+    }
+
     /// An account's balance; in Redis as of the last look, where it was one of those looked at.
     pub fn balance(&self, account: &Account<'_>) -> Option<Balance> {
         match self {

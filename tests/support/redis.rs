@@ -31,7 +31,8 @@ impl RedisServer {
 
     /// One with other settings: `["--appendonly", "yes"]`.
     pub fn start_with(settings: &[&str]) -> Self {
-        let settings: Vec<String> = settings.iter().map(|word| (*word).to_owned()).collect();
+        let more = ["--databases", "10000"];
+        let settings = settings.iter().chain(&more).map(|word| (*word).to_owned()).collect();
         let dir = tempfile::tempdir().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -51,7 +52,7 @@ impl RedisServer {
         if let Some(server) = shared.upgrade() {
             return server;
         }
-        let server = Arc::new(Self::start_with(&["--databases", "10000"]));
+        let server = Arc::new(Self::start());
         *shared = Arc::downgrade(&server);
         server
     }

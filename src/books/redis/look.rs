@@ -11,6 +11,7 @@ use super::wire::StoredHold;
 use super::{Engine, OpenError};
 use crate::books::{Books, OpenCharge, OpenLeg};
 use crate::core::account::{Account, AccountKey, Balance, LegKind};
+use crate::core::charge::State;
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
 
@@ -27,6 +28,8 @@ pub struct Seen {
     holds: Mutex<(usize, Option<Timestamp>)>,
     balances: Mutex<HashMap<AccountKey, Balance>>,
     failed: AtomicBool,
+    /// Captured and voided.
+    in_doubt: Mutex<[usize; 2]>,
 }
 
 impl Seen {
@@ -38,6 +41,15 @@ impl Seen {
     /// An account's balance, where it was one of those looked at.
     pub fn balance(&self, key: &AccountKey) -> Option<Balance> {
         self.balances.lock().get(key).copied()
+    }
+
+    /// How many holds were resolved at the start that this gateway had left open: captured, voided.
+    pub fn in_doubt(&self) -> [usize; 2] {
+        *self.in_doubt.lock()
+    }
+
+    pub(super) fn resolved(&self, state: State) {
+        self.in_doubt.lock()[usize::from(state != State::Captured)] += 1;
     }
 
     /// True where Redis did not answer.

@@ -108,7 +108,9 @@ impl Engine {
             if owners.is_empty() {
                 continue;
             }
-            self.end_holds_of(shard, &owners, &names, now).await?;
+            for (_, state) in self.end_holds_of(shard, &owners, &names, now).await? {
+                self.shared.seen.resolved(state);
+            }
             self.session.sweep(shard, forgotten_before(now.as_microsecond()), MAX_SWEEP).await?;
         }
         Ok(())
