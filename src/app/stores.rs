@@ -56,6 +56,7 @@ impl Stores {
             .create(data_dir)
             .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
         let (id_file, id) = identity(data_dir)?;
+        tracing::debug!(%id, "the data dir is this gateway's");
         match config.books.engine {
             config::Engine::Embedded => {
                 let engine = open_embedded(config, clock)?;
@@ -77,6 +78,7 @@ impl Stores {
                 };
                 let archive = Archive::of_shards(archive, Arc::clone(&engine), KEPT_ENTRIES);
                 let archive = runtime.block_on(archive)?;
+                runtime.block_on(go_on_from(clock, &archive))?;
                 let lent = Lent { _id: id_file, _redis: Some(thread) };
                 let (engine, directory) = (Engine::Redis(engine), Arc::new(directory));
                 Ok(Self { engine, directory, archive, lent })
@@ -147,10 +149,16 @@ async fn open_archive(
 ) -> anyhow::Result<Archive> {
     let (recovered, written) = (engine.recovery().position, engine.records_written());
     let archive = Archive::open(&config.data.dir, engine.dir(), recovered, written).await?;
+    go_on_from(clock, &archive).await?;
+    Ok(archive)
+}
+
+/// Time goes on from the newest charge, also where the system's clock was set back (f46).
+async fn go_on_from(clock: &Clock, archive: &Archive) -> anyhow::Result<()> {
     if let Some(newest) = archive.newest_charge().await? {
         clock.not_before(newest);
     }
-    Ok(archive)
+    Ok(())
 }
 
 /// The directory of the data dir, or of the server that is configured.

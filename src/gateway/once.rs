@@ -20,6 +20,7 @@ use crate::config::Idempotency;
 use crate::core::account::{LegKind, Legs, Taken};
 use crate::core::amount::parse_micro;
 use crate::core::charge::{ChargeDocument, LegDocument};
+use crate::core::note::{self, HoldNote};
 use crate::core::receipt::Receipt;
 use crate::core::refusal::{Code, Refusal};
 use crate::telemetry::Outcome;
@@ -182,8 +183,8 @@ pub async fn again<B: Books + 'static>(
     held: Box<Held<B>>,
     known: KnownCharge,
 ) -> Result<Forwarded<B>, Refused> {
-    // The answer to a submission is there long before its charge is captured.
-    if !known.captured && !held.worker.jobs.is_open(known.charge) {
+    let is_answered = known.captured || held.worker.jobs.is_open(known.charge);
+    if !is_answered && !answered_elsewhere(&held, known).await? {
         let detail = "a request with this Idempotency-Key is being served; its answer is yours \
                       when it is there";
         return Err(Refusal::new(Code::IdempotencyInFlight, detail).into());
@@ -209,6 +210,22 @@ pub async fn again<B: Books + 'static>(
     worker.meters.replayed();
     let response = response.map(|body| Content::Whole(Some(body)));
     Ok(Forwarded { response, waited: Duration::ZERO })
+}
+
+/// Whether there is an answer to give again by what the books know: the one to a submission is there
+/// long before its charge is captured, maybe by another gateway, or it was captured just now.
+async fn answered_elsewhere<B: Books + 'static>(
+    held: &Held<B>,
+    known: KnownCharge,
+) -> Result<bool, Refused> {
+    let books = &held.worker.books;
+    let open = books.open_charge(known.charge).await.map_err(|error| unavailable(&error))?;
+    if let Some(open) = open {
+        let note: HoldNote = note::decode(&open.note);
+        return Ok(note.job.is_some());
+    }
+    let now = self::known(&held.worker, held.once.as_ref()).await?;
+    Ok(now.is_some_and(|now| now.charge == known.charge && now.captured))
 }
 
 /// The refusal of what was charged and whose answer is not kept, with the charge's receipt and

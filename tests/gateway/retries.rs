@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::idempotency::repeats;
-use crate::support::world::micro;
+use crate::support::world::{in_redis_too, micro};
 use crate::support::{Access, Answer, Call, Client, Org, Script, World, run};
 
 const REQUESTS: usize = 2_000;
@@ -47,7 +47,9 @@ fn call(at: usize, failures: usize) -> (Call, &'static str, bool) {
     let image = |body: &str| Call::post("/v1/images", body.to_owned());
     let (call, cost, kept) = match at % KINDS {
         0 => (Call::post("/v1/told", "{\"n\":3}").script(&Script::usage(1)), "1", true),
-        1 => (Call::post("/v1/told", "{\"n\":2}").script(&Script::usage(5)), "5", true),
+        // More than held is taken first, and captured then. Over a network there is time to be
+        // killed in between, and then there is no answer.
+        1 => (Call::post("/v1/told", "{\"n\":2}").script(&Script::usage(5)), "5", !in_redis_too()),
         2 => (image("{\"n\":2}").script(&fails(Script::status(500))), "2", true),
         3 => (image("{\"n\":0.25}").script(&fails(hang_up)), "0.25", true),
         4 => (image("{\"n\":0.5}").script(&fails(truncate)), "0.5", true),

@@ -32,7 +32,8 @@ impl RedisServer {
     /// One with other settings: `["--appendonly", "yes"]`.
     pub fn start_with(settings: &[&str]) -> Self {
         let more = ["--databases", "10000"];
-        let settings = settings.iter().chain(&more).map(|word| (*word).to_owned()).collect();
+        let settings: Vec<String> =
+            settings.iter().chain(&more).map(|word| (*word).to_owned()).collect();
         let dir = tempfile::tempdir().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -98,7 +98,7 @@ impl World {
         let (mut setup, mut redis) = (setup, None);
         // The whole suite runs on both engines.
         let is_told = setup.environment.iter().any(|(key, _)| key == "TOLLGATE__BOOKS__ENGINE");
-        if std::env::var("TOLLGATE_TEST_BOOKS").as_deref() == Ok("redis") && !is_told {
+        if in_redis_too() && !is_told {
             let server = RedisServer::shared();
             setup.environment.extend(in_redis(&server.database()));
             redis = Some(server);
@@ -442,6 +442,11 @@ impl World {
             tollgate().args(["ledger", "verify", "-c"]).arg(self.config()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
+}
+
+/// Whether this is the run of the suite on books in Redis.
+pub fn in_redis_too() -> bool {
+    std::env::var("TOLLGATE_TEST_BOOKS").as_deref() == Ok("redis")
 }
 
 /// An environment of a gateway whose books are in Redis.

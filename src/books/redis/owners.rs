@@ -155,12 +155,15 @@ impl Engine {
             let leave = self.shared.keys(shard).function(library::LEAVE, &args);
             self.shared.link.call(&leave).await?;
         }
-        tracing::warn!(
-            shard,
-            sessions = gone.len(),
-            holds = ended.len(),
-            "gateways are not heard of: what they left open is resolved"
-        );
+        // Most have left nothing: they ended as they should.
+        if !ended.is_empty() {
+            tracing::warn!(
+                shard,
+                sessions = gone.len(),
+                holds = ended.len(),
+                "gateways are not heard of: what they left open is resolved"
+            );
+        }
         Ok(ended)
     }
 
