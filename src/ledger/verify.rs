@@ -421,7 +421,11 @@ mod tests {
             (vec![hold(1, 6), resolve(1, 6, None), late(1, 1)], balance(0, 7), "captured twice"),
             (vec![hold(1, 6), void(1), late(1, 6)], balance(0, 0), "by the records"),
             // Whatever is taken after it is judged as ever.
-            (vec![hold(1, 6), void(1), hold(2, 8), late(1, 6), hold(3, 1)], balance(9, 6), "spent 1"),
+            (
+                vec![hold(1, 6), void(1), hold(2, 8), late(1, 6), hold(3, 1)],
+                balance(9, 6),
+                "spent 1",
+            ),
         ] {
             let findings = verify(&records, Some(stated));
             assert!(findings.iter().any(|f| f.contains(what)), "{what}: {findings:?}");

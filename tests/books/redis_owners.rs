@@ -12,8 +12,8 @@ use ::redis::Commands;
 use tokio::task::JoinSet;
 use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{
-    Adjustment, Amended, Amendment, Ask, Books, BooksError, InDoubt, OpenCharge, Posted, Resolution,
-    Resolved,
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, InDoubt, OpenCharge, Posted,
+    Resolution, Resolved,
 };
 use tollgate::core::charge::{OutcomeMemo, State};
 use tollgate::core::ids::ChargeId;
@@ -90,7 +90,9 @@ impl Gateway {
     fn resolve_until_gone(&self, server: &RedisServer, gateway: &str) -> Vec<(ChargeId, State)> {
         let mut ended = Vec::new();
         wait_for(|| {
-            ended.extend(self.resolve_absent().into_iter().map(|(open, state)| (open.charge, state)));
+            ended.extend(
+                self.resolve_absent().into_iter().map(|(open, state)| (open.charge, state)),
+            );
             of_gateway(server, gateway).is_empty()
         });
         ended
@@ -275,9 +277,7 @@ fn f36_paused_gateway_does_not_forward() {
         let mut found = 0;
         for (_, bytes) in &entries {
             let records = redis::ledger::Entry::read(bytes).unwrap().records;
-            let is_its = |record: &&Record<'_>| {
-                matches!(record, Record::Resolve(resolve) if resolve.charge == id(charge).0)
-            };
+            let is_its = |record: &&Record<'_>| matches!(record, Record::Resolve(resolve) if resolve.charge == id(charge).0);
             found += records.iter().filter(is_its).count();
         }
         found

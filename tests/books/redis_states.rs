@@ -108,7 +108,8 @@ fn f31_a_library_that_is_gone_is_loaded_again() {
 
 #[test]
 fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
-    let keys = ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger", "ended"];
+    let keys =
+        ["meta", "accounts", "names", "holds", "once", "kept", "sessions", "ledger", "ended"];
     for lost in keys {
         let gateway = Gateway::start(&[]);
         assert!(done(gateway.hold(1).unwrap()).is_some());
@@ -121,6 +122,10 @@ fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
         let why = if lost == "meta" { "epoch" } else { "damaged" };
         is_unavailable(gateway.hold(3), why);
         is_unavailable(gateway.capture(2, 1), why);
+        // Nobody joins it either.
+        let accounts = [account("a", 100, 1)];
+        let joining = gateway.engine.session();
+        is_unavailable(gateway.run(joining.balances(&accounts)), why);
         let there = gateway.command(&["HLEN", "tollgate:{s0}:accounts"]);
         let expected = if lost == "accounts" { "Ok(int(0))" } else { "Ok(int(1))" };
         assert_eq!(there, expected, "{lost}: nothing is opened");
