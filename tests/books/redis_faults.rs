@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tollgate::books::redis::{self, Options};
@@ -12,7 +12,7 @@ use tollgate::books::{Ask, Books, BooksError, Posted, Resolution, Resolved};
 use tollgate::core::account::Account;
 use tollgate::core::charge::{OutcomeMemo, State};
 
-use crate::engine::{NOW, account, ask, balance, id, name, take};
+use crate::engine::{NOW, account, ask, balance, id, name, take, until};
 use crate::engine_redis::{EventLoop, folded, options};
 use crate::fault_proxy::{FaultProxy, KINDS};
 use crate::redis_server::RedisServer;
@@ -134,8 +134,10 @@ struct Bounds {
 /// Makes one charge while others may resolve it, and captures it somehow.
 async fn doubtful_charge(session: &redis::Session, number: u64, bounds: &Bounds) {
     let (accounts, seven) = ([account("a", GRANT, 1)], take(7, &[0]));
+    // Some outlive whoever asks for them, and are nobody's where he never knew of them.
+    let lasting = if number.is_multiple_of(3) { until(60) } else { None };
     let count = |kind: usize| bounds.kinds[kind].fetch_add(1, Ordering::SeqCst);
-    match session.hold(&ask(number, &accounts, &seven)).await {
+    match session.hold(&Ask { lasting, ..ask(number, &accounts, &seven) }).await {
         Ok(Posted::Done(..)) => {}
         Err(BooksError::Unavailable(_)) => {
             count(2);
@@ -208,8 +210,10 @@ fn d36_f23_f26_gateways_that_are_lost_and_found_again_leave_exact_books() {
     }
     proxy.set_active(false);
     runtimes[0].handle.block_on(tasks.join_all());
+    let patience = Instant::now() + Duration::from_secs(60);
     while runtimes[1].handle.block_on(other.open_holds()).unwrap() > 0 {
         ended += resolve();
+        assert!(Instant::now() < patience, "a hold is nobody's");
     }
     let kinds = bounds.kinds.each_ref().map(|kind| kind.load(Ordering::SeqCst));
     eprintln!("captured, before, not made: {kinds:?}; ended by others: {ended}");
