@@ -134,6 +134,10 @@ fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
         let why = if lost == "meta" { "epoch" } else { "damaged" };
         is_unavailable(gateway.hold(3), why);
         is_unavailable(gateway.capture(2, 1), why);
+        // Nobody joins it either.
+        let accounts = [account("a", 100, 1)];
+        let joining = gateway.engine.session();
+        is_unavailable(gateway.run(joining.balances(&accounts)), why);
         let there = gateway.command(&["HLEN", "tollgate:{s0}:accounts"]);
         let expected = if lost == "accounts" { "Ok(int(0))" } else { "Ok(int(1))" };
         assert_eq!(there, expected, "{lost}: nothing is opened");

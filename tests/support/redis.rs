@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test waits for a server to start")]
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -97,13 +98,24 @@ fn run(port: u16, settings: &[String], dir: &TempDir) -> Option<Child> {
         started.expect("redis-server does not start: install the package redis-server");
     let deadline = Instant::now() + PATIENCE;
     while process.try_wait().unwrap().is_none() {
-        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        if is_behind(port, process.id()) {
             return Some(process);
         }
         assert!(Instant::now() < deadline, "redis-server does not answer");
         std::thread::sleep(Duration::from_millis(5));
     }
     None
+}
+
+/// Whether this process is the server behind a port, and not one of another test that was first.
+fn is_behind(port: u16, process: u32) -> bool {
+    let Ok(mut connection) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let mut told = String::new();
+    let asked = connection
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| connection.write_all(b"INFO server\r\nQUIT\r\n"))
+        .and_then(|()| connection.read_to_string(&mut told));
+    asked.is_ok() && told.contains(&format!("\r\nprocess_id:{process}\r\n"))
 }
 
 impl Drop for RedisServer {

@@ -104,7 +104,9 @@ impl Driver {
                 }
                 Err(Failed::Removed) => {
                     self.begin_anew();
-                    unknown = None;
+                    if unknown.take().is_some() {
+                        self.void_holds(&batch);
+                    }
                     batch = give_up(batch, REMOVED, |pending| {
                         matches!(pending.kind, Kind::GivesBack | Kind::Reads)
                     });
@@ -149,6 +151,15 @@ impl Driver {
         );
         (self.name, self.number, self.renew_at) = (name, None, None);
         *self.queue().lease.lock() = None;
+    }
+
+    /// What outlives its session is not resolved with it, and nobody will know of it.
+    fn void_holds(&self, batch: &[Pending]) {
+        for pending in batch {
+            if let Kind::Hold(at) = pending.kind {
+                self.queue().void(pending.charge, at);
+            }
+        }
     }
 
     async fn attempt(&mut self, batch: &[Pending], is_unknown: bool) -> Result<Vec<Reply>, Failed> {

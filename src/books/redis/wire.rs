@@ -327,7 +327,8 @@ pub(super) fn reply(bytes: &[u8], tag: u64, charges: &[ChargeId]) -> Result<Call
 /// Reads the reply to `join`: the last number of the session.
 pub(super) fn joined(bytes: &[u8]) -> Result<Result<u64, String>, Malformed> {
     let mut input = In::new(bytes);
-    input.tuple(2)?;
+    // Why not may come without more.
+    input.array()?;
     match input.text()? {
         "done" => Ok(Ok(input.uint()?)),
         why => Ok(Err(why.to_owned())),
