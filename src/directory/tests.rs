@@ -155,7 +155,7 @@ impl Bench {
     }
 
     /// Changes rows behind the directory's back.
-    async fn execute(&self, query: store::sql::Query) {
+    async fn execute(&self, query: crate::sql::Query) {
         let mut database = self.directory.database.lock().await;
         query.execute(database.link.connection().await.unwrap()).await.unwrap();
     }
