@@ -66,7 +66,8 @@ async fn turn<S: Books>(session: &S, turn: u64) {
             let amended = session.amend(charge_of(org, turn), &more).await.unwrap();
             assert!(matches!(amended, Amended::Done(..)), "{amended:?}");
         }
-        if let Some(turn) = turn.checked_sub(2) {
+        // Half of them stay open, and show what they took as it was recorded.
+        if let Some(turn) = turn.checked_sub(2).filter(|turn| turn.is_multiple_of(2)) {
             end(session, org, turn).await;
         }
         if let Some(turn) = turn.checked_sub(3) {
@@ -87,9 +88,9 @@ async fn turn<S: Books>(session: &S, turn: u64) {
 async fn end<S: Books>(session: &S, org: &str, turn: u64) {
     let memo = OutcomeMemo::default();
     let keep = [7, turn % 3];
-    let ended = match turn % 4 {
+    let ended = match turn % 8 {
         0 => resolution(State::Voided, &[], &memo),
-        1 => Resolution {
+        2 => Resolution {
             answer: b"200",
             note: b"note",
             ..resolution(State::Captured, &keep, &memo)
@@ -133,7 +134,9 @@ async fn expected(turns: u64) -> Vec<String> {
     }
     let archive = prune::archive(&data, dir.path(), &engine).await;
     let told = told(&archive, turns).await;
-    assert!(told.iter().any(|line| line.contains("\"captured\"") && line.contains("4711")));
+    for word in ["\"captured\"", "4711"] {
+        assert!(told.iter().any(|line| line.contains(word)), "{word}");
+    }
     archive.close().await;
     told
 }
@@ -303,7 +306,7 @@ fn d37_gateways_at_once_archive_each_entry_once_beside_a_directory() {
             let mark = Mark { shard: shard as u16, position };
             let reader = &archives[number as usize % 3];
             let found = reader.charge(charge_of(org, ended), mark).await.unwrap().unwrap();
-            assert_ne!(found.state, State::Held);
+            assert_eq!(found.state == State::Held, !ended.is_multiple_of(2));
             if let Some(given) = number.checked_sub(3) {
                 let given = reader.adjustment(refund_of(org, given), mark).await.unwrap();
                 assert!(given.is_some());
@@ -333,7 +336,7 @@ async fn polled<F: Future>(future: F, most: usize) -> Option<F::Output> {
 /// Wherever it waits for a server it may be the last that is heard of a gateway.
 #[test]
 fn f05_d37_a_gateway_killed_anywhere_while_it_archives_repeats_nothing_and_loses_nothing() {
-    const TURNS: u64 = 60;
+    const TURNS: u64 = 50;
     run(async {
         let expected = expected(TURNS).await;
         let server = Postgres::shared().await;
@@ -342,9 +345,11 @@ fn f05_d37_a_gateway_killed_anywhere_while_it_archives_repeats_nothing_and_loses
             let mut killed = 0;
             for number in 0..TURNS {
                 turn(&session, number).await;
-                let archive = bench.archive().await;
-                let polls = 1 + number as usize * 7 % 97;
-                killed += u32::from(polled(archive.follow(stopped()), polls).await.is_none());
+                for half in 0..2 {
+                    let archive = bench.archive().await;
+                    let polls = 1 + (2 * number as usize + half) * 7 % 97;
+                    killed += u32::from(polled(archive.follow(stopped()), polls).await.is_none());
+                }
             }
             assert!(killed > 10, "{killed}");
             let archive = bench.archive().await;
@@ -358,7 +363,7 @@ fn f05_d37_a_gateway_killed_anywhere_while_it_archives_repeats_nothing_and_loses
 }
 
 #[test]
-fn f04_while_postgresql_is_away_the_streams_keep_what_is_not_archived() {
+fn d37_while_postgresql_is_away_the_streams_keep_what_is_not_archived() {
     run(async {
         let mut server = Postgres::start().await;
         let bench = Bench::on(&server);
@@ -385,6 +390,11 @@ fn f04_while_postgresql_is_away_the_streams_keep_what_is_not_archived() {
         assert_eq!((archive.waits(), archive.dead_letters()), (Duration::ZERO, 0));
         stop.cancel();
         follower.join_all().await;
+        // A server that did not answer is not asked again at once.
+        until("look-ups work", async || {
+            archive.charge(charge_of("b", 1), Mark::default()).await.is_ok()
+        })
+        .await;
         assert_eq!(told(&archive, 16).await, expected(16).await);
         adds_up(&bench, &archive, 16).await;
     });
@@ -392,7 +402,7 @@ fn f04_while_postgresql_is_away_the_streams_keep_what_is_not_archived() {
 
 /// As many gateways as there are may stand still or die while they archive a shard.
 #[test]
-fn f04_a_shard_that_somebody_else_archives_keeps_no_other_waiting() {
+fn d37_a_shard_that_somebody_else_archives_keeps_no_other_waiting() {
     run(async {
         let server = Postgres::shared().await;
         let bench = Bench::on(&server);
@@ -475,21 +485,24 @@ fn d37_every_record_that_cannot_be_read_is_kept() {
         let server = Postgres::shared().await;
         for bench in [Bench::in_a_file(), Bench::on(&server)] {
             let (archive, session) = (bench.archive().await, bench.engine.session());
-            let mut changes = JoinSet::new();
-            // Those of one org go to Redis together.
-            for org in ORGS.iter().flat_map(|org| [org, org]) {
-                let session = session.clone();
-                changes.spawn(async move {
-                    let account = account(org, "a");
-                    let odd = Adjustment { account: &account, delta: 3, now: NOW, memo: b"" };
-                    session.adjust(&odd).await.unwrap();
-                });
+            let mut made = 0;
+            // Until some go to Redis together.
+            while made == bench.ends().await.iter().sum::<u64>() {
+                let mut changes = JoinSet::new();
+                for org in ORGS.iter().flat_map(|org| [org, org, org]) {
+                    let session = session.clone();
+                    changes.spawn(async move {
+                        let account = account(org, "a");
+                        let odd = Adjustment { account: &account, delta: 3, now: NOW, memo: b"" };
+                        session.adjust(&odd).await.unwrap();
+                    });
+                    made += 1;
+                }
+                changes.join_all().await;
             }
-            changes.join_all().await;
-            assert!(bench.ends().await.iter().sum::<u64>() < 2 * ORGS.len() as u64);
             all(&archive).await;
-            assert_eq!(archive.dead_letters(), 2 * ORGS.len() as u64);
-            assert_eq!(bench.archive().await.dead_letters(), 2 * ORGS.len() as u64);
+            assert_eq!(archive.dead_letters(), made);
+            assert_eq!(bench.archive().await.dead_letters(), made);
             archive.close().await;
         }
     });
