@@ -176,7 +176,7 @@ fn d36_f23_f26_gateways_that_are_lost_and_found_again_leave_exact_books() {
         ..options(&server)
     };
     let bad = Options {
-        url: format!("redis://127.0.0.1:{}", proxy.port),
+        url: format!("redis://127.0.0.1:{}", proxy.port).into(),
         gateway: "lost".into(),
         call_timeout: Duration::from_millis(100),
         ..good.clone()
