@@ -99,16 +99,14 @@ impl App {
             Stores::open(config, &options.clock, &runtime)?;
         let (token, token_file) =
             Token::find(options.admin_token, config.admin.token_file.as_deref(), data_dir)?;
-
         let charges: Arc<dyn Charges> = Arc::new(ChargeBook::new(engine.clone(), archive.clone()));
         let telemetry = Arc::new(Telemetry::new(config.ops.org_label.clone()));
         let stop = Stop::new(config.gateway.drain_timeout);
         let end = CancellationToken::new();
         let faces = Faces::bind(config, &runtime)?;
         let (gateway, admin, ops) = faces.addresses()?;
-
         let (tracer, spans) = generation::tracer(config)?;
-        let open = runtime.block_on(engine.list_open())?;
+        let open = runtime.block_on(engine.left_open())?;
         let backends = Backends::new(runtime.handle().clone(), end.clone());
         let parts = Parts {
             engine: &engine,
@@ -121,8 +119,7 @@ impl App {
         };
         let currents = generation::first(config, faces.gateway.count(), &telemetry, &parts)?;
         drop(parts);
-        let watched = backends.clone();
-        gauges::watch_backends(&telemetry, move || watched.list());
+        watch_backends(&telemetry, &backends);
         let reloads = Arc::new(gauges::Reloads::new());
         let (mismatched, changes) = (Arc::default(), TaskTracker::new());
         gauges::watch(
@@ -146,7 +143,6 @@ impl App {
         // It ends with the runtime: what it waits for mostly never comes.
         let giving_up = give_up(engine.clone(), Arc::clone(&health), stop.clone(), failed);
         TaskTracker::new().spawn_on(giving_up, runtime.handle());
-
         let admin_router = admin::router(Arc::new(Admin {
             directory: Arc::clone(&directory),
             books: engine.session(),
@@ -158,22 +154,18 @@ impl App {
             documents: admin::Documents::default(),
             changes: changes.clone(),
         }));
-        let ops_router = ops::router(
-            Arc::clone(&health),
-            Arc::clone(&telemetry),
-            upkeep::look(&engine, &currents[0]),
-        );
+        let look = upkeep::look(&engine, &currents[0]);
+        let ops_router = ops::router(Arc::clone(&health), Arc::clone(&telemetry), look);
         let served = [(faces.admin, admin_router), (faces.ops, ops_router)];
         let keeping = Keeping::new(&engine, &archive, &options.clock, &config.books);
         let watched = (Arc::clone(&currents[0]), engine.clone(), directory);
+        let clock = options.clock.clone();
         let upkeep = upkeep(watched, telemetry.in_doubt(), options.clock);
         let config::Gateway { header_timeout: header, write_timeout: write, .. } = config.gateway;
         let control =
             control(runtime, served, Deadlines { header, write }, upkeep, (changes, &end))?;
-        let mut background = vec![follow(archive, &end)?];
-        if let Some(keeping) = keeping {
-            background.push(keeping::start(keeping, SelfCheck::new(mismatched), &end)?);
-        }
+        let mut background = vec![follow(archive, clock, &end)?];
+        background.extend(keeping::start(keeping, SelfCheck::new(mismatched), &end)?);
         // The last: it ends when nobody traces any more.
         background.extend(spans);
         health.started.store(true, Ordering::Release);
@@ -303,6 +295,11 @@ fn voided(current: Arc<Current<Session>>) -> admin::Voided {
     })
 }
 
+fn watch_backends(telemetry: &Telemetry, backends: &Backends) {
+    let watched = backends.clone();
+    gauges::watch_backends(telemetry, move || watched.list());
+}
+
 fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         tracing::error!("a background thread panicked");
@@ -410,19 +407,30 @@ fn control(
 }
 
 /// The thread of the archive: it follows the journal until the end.
-fn follow(archive: Archive, end: &CancellationToken) -> anyhow::Result<JoinHandle<()>> {
+fn follow(
+    archive: Archive,
+    clock: Clock,
+    end: &CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = end.clone();
     let work = async move {
-        while let Err(error) = archive.follow(end.clone()).await {
-            tracing::error!(%error, "the archive is behind; charges are still made and recorded");
-            if end.is_cancelled() {
-                break;
+        let following = async {
+            while let Err(error) = archive.follow(end.clone()).await {
+                let what = "the archive is behind; charges are still made and recorded";
+                tracing::error!(%error, "{what}");
+                if end.is_cancelled() {
+                    break;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(ARCHIVE_RETRY) => {}
+                    () = end.cancelled() => {}
+                }
             }
-            tokio::select! {
-                () = tokio::time::sleep(ARCHIVE_RETRY) => {}
-                () = end.cancelled() => {}
-            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = keeping::forget(&archive, &clock) => {}
         }
         archive.close().await;
     };

@@ -16,6 +16,9 @@ use crate::self_check::SelfCheck;
 /// How often sealed segments are looked for, to fold them into a snapshot.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often old answers are looked for.
+const FORGET_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often old answers are deleted at one time: each time a thousand go at most.
 const MAX_ROUNDS: usize = 100;
 
@@ -66,17 +69,6 @@ impl Keeping {
         self.told = why;
     }
 
-    /// Forgets the answers that were kept for keys which are forgotten by now (D35).
-    async fn forget(&self) -> anyhow::Result<()> {
-        let now = self.clock.now();
-        for _ in 0..MAX_ROUNDS {
-            if self.archive.forget_answers(now).await? == 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     async fn pruned(&self, before: Timestamp) -> anyhow::Result<usize> {
         if self.engine.prunable(before)?.is_none() {
             return Ok(0);
@@ -86,13 +78,33 @@ impl Keeping {
     }
 }
 
+/// Forgets, now and then, the answers that were kept for keys which are forgotten by now (D35).
+/// Goes on until it is dropped.
+pub(super) async fn forget(archive: &Archive, clock: &Clock) {
+    loop {
+        tokio::time::sleep(FORGET_INTERVAL).await;
+        for _ in 0..MAX_ROUNDS {
+            match archive.forget_answers(clock.now()).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    let what = "answers that nobody can ask for any more are not deleted";
+                    tracing::error!(%error, "{what}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
 /// The thread that folds sealed segments into snapshots, closes cycles that are long over, deletes
 /// old segments, and compares what is in memory with what is recorded.
 pub(super) fn start(
-    mut keeping: Keeping,
+    keeping: Option<Keeping>,
     mut self_check: SelfCheck,
     end: &CancellationToken,
-) -> anyhow::Result<JoinHandle<()>> {
+) -> anyhow::Result<Option<JoinHandle<()>>> {
+    let Some(mut keeping) = keeping else { return Ok(None) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let end = end.clone();
     let work = async move {
@@ -110,9 +122,6 @@ pub(super) fn start(
                 // The books have failed, and say so themselves.
                 Err(error) => tracing::error!(%error, "no cycle can be closed"),
             }
-            if let Err(error) = keeping.forget().await {
-                tracing::error!(%error, "answers that nobody can ask for any more are not deleted");
-            }
             keeping.prune().await;
             if let Err(error) = self_check.tick(&keeping.engine) {
                 tracing::error!(%error, "balances cannot be compared with their records");
@@ -120,5 +129,5 @@ pub(super) fn start(
         }
     };
     let thread = std::thread::Builder::new().name("books-snapshot".to_owned());
-    Ok(thread.spawn(move || runtime.block_on(work))?)
+    Ok(Some(thread.spawn(move || runtime.block_on(work))?))
 }

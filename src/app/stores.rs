@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use rustix::fs::{FlockOperation, flock};
 use secrecy::SecretString;
 use tokio::runtime::Runtime;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::books::embedded::{self, Recovery};
-use crate::books::{Durability, Engine, redis};
+use crate::books::redis::{Engine as InRedis, Options};
+use crate::books::{Durability, Engine};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::directory::books::ItsBooks;
@@ -94,7 +94,7 @@ fn identity(data_dir: &Path) -> anyhow::Result<(File, String)> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(&path).with_context(of)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if embedded::lock_alone(&file).is_err() {
         bail!("{}: another process uses this data dir; give each gateway its own", of());
     }
     let mut id = String::new();
@@ -198,7 +198,7 @@ fn open_redis(
     runtime: &Runtime,
     directory: &Directory,
     gateway: String,
-) -> anyhow::Result<(Arc<redis::Engine>, DropGuard)> {
+) -> anyhow::Result<(Arc<InRedis>, DropGuard)> {
     let url = redis_url(config)?;
     let wanted = ItsBooks {
         engine: "redis".into(),
@@ -220,7 +220,7 @@ fn open_redis(
         wanted.shards,
         found.shards
     );
-    let options = redis::Options {
+    let options = Options {
         url,
         prefix: PREFIX.into(),
         shards: usize::from(found.shards),
@@ -232,7 +232,7 @@ fn open_redis(
         owner_timeout: config.books.owner_timeout,
     };
     let (handle, thread) = redis_thread()?;
-    let opening = redis::Engine::open(options, handle.clone(), clock.now());
+    let opening = InRedis::open(options, handle.clone(), clock.now());
     let engine = handle.block_on(opening)?;
     if !found.made {
         runtime.block_on(directory.its_books_are_made())?;

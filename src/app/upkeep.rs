@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 
-use crate::books::redis::{self, OpenError};
+use crate::books::redis::{Engine as InRedis, OpenError};
 use crate::books::{Engine, Session};
 use crate::clock::{CHECK_INTERVAL, Clock};
 use crate::core::account::Account;
@@ -120,7 +120,7 @@ pub(super) fn look(engine: &Engine, current: &Arc<Current<Session>>) -> ops::Loo
     })
 }
 
-async fn look_at(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {
+async fn look_at(current: &Current<Session>, engine: &InRedis) -> Result<(), OpenError> {
     engine.count().await?;
     let worker = current.load();
     let (snapshot, now) = (worker.live.load(), worker.clock.now());
@@ -131,7 +131,7 @@ async fn look_at(current: &Current<Session>, engine: &redis::Engine) -> Result<(
 }
 
 /// Takes up the jobs of gateways that are gone.
-async fn adopt(current: &Current<Session>, engine: &redis::Engine) -> Result<(), OpenError> {
+async fn adopt(current: &Current<Session>, engine: &InRedis) -> Result<(), OpenError> {
     let worker = current.load();
     for orphan in engine.orphans().await? {
         if !worker.jobs.knows(orphan.charge) {

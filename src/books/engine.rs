@@ -7,9 +7,10 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio_util::either::Either;
 
+use super::redis::{Engine as InRedis, OpenError, Session as RedisSession};
 use super::{
     Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
-    Posted, Resolution, Resolved, embedded, redis,
+    Posted, Resolution, Resolved, embedded,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
 use crate::core::charge::State;
@@ -21,7 +22,7 @@ pub enum Engine {
     /// In memory, with a journal.
     Embedded(Arc<embedded::Engine>),
     /// In Redis.
-    Redis(Arc<redis::Engine>),
+    Redis(Arc<InRedis>),
 }
 
 /// A session with it.
@@ -30,7 +31,7 @@ pub enum Session {
     /// In memory, with a journal.
     Embedded(embedded::Session),
     /// In Redis.
-    Redis(redis::Session),
+    Redis(RedisSession),
 }
 
 impl Engine {
@@ -58,6 +59,17 @@ impl Engine {
         match self {
             Self::Embedded(engine) => Ok(engine.list_open()),
             Self::Redis(engine) => engine.list_open().await.map_err(unavailable),
+        }
+    }
+
+    /// The open holds that an earlier process left: in Redis, those of which no gateway is there.
+    ///
+    /// # Errors
+    /// [`BooksError::Unavailable`].
+    pub async fn left_open(&self) -> Result<Vec<OpenCharge>, BooksError> {
+        match self {
+            Self::Embedded(engine) => Ok(engine.list_open()),
+            Self::Redis(engine) => engine.orphans().await.map_err(unavailable),
         }
     }
 
@@ -130,7 +142,7 @@ impl Engine {
     }
 }
 
-fn unavailable(error: redis::OpenError) -> BooksError {
+fn unavailable(error: OpenError) -> BooksError {
     BooksError::Unavailable(error.to_string())
 }
 

@@ -149,7 +149,7 @@ mod tests {
     fn an_invalid_file_exits_2_with_every_error_and_prints_nothing_else() {
         let text = "[books]\nengine = \"redis\"\nshards = 0\n";
         let expected = "\
-t.toml:2:10: books.engine: \"redis\" is not built yet, expected another value
+t.toml:2:10: books.engine: expected exactly one of url, url_env and url_file beside it
 t.toml:3:10: books.shards: expected at least 1
 ";
         for print in [false, true] {

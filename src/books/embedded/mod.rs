@@ -11,6 +11,7 @@ pub use session::Session;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
@@ -153,6 +154,27 @@ impl Default for Options {
     }
 }
 
+/// Locks a file that only one process may have. Tries for a moment: a program that is being started
+/// by the one that has just ended keeps the lock until it begins.
+///
+/// # Errors
+/// When another process has it.
+pub fn lock_alone(file: &File) -> Result<(), TryLockError> {
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => {
+                #[expect(clippy::disallowed_methods, reason = "at the start, before any worker")]
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// How long it is tried.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
 impl Engine {
     /// Opens the books in `dir`, recovers them, and resolves the holds of the previous process
     /// (D36).
@@ -175,7 +197,7 @@ impl Engine {
         std::fs::create_dir_all(dir).map_err(io(dir))?;
         let lock_path = dir.join("lock");
         let lock = File::create(&lock_path).map_err(io(&lock_path))?;
-        lock.try_lock().map_err(|error| match error {
+        lock_alone(&lock).map_err(|error| match error {
             TryLockError::WouldBlock => OpenError::Locked(dir.to_owned()),
             TryLockError::Error(error) => OpenError::Io { path: lock_path.clone(), error },
         })?;

@@ -104,7 +104,7 @@ fn an_error_names_the_variable() {
         (
             "BOOKS__ENGINE",
             "redis",
-            "books.engine: \"redis\" is not built yet, expected another value",
+            "books.engine: expected exactly one of url, url_env and url_file beside it",
         ),
         ("ROUTE__5__PATH", "/x", "route: expected an index from 0 to 3"),
         ("ROUTE__NAME", "x", "route: expected an index from 0 to 3"),
