@@ -57,33 +57,34 @@ impl Stores {
             .with_context(|| format!("data.dir {} cannot be made", data_dir.display()))?;
         let (id_file, id) = identity(data_dir)?;
         tracing::debug!(%id, "the data dir is this gateway's");
-        match config.books.engine {
-            config::Engine::Embedded => {
-                let engine = open_embedded(config, clock)?;
-                runtime.block_on(async {
-                    let directory = open_directory(config).await?;
-                    claim(&directory, config, &id).await?;
-                    let archive = open_archive(config, &engine, clock).await?;
-                    let lent = Lent { _id: id_file, _redis: None };
-                    let (engine, directory) = (Engine::Embedded(engine), Arc::new(directory));
-                    Ok(Self { engine, directory, archive, lent })
-                })
+        // Their lock comes before anything else of them.
+        let embedded = match config.books.engine {
+            config::Engine::Embedded => Some(open_embedded(config, clock)?),
+            config::Engine::Redis => None,
+        };
+        let directory = runtime.block_on(open_directory(config))?;
+        let (engine, archive, redis) = match embedded {
+            Some(engine) => {
+                runtime.block_on(claim(&directory, config, &id))?;
+                let archive = runtime.block_on(open_archive(config, &engine))?;
+                (Engine::Embedded(engine), archive, None)
             }
-            config::Engine::Redis => {
-                let directory = runtime.block_on(open_directory(config))?;
+            None => {
                 let (engine, thread) = open_redis(config, clock, runtime, &directory, id)?;
-                let archive = match &config.directory.url {
+                let place = match &config.directory.url {
                     Some(url) => Place::Server(url.expose().into()),
                     None => Place::File(data_dir.join("archive.db")),
                 };
-                let archive = Archive::of_shards(archive, Arc::clone(&engine), KEPT_ENTRIES);
-                let archive = runtime.block_on(archive)?;
-                runtime.block_on(go_on_from(clock, &archive))?;
-                let lent = Lent { _id: id_file, _redis: Some(thread) };
-                let (engine, directory) = (Engine::Redis(engine), Arc::new(directory));
-                Ok(Self { engine, directory, archive, lent })
+                let archive = Archive::of_shards(place, Arc::clone(&engine), KEPT_ENTRIES);
+                (Engine::Redis(engine), runtime.block_on(archive)?, Some(thread))
             }
+        };
+        // Time goes on from the newest charge, also where the system's clock was set back (f46).
+        if let Some(newest) = runtime.block_on(archive.newest_charge())? {
+            clock.not_before(newest);
         }
+        let lent = Lent { _id: id_file, _redis: redis };
+        Ok(Self { engine, directory: Arc::new(directory), archive, lent })
     }
 }
 
@@ -113,9 +114,8 @@ fn identity(data_dir: &Path) -> anyhow::Result<(File, String)> {
 }
 
 fn new_name() -> anyhow::Result<String> {
-    let mut random = [0; ID_LENGTH / 2];
-    getrandom::fill(&mut random).context("no randomness for a name")?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    let random = || getrandom::u64().context("no randomness for a name");
+    Ok(format!("{:016x}{:016x}", random()?, random()?))
 }
 
 fn open_embedded(config: &Config, clock: &Clock) -> anyhow::Result<Arc<embedded::Engine>> {
@@ -142,23 +142,9 @@ fn report(found: &Recovery) {
     );
 }
 
-async fn open_archive(
-    config: &Config,
-    engine: &embedded::Engine,
-    clock: &Clock,
-) -> anyhow::Result<Archive> {
+async fn open_archive(config: &Config, engine: &embedded::Engine) -> anyhow::Result<Archive> {
     let (recovered, written) = (engine.recovery().position, engine.records_written());
-    let archive = Archive::open(&config.data.dir, engine.dir(), recovered, written).await?;
-    go_on_from(clock, &archive).await?;
-    Ok(archive)
-}
-
-/// Time goes on from the newest charge, also where the system's clock was set back (f46).
-async fn go_on_from(clock: &Clock, archive: &Archive) -> anyhow::Result<()> {
-    if let Some(newest) = archive.newest_charge().await? {
-        clock.not_before(newest);
-    }
-    Ok(())
+    Ok(Archive::open(&config.data.dir, engine.dir(), recovered, written).await?)
 }
 
 /// The directory of the data dir, or of the server that is configured.

@@ -96,7 +96,8 @@ pub async fn metered<B: Books + 'static>(
     request: Request<Outgoing>,
 ) -> Result<Forwarded<B>, Refused> {
     // A gateway that was paused is not sure of its holds any more (D36); its drop voids this one.
-    if !held.worker.books.may_forward(held.charge, held.told) {
+    let books = &held.worker.books;
+    if !held.told.is_some_and(|told| books.may_forward(held.charge, told)) {
         let detail = "this gateway was not heard of by the books for a while; nothing was sent";
         return Err(Refusal::new(Code::BooksUnavailable, detail).into());
     }

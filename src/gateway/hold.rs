@@ -49,8 +49,8 @@ pub struct Held<B: Books + 'static> {
     pub moment: Arc<Moment>,
     /// When it was held.
     pub now: Timestamp,
-    /// When it was told to be held.
-    pub told: Instant,
+    /// When it was told to be held, once it was.
+    pub told: Option<Instant>,
     /// What was taken.
     pub legs: Legs,
     /// What is left, for receipts.
@@ -181,7 +181,7 @@ pub async fn hold<B: Books + 'static>(
         quoted,
         moment,
         now,
-        told: Instant::now(),
+        told: None,
         legs: Legs::new(),
         standing: Standing::default(),
         upload: Upload::default(),
@@ -255,16 +255,17 @@ impl<B: Books + 'static> Held<B> {
             let asked = Instant::now();
             let (mut standing, asking) = self.ask(&memo, known.as_deref(), plans)?;
             let posted = asking.await;
+            let told = Instant::now();
             let result = match &posted {
                 Ok(Posted::Done(..)) => BooksResult::Done,
                 Ok(Posted::Short(_)) => BooksResult::Short,
                 Ok(Posted::Known(_)) => BooksResult::Short,
                 Err(_) => BooksResult::Failed,
             };
-            self.worker.meters.books(BooksOperation::Hold, result, asked.elapsed());
+            self.worker.meters.books(BooksOperation::Hold, result, told - asked);
             match posted {
                 Ok(Posted::Done(legs, after)) => {
-                    self.told = Instant::now();
+                    self.told = Some(told);
                     standing.update(&after);
                     return Ok(Ok((legs, standing)));
                 }

@@ -8,17 +8,13 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::wire::StoredHold;
-use super::{Engine, OpenError};
-use crate::books::{Books, OpenCharge, OpenLeg};
-use crate::core::account::{Account, AccountKey, Balance, LegKind};
+use super::{Engine, NAMES, OpenError};
+use crate::books::{Books, OpenCharge};
+use crate::core::account::{Account, AccountKey, Balance};
 use crate::core::charge::State;
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
 
-/// How many holds are described at once.
-const PIECE: usize = 500;
-/// Where the names of accounts are among a shard's keys.
-const NAMES: usize = 2;
 /// How many balances are read at once; a view has room for this many.
 const BALANCES: usize = 32;
 
@@ -82,10 +78,15 @@ impl Engine {
     pub async fn look(&self, accounts: &[Account<'_>]) -> Result<(), OpenError> {
         let mut oldest = None::<i64>;
         for shard in 0..self.shared.shards {
-            let see = |_, hold: StoredHold| {
-                oldest = oldest.into_iter().chain([hold.at]).min();
-            };
-            self.each_hold(shard, see).await?;
+            let mut at = 0;
+            loop {
+                let (next, holds) = self.some_holds(shard, at).await?;
+                oldest = oldest.into_iter().chain(holds.iter().map(|(_, hold)| hold.at)).min();
+                at = next;
+                if at == 0 {
+                    break;
+                }
+            }
         }
         self.shared.seen.holds.lock().1 = oldest.map(instant);
         let mut balances = HashMap::new();
@@ -123,37 +124,24 @@ impl Engine {
         let mut open = HashMap::new();
         for shard in 0..self.shared.shards {
             let sessions = self.owners(shard).await?.into_iter().map(|owner| owner.name).collect();
-            let mut holds = Vec::new();
-            let see = |charge, hold: StoredHold| {
-                if is_wanted(&hold, &sessions) {
-                    holds.push((charge, hold));
+            let mut at = 0;
+            loop {
+                let (next, mut holds) = self.some_holds(shard, at).await?;
+                holds.retain(|(_, hold)| is_wanted(hold, &sessions));
+                let names = self.names(shard, &holds).await?;
+                for (charge, hold) in holds {
+                    let name = |leg: &(AccountKey, _, _)| names.get(&leg.0).cloned();
+                    let names: Vec<String> =
+                        hold.legs.iter().map(|leg| name(leg).unwrap_or_default()).collect();
+                    open.insert(charge, hold.describe(charge, names));
                 }
-            };
-            self.each_hold(shard, see).await?;
-            for some in holds.chunks_mut(PIECE) {
-                let names = self.names(shard, some).await?;
-                for (charge, hold) in some {
-                    open.insert(*charge, describe(*charge, hold, &names));
+                at = next;
+                if at == 0 {
+                    break;
                 }
             }
         }
         Ok(open.into_values().collect())
-    }
-
-    async fn each_hold(
-        &self,
-        shard: usize,
-        mut see: impl FnMut(ChargeId, StoredHold),
-    ) -> Result<(), OpenError> {
-        let mut at = 0;
-        loop {
-            let (next, holds) = self.some_holds(shard, at).await?;
-            holds.into_iter().for_each(|(charge, hold)| see(charge, hold));
-            at = next;
-            if at == 0 {
-                return Ok(());
-            }
-        }
     }
 
     /// The names of the accounts that holds took from.
@@ -177,26 +165,5 @@ impl Engine {
         let names: Vec<Option<String>> = self.read(&command).await?;
         let known = keys.into_iter().zip(names);
         Ok(known.filter_map(|(key, name)| Some((key, name?))).collect())
-    }
-}
-
-fn describe(
-    charge: ChargeId,
-    hold: &mut StoredHold,
-    names: &HashMap<AccountKey, String>,
-) -> OpenCharge {
-    let leg = |(key, kind, amount): &(AccountKey, LegKind, u64)| OpenLeg {
-        account: names.get(key).cloned().unwrap_or_default(),
-        account_kind: key.kind,
-        kind: *kind,
-        amount: *amount,
-    };
-    OpenCharge {
-        charge,
-        held_at: instant(hold.at),
-        memo: std::mem::take(&mut hold.memo),
-        legs: hold.legs.iter().map(leg).collect(),
-        expires: (hold.expires > 0).then(|| instant(hold.expires)),
-        note: std::mem::take(&mut hold.note),
     }
 }

@@ -143,6 +143,7 @@ pub(super) struct Shared {
 pub(super) struct Keys([String; 10]);
 
 const META: usize = 0;
+const NAMES: usize = 2;
 const HOLDS: usize = 3;
 const ENDING: usize = 4;
 const SESSIONS: usize = 7;
@@ -157,6 +158,11 @@ impl Keys {
 }
 
 impl Shared {
+    /// The shard of an org, or of a charge, by its home.
+    fn shard_of(&self, home: u16) -> usize {
+        usize::from(home) % self.shards
+    }
+
     fn keys(&self, shard: usize) -> Keys {
         let names = [
             "meta", "accounts", "names", "holds", "ending", "once", "kept", "sessions", "ledger",

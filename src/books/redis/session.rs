@@ -152,10 +152,6 @@ impl Session {
         Self { inner, _left: Arc::new(left.drop_guard()) }
     }
 
-    fn shard_of(&self, home: u16) -> usize {
-        usize::from(home) % self.inner.shards.len()
-    }
-
     /// Puts an operation behind those that were asked before. What comes back waits for its reply.
     fn ask(
         &self,
@@ -213,7 +209,7 @@ impl Session {
     }
 
     fn of_charge(&self, charge: ChargeId) -> usize {
-        self.shard_of(charge.home())
+        self.inner.shared.shard_of(charge.home())
     }
 
     /// Whether a charge that was told to be held at `held` may be forwarded, or goes on to be, right
@@ -332,7 +328,7 @@ impl Books for Session {
 
     async fn known(&self, scope: u64, key: &[u8; 16]) -> Result<Option<KnownCharge>, BooksError> {
         // The scope of an org's keys begins with its home.
-        let shard = self.shard_of(scope as u16);
+        let shard = self.inner.shared.shard_of(scope as u16);
         match self.ask(shard, NO_CHARGE, Kind::Reads, Ok(wire::find(scope, key))).await? {
             Reply::Known(known) => Ok(Some(known)),
             Reply::Unknown => Ok(None),
@@ -341,7 +337,7 @@ impl Books for Session {
     }
 
     async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
-        let shard = self.shard_of(home_of(adjustment.account.name.org));
+        let shard = self.inner.shared.shard_of(home_of(adjustment.account.name.org));
         match self.ask(shard, NO_CHARGE, Kind::Takes, wire::adjust(adjustment)).await? {
             Reply::Done(_, view) => Ok(view.get(0).unwrap_or_default()),
             other => Err(odd(&other)),
@@ -350,7 +346,7 @@ impl Books for Session {
 
     async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {
         let mut view = View::new(accounts.len());
-        let shard = |account: &Account<'_>| self.shard_of(home_of(account.name.org));
+        let shard = |account: &Account<'_>| self.inner.shared.shard_of(home_of(account.name.org));
         let mut shards: Vec<usize> = accounts.iter().map(shard).collect();
         let of = shards.clone();
         shards.sort_unstable();

@@ -1,10 +1,7 @@
 //! What the archive needs of the shards besides their entries: how many there are, how far their
 //! ledgers are, and to trim what it has.
 
-use super::{Engine, Keys, LEDGER, OpenError};
-
-/// The key in [`Keys`] that counts a shard's entries.
-const META: usize = 0;
+use super::{Engine, Keys, LEDGER, META, OpenError};
 
 impl Engine {
     /// How many shards the books have.
@@ -14,7 +11,7 @@ impl Engine {
 
     /// The shard of an org, or of a charge, by its home.
     pub fn shard_of(&self, home: u16) -> usize {
-        usize::from(home) % self.shared.shards
+        self.shared.shard_of(home)
     }
 
     /// The position of the last entry that a shard's ledger was ever given; `None` where the books

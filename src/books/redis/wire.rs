@@ -396,29 +396,19 @@ fn ended(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
     let state = state_of(input.small()?)?;
     let count = input.array()?;
     let kept = (0..count).map(|_| input.uint()).collect::<Result<Vec<u64>, _>>()?;
-    let hold = StoredHold::read(input)?;
+    let mut hold = StoredHold::read(input)?;
     let count = input.array()?;
     let names = (0..count).map(|_| Ok(input.text()?.to_owned()));
     let names = names.collect::<Result<Vec<String>, Malformed>>()?;
     if names.len() != hold.legs.len() {
         return Err(Malformed(format!("{} names of {} legs", names.len(), hold.legs.len())));
     }
-    let legs = hold.legs.iter().zip(names).enumerate().map(|(at, (leg, account))| OpenLeg {
-        account,
-        account_kind: leg.0.kind,
-        kind: leg.1,
-        amount: if state == State::Held { leg.2 } else { kept.get(at).copied().unwrap_or(0) },
-    });
-    let legs = legs.collect();
-    let open = OpenCharge {
-        charge,
-        held_at: instant(hold.at),
-        memo: hold.memo,
-        legs,
-        expires: (hold.expires > 0).then(|| instant(hold.expires)),
-        note: hold.note,
-    };
-    Ok(Reply::Ended(state, open))
+    if state != State::Held {
+        for (at, leg) in hold.legs.iter_mut().enumerate() {
+            leg.2 = kept.get(at).copied().unwrap_or(0);
+        }
+    }
+    Ok(Reply::Ended(state, hold.describe(charge, names)))
 }
 
 /// A hold as the library stores it, as far as anybody here wants to know.
@@ -435,6 +425,29 @@ pub(super) struct StoredHold {
 }
 
 impl StoredHold {
+    /// The charge that it is, with the names of its legs' accounts.
+    pub(super) fn describe(
+        self,
+        charge: ChargeId,
+        names: impl IntoIterator<Item = String>,
+    ) -> OpenCharge {
+        let legs = self.legs.into_iter().zip(names);
+        let leg = |((key, kind, amount), account): ((AccountKey, LegKind, u64), String)| OpenLeg {
+            account,
+            account_kind: key.kind,
+            kind,
+            amount,
+        };
+        OpenCharge {
+            charge,
+            held_at: instant(self.at),
+            memo: self.memo,
+            legs: legs.map(leg).collect(),
+            expires: (self.expires > 0).then(|| instant(self.expires)),
+            note: self.note,
+        }
+    }
+
     pub(super) fn read(input: &mut In<'_>) -> Result<Self, Malformed> {
         input.tuple(11)?;
         let owner = input.text()?.to_owned();
