@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::runtime::Runtime;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -27,6 +28,8 @@ const PREFIX: &str = "tollgate";
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a request waits for Redis.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// How far this machine's clock may be off that of Redis at the start.
+const MAX_OFFSET: SignedDuration = SignedDuration::from_secs(10);
 /// Hexadecimal digits of the id of a data dir.
 const ID_LENGTH: usize = 32;
 
@@ -79,8 +82,14 @@ impl Stores {
                 (Engine::Redis(engine), runtime.block_on(archive)?, Some(thread))
             }
         };
-        // Time goes on from the newest charge, also where the system's clock was set back (f46).
-        if let Some(newest) = runtime.block_on(archive.newest_charge())? {
+        // Time goes on from the newest charge, also where the system's clock was set back (f46). What is
+        // far ahead in an archive of many was made by a gateway whose clock was wrong.
+        let newest = runtime.block_on(archive.newest_charge())?;
+        let sane = clock.now().saturating_add(MAX_OFFSET).unwrap_or(clock.now());
+        let trusts = |newest: &Timestamp| {
+            matches!(engine, Engine::Embedded(_)) || clock.is_manual() || *newest <= sane
+        };
+        if let Some(newest) = newest.filter(trusts) {
             clock.not_before(newest);
         }
         let lent = Lent { _id: id_file, _redis: redis };
@@ -220,6 +229,14 @@ fn open_redis(
     let (handle, thread) = redis_thread()?;
     let opening = InRedis::open(options, handle.clone(), clock.now());
     let engine = handle.block_on(opening)?;
+    if !clock.is_manual() {
+        let ahead = handle.block_on(engine.ahead(clock.now()))?;
+        ensure!(
+            ahead.abs() <= MAX_OFFSET,
+            "this machine's clock is {ahead:#} ahead of Redis': keep both synchronised (NTP), \
+             because holds and keys end by the clock"
+        );
+    }
     if !found.made {
         runtime.block_on(directory.its_books_are_made())?;
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use jiff::SignedDuration;
 use tokio::time::MissedTickBehavior;
 
 use crate::books::redis::{Engine as InRedis, OpenError};
@@ -25,6 +26,8 @@ const LAST_CHANCE: Duration = Duration::from_secs(60);
 
 /// How often books that are elsewhere are asked whether they are there.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// How far a gateway's time may be ahead of that of books that others share.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_secs(5);
 /// How long a scrape waits for them.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Every how many times jobs of gateways that are gone are looked for.
@@ -72,10 +75,25 @@ async fn end_holds(
         check.tick().await;
         let worker = current.load();
         let jobs = &worker.jobs;
-        if may_end(began.elapsed(), !jobs.is_empty(), jobs.owes_questions()) {
+        let may = may_end(began.elapsed(), !jobs.is_empty(), jobs.owes_questions());
+        if may && !is_ahead(engine, clock).await {
             expire(engine, in_doubt, clock, &worker).await;
         }
     }
+}
+
+/// Whether this gateway's time is ahead of that of the books it shares: it would end what is not over
+/// for the others (f47).
+async fn is_ahead(engine: &Engine, clock: &Clock) -> bool {
+    let Engine::Redis(engine) = engine else { return false };
+    if clock.is_manual() {
+        return false;
+    }
+    let ahead = engine.ahead(clock.now()).await.unwrap_or_default();
+    if ahead > MAX_AHEAD {
+        tracing::error!(%ahead, "this gateway's clock is ahead of Redis': it ends no holds");
+    }
+    ahead > MAX_AHEAD
 }
 
 /// Sees whether books in Redis answer, and looks after the jobs of gateways that are gone.
@@ -153,16 +171,15 @@ async fn expire(
     clock: &Clock,
     worker: &Worker<Session>,
 ) {
-    match engine.expire(clock.now()).await {
-        Ok(ended) => {
-            for (open, state) in &ended {
-                worker.jobs.remove(open.charge);
-                gateway::count_expired(worker, open, *state);
-                in_doubt[usize::from(*state != State::Captured)].fetch_add(1, Relaxed);
-                tracing::info!(charge = %open.charge, %state, "a hold ended that nobody resolved");
-            }
-        }
-        Err(error) => tracing::error!(%error, "holds whose time is over do not end"),
+    let (ended, failed) = engine.expire(clock.now()).await;
+    for (open, state) in &ended {
+        worker.jobs.remove(open.charge);
+        gateway::count_expired(worker, open, *state);
+        in_doubt[usize::from(*state != State::Captured)].fetch_add(1, Relaxed);
+        tracing::info!(charge = %open.charge, %state, "a hold ended that nobody resolved");
+    }
+    if let Some(error) = failed {
+        tracing::error!(%error, "holds whose time is over do not end");
     }
 }
 

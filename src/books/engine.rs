@@ -74,17 +74,19 @@ impl Engine {
     }
 
     /// Ends the holds whose time is over, and those whose owners are gone, as their records say
-    /// (D34, D36), a bounded number at once. Returns how each hold ended that did.
-    ///
-    /// # Errors
-    /// [`BooksError::Unavailable`] when it cannot be recorded.
-    pub async fn expire(&self, now: Timestamp) -> Result<Vec<(OpenCharge, State)>, BooksError> {
+    /// (D34, D36), a bounded number at once. Returns how each hold ended that did, and why others
+    /// did not, where that could not be recorded.
+    pub async fn expire(&self, now: Timestamp) -> (Vec<(OpenCharge, State)>, Option<BooksError>) {
         match self {
-            Self::Embedded(engine) => engine.expire(now),
+            Self::Embedded(engine) => match engine.expire(now) {
+                Ok(ended) => (ended, None),
+                Err(error) => (Vec::new(), Some(error)),
+            },
             Self::Redis(engine) => {
-                let mut ended = engine.expire(now).await.map_err(unavailable)?;
-                ended.extend(engine.resolve_absent(now).await.map_err(unavailable)?);
-                Ok(ended)
+                let (mut due, absent) =
+                    (engine.expire(now).await, engine.resolve_absent(now).await);
+                due.ended.extend(absent.ended);
+                (due.ended, due.failed.or(absent.failed).map(unavailable))
             }
         }
     }

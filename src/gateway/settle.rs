@@ -66,7 +66,7 @@ pub async fn capture<B: Books + 'static>(
             Ok(None) => {}
             Ok(Some(resolved)) => return ended(held, Ok(resolved), status),
             Err(BooksError::Range) => (settling, memo) = without_excess(held),
-            Err(error) => return ended(held, Err(error), status),
+            Err(error) => return Err(unamended(held, &error, status)),
         }
     }
     let (extra, observed) = loop {
@@ -195,8 +195,10 @@ async fn take<B: Books + 'static>(
             Amended::Short(view) if settling.may_be_short() => settling.short(view),
             // What is owed is taken from whoever has it or not.
             Amended::Short(view) => return Ok(Some(Resolved::Short(view))),
+            // Others gave this gateway up meanwhile (D36): what is captured now is captured late,
+            // with the excess.
+            Amended::Already(State::Voided) | Amended::Unknown => return Ok(None),
             Amended::Already(state) => return Ok(Some(Resolved::Already(state))),
-            Amended::Unknown => return Ok(Some(Resolved::Unknown)),
         }
     }
 }
@@ -295,6 +297,17 @@ pub(super) fn resolve<B: Books + 'static>(
         meters.books(BooksOperation::Resolve, result, asked.elapsed());
         resolved
     }
+}
+
+/// What remains when an amendment could not be recorded: the charge is as it was, or as it was to be,
+/// and is settled on what is known of it when it is dropped.
+pub(super) fn unamended<B: Books + 'static>(
+    held: &Held<B>,
+    error: &BooksError,
+    status: Option<u16>,
+) -> Refused {
+    held.caller.meters.request(Some(held.route.index), Outcome::Held, status);
+    Refused { counted: true, ..unavailable(error) }
 }
 
 /// What remains when the books did not settle as asked: they could not record it, or somebody

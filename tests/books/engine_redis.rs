@@ -100,7 +100,7 @@ impl Engine for OnRedis {
     }
 
     fn expire(&self, now: Timestamp) -> Vec<(OpenCharge, State)> {
-        self.runtime.handle.block_on(self.engine.expire(now)).unwrap()
+        self.runtime.handle.block_on(self.engine.expire(now)).whole().unwrap()
     }
 
     fn all(&self) -> BTreeMap<String, Balance> {

@@ -204,7 +204,8 @@ fn d36_f23_f26_gateways_that_are_lost_and_found_again_leave_exact_books() {
         tasks.spawn_on(charging, &runtimes[0].handle);
     }
     let mut ended = 0;
-    let resolve = || runtimes[1].handle.block_on(other.resolve_absent(NOW)).unwrap().len() as u64;
+    let resolve =
+        || runtimes[1].handle.block_on(other.resolve_absent(NOW)).whole().unwrap().len() as u64;
     while next.load(Ordering::SeqCst) < charges {
         ended += resolve();
     }

@@ -83,7 +83,7 @@ impl Gateway {
     }
 
     fn resolve_absent(&self) -> Vec<(OpenCharge, State)> {
-        self.run(self.engine.resolve_absent(NOW)).unwrap()
+        self.run(self.engine.resolve_absent(NOW)).whole().unwrap()
     }
 
     /// Resolves what others left until a gateway has no session any more.
@@ -182,7 +182,7 @@ fn d36_two_gateways_that_see_a_third_one_absent_resolve_its_holds_once() {
     assert_eq!(BTreeMap::from_iter(ended), expected);
     // What outlives its process does so here too, and ends in its time.
     assert_eq!(gateways[0].balance(), balance(1000, 0, 10, 13));
-    let expired = gateways[1].run(gateways[1].engine.expire(second(60))).unwrap();
+    let expired = gateways[1].run(gateways[1].engine.expire(second(60))).whole().unwrap();
     let expired: Vec<_> = expired.iter().map(|(open, state)| (open.charge, *state)).collect();
     assert_eq!(expired, [(id(lasts), State::Expired)]);
     assert_eq!(gateways[0].balance(), balance(1000, 0, 0, 13));

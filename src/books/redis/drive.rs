@@ -237,7 +237,7 @@ impl Driver {
         for (mut pending, reply) in batch.into_iter().zip(replies) {
             match (pending.kind, &reply) {
                 // Its waiter was told that the books do not answer, and forwards nothing.
-                (Kind::Hold(at), Reply::Done(..)) if pending.answer.is_none() => {
+                (Kind::Hold(at), Reply::Done(..)) if !pending.is_awaited() => {
                     self.queue().void(pending.charge, at);
                 }
                 _ => pending.answer(Ok(Told { reply, sent })),

@@ -13,14 +13,28 @@ pub(super) const JOIN: &str = "tollgate_1_join";
 pub(super) const LEAVE: &str = "tollgate_1_leave";
 const NAME: &str = "tollgate_1";
 
-/// Has Redis load the library, unless it has it.
+/// Has Redis load the library, unless it has it: where memory is short it loads nothing, and a
+/// gateway has to start all the same.
 pub(super) async fn load(link: &Link) -> Result<(), String> {
+    if is_there(link).await? {
+        return same(link).await;
+    }
     let mut command = redis::cmd("FUNCTION");
     command.arg("LOAD").arg(CODE);
     match link.call(&command).await {
         Ok(_) => Ok(()),
         Err(CallError::Unknown(why)) if why.contains("already exists") => same(link).await,
         Err(error) => Err(format!("the books' library cannot be loaded: {error}")),
+    }
+}
+
+async fn is_there(link: &Link) -> Result<bool, String> {
+    let mut command = redis::cmd("FUNCTION");
+    command.arg("LIST").arg("LIBRARYNAME").arg(NAME);
+    match link.send(&command).await {
+        Ok(redis::Value::Array(libraries)) => Ok(!libraries.is_empty()),
+        Ok(_) => Ok(false),
+        Err(error) => Err(format!("the books' library cannot be looked for: {error}")),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A connection to Redis, made when it is needed and again when it broke, and what the errors of a
 //! call mean: that it was certainly not executed, or that nobody knows.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
@@ -35,14 +35,27 @@ impl std::fmt::Display for CallError {
 pub(super) struct Link {
     client: Client,
     timeout: Duration,
-    /// The connection, with its number: who finds it broken takes away no newer one.
-    connection: Mutex<(u64, Option<MultiplexedConnection>)>,
+    slot: Mutex<Slot>,
 }
+
+/// Where the connection is.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Its number: who finds it broken takes away no newer one.
+    number: u64,
+    connection: Option<MultiplexedConnection>,
+    /// When none could be made, and why.
+    away: Option<(Instant, String)>,
+}
+
+/// For how long a server that was not there is not asked again: whoever waited for his turn
+/// meanwhile is told at once, and not one after the other.
+const REST: Duration = Duration::from_millis(250);
 
 impl Link {
     /// To this server; `timeout` is that of connecting and that of each reply.
     pub(super) fn new(client: Client, timeout: Duration) -> Self {
-        Self { client, timeout, connection: Mutex::default() }
+        Self { client, timeout, slot: Mutex::default() }
     }
 
     /// Calls a command that changes something. Its reply is one string of bytes.
@@ -70,29 +83,41 @@ impl Link {
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection), CallError> {
-        let mut slot = self.connection.lock().await;
-        if let (number, Some(connection)) = &*slot {
-            return Ok((*number, connection.clone()));
+        let mut slot = self.slot.lock().await;
+        if let Some(connection) = &slot.connection {
+            return Ok((slot.number, connection.clone()));
+        }
+        if let Some((since, told)) = &slot.away
+            && since.elapsed() < REST
+        {
+            return Err(CallError::NotExecuted(told.clone()));
         }
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        let connection = connected.map_err(|error| CallError::NotExecuted(error.to_string()))?;
-        let number = slot.0 + 1;
-        *slot = (number, Some(connection.clone()));
+        let connection = match connected {
+            Ok(connection) => connection,
+            Err(error) => {
+                let told = error.to_string();
+                slot.away = Some((Instant::now(), told.clone()));
+                return Err(CallError::NotExecuted(told));
+            }
+        };
+        let number = slot.number + 1;
+        *slot = Slot { number, connection: Some(connection.clone()), away: None };
         Ok((number, connection))
     }
 
     /// Gives the connection up.
     pub(super) async fn reset(&self) {
-        self.connection.lock().await.1 = None;
+        self.slot.lock().await.connection = None;
     }
 
     async fn broken(&self, number: u64) {
-        let mut slot = self.connection.lock().await;
-        if slot.0 == number {
-            slot.1 = None;
+        let mut slot = self.slot.lock().await;
+        if slot.number == number {
+            slot.connection = None;
         }
     }
 }

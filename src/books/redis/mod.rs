@@ -106,6 +106,29 @@ pub struct Options {
     pub owner_timeout: Duration,
 }
 
+/// What a look through all shards ended. A shard that fails keeps the others from nothing.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// How each hold ended that did.
+    pub ended: Vec<(OpenCharge, State)>,
+    /// Why the first shard failed that did.
+    pub failed: Option<OpenError>,
+}
+
+impl Swept {
+    fn note(&mut self, done: Result<(), OpenError>) {
+        self.failed = self.failed.take().or(done.err());
+    }
+
+    /// What ended, where no shard failed.
+    ///
+    /// # Errors
+    /// Why the first one failed.
+    pub fn whole(self) -> Result<Vec<(OpenCharge, State)>, OpenError> {
+        self.failed.map_or(Ok(self.ended), Err)
+    }
+}
+
 /// The books on Redis, open.
 #[derive(Debug)]
 pub struct Engine {
@@ -244,7 +267,7 @@ impl Engine {
         }
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
-        engine.resolve_left_open(now).await?;
+        engine.resolve_left_open(now).await;
         Ok(engine)
     }
 
@@ -265,27 +288,34 @@ impl Engine {
     }
 
     /// Ends the holds whose time is over, as their records say (D34, D36), a bounded number at
-    /// once, and forgets keys and ends that are old. Returns how each hold ended that did.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn expire(&self, now: Timestamp) -> Result<Vec<(OpenCharge, State)>, OpenError> {
-        let mut ended = Vec::new();
+    /// once, and forgets keys and ends that are old.
+    pub async fn expire(&self, now: Timestamp) -> Swept {
+        let mut swept = Swept::default();
         for shard in 0..self.shared.shards {
-            let mut command = redis::cmd("ZRANGEBYSCORE");
-            command.arg(&self.shared.keys(shard).0[ENDING]).arg("-inf").arg(now.as_microsecond());
-            command.arg("LIMIT").arg(0).arg(MAX_SWEEP);
-            let due: Vec<Vec<u8>> = self.read(&command).await?;
-            for charge in due {
-                let Ok(charge) = charge.try_into() else { continue };
-                let charge = ChargeId(charge);
-                let end = self.session.end(shard, charge, now, Endable::Due).await?;
-                ended.extend(end.map(|end| (end.charge, end.state)));
-            }
-            let before = forgotten_before(now.as_microsecond());
-            self.session.sweep(shard, before, MAX_SWEEP).await?;
+            let done = self.expire_in(shard, now, &mut swept.ended).await;
+            swept.note(done);
         }
-        Ok(ended)
+        swept
+    }
+
+    async fn expire_in(
+        &self,
+        shard: usize,
+        now: Timestamp,
+        ended: &mut Vec<(OpenCharge, State)>,
+    ) -> Result<(), OpenError> {
+        let mut command = redis::cmd("ZRANGEBYSCORE");
+        command.arg(&self.shared.keys(shard).0[ENDING]).arg("-inf").arg(now.as_microsecond());
+        command.arg("LIMIT").arg(0).arg(MAX_SWEEP);
+        let due: Vec<Vec<u8>> = self.read(&command).await?;
+        for charge in due {
+            let Ok(charge) = charge.try_into() else { continue };
+            let charge = ChargeId(charge);
+            let end = self.session.end(shard, charge, now, Endable::Due).await?;
+            ended.extend(end.map(|end| (end.charge, end.state)));
+        }
+        let before = forgotten_before(now.as_microsecond());
+        Ok(self.session.sweep(shard, before, MAX_SWEEP).await?)
     }
 
     /// How many holds are open.

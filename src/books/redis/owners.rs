@@ -13,12 +13,12 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
 use super::pack::{In, Malformed};
 use super::wire::{Endable, StoredHold};
-use super::{Engine, HOLDS, MAX_SWEEP, OpenError, SESSIONS, forgotten_before, library};
+use super::{Engine, HOLDS, MAX_SWEEP, OpenError, SESSIONS, Swept, forgotten_before, library};
 use crate::books::OpenCharge;
 use crate::core::charge::State;
 use crate::core::ids::ChargeId;
@@ -70,50 +70,69 @@ impl Engine {
     /// Resolves the holds of gateways that are not heard of any more (D36), as they say themselves,
     /// but those that outlive their process; their sessions are over. Whoever is heard of again in
     /// between keeps what is his. To be called every second or so: a session is not absent the first
-    /// time that it is seen to be silent. Returns how each hold ended that this gateway ended.
-    ///
-    /// # Errors
-    /// When Redis does not answer, or not as expected.
-    pub async fn resolve_absent(
+    /// time that it is seen to be silent.
+    pub async fn resolve_absent(&self, now: Timestamp) -> Swept {
+        let mut swept = Swept::default();
+        for shard in 0..self.shared.shards {
+            let done = self.resolve_absent_in(shard, now, &mut swept.ended).await;
+            swept.note(done);
+        }
+        swept
+    }
+
+    async fn resolve_absent_in(
         &self,
+        shard: usize,
         now: Timestamp,
-    ) -> Result<Vec<(OpenCharge, State)>, OpenError> {
+        ended: &mut Vec<(OpenCharge, State)>,
+    ) -> Result<(), OpenError> {
         let timeout = self.shared.owner_timeout;
         let (long, half) = (timeout.as_micros() as i64, timeout.as_micros() as i64 / 2);
-        let mut ended = Vec::new();
-        for shard in 0..self.shared.shards {
-            // Asked first: who is seen after it is not silent.
-            let clock = self.redis_clock().await?;
-            let owners = self.owners(shard).await?;
-            let names = owners.iter().map(|owner| owner.name.clone()).collect();
-            let silent = owners.into_iter().filter(|owner| clock - owner.seen >= half).collect();
-            let mut absent = self.silent.see(shard, silent, Instant::now(), timeout / 2);
-            absent.retain(|owner| clock - owner.seen >= long);
-            if !absent.is_empty() {
-                ended.extend(self.end_holds_of(shard, &absent, &names, now).await?);
-            }
+        // Asked first: who is seen after it is not silent.
+        let clock = self.redis_clock().await?;
+        let owners = self.owners(shard).await?;
+        let names = owners.iter().map(|owner| owner.name.clone()).collect();
+        let silent = owners.into_iter().filter(|owner| clock - owner.seen >= half).collect();
+        let mut absent = self.silent.see(shard, silent, Instant::now(), timeout / 2);
+        absent.retain(|owner| clock - owner.seen >= long);
+        if absent.is_empty() {
+            return Ok(());
         }
-        Ok(ended)
+        self.end_holds_of(shard, &absent, &names, now, ended).await
     }
 
     /// Resolves what earlier lives of this gateway left open, but what outlives its process: no two
     /// that run have the same name.
-    pub(super) async fn resolve_left_open(&self, now: Timestamp) -> Result<(), OpenError> {
-        let mine = format!("{}/", self.shared.gateway);
-        let this = format!("{mine}{}/", self.shared.incarnation);
+    pub(super) async fn resolve_left_open(&self, now: Timestamp) {
         for shard in 0..self.shared.shards {
-            let mut owners = self.owners(shard).await?;
-            let names = owners.iter().map(|owner| owner.name.clone()).collect();
-            owners.retain(|owner| owner.name.starts_with(&mine) && !owner.name.starts_with(&this));
-            if owners.is_empty() {
-                continue;
-            }
-            for (_, state) in self.end_holds_of(shard, &owners, &names, now).await? {
+            let mut ended = Vec::new();
+            let done = self.resolve_left_open_in(shard, now, &mut ended).await;
+            for (_, state) in ended {
                 self.shared.seen.resolved(state);
             }
-            self.session.sweep(shard, forgotten_before(now.as_microsecond()), MAX_SWEEP).await?;
+            // Whoever is at the other shards is served all the same.
+            if let Err(error) = done {
+                tracing::error!(shard, %error, "what this gateway left open is not resolved yet");
+            }
         }
-        Ok(())
+    }
+
+    async fn resolve_left_open_in(
+        &self,
+        shard: usize,
+        now: Timestamp,
+        ended: &mut Vec<(OpenCharge, State)>,
+    ) -> Result<(), OpenError> {
+        let mine = format!("{}/", self.shared.gateway);
+        let this = format!("{mine}{}/", self.shared.incarnation);
+        let mut owners = self.owners(shard).await?;
+        let names = owners.iter().map(|owner| owner.name.clone()).collect();
+        owners.retain(|owner| owner.name.starts_with(&mine) && !owner.name.starts_with(&this));
+        if owners.is_empty() {
+            return Ok(());
+        }
+        self.end_holds_of(shard, &owners, &names, now, ended).await?;
+        Ok(self.session.sweep(shard, forgotten_before(now.as_microsecond()), MAX_SWEEP).await?)
     }
 
     /// Ends the holds of sessions that are gone, and of those that are not even registered, and takes
@@ -124,13 +143,13 @@ impl Engine {
         gone: &[Owner],
         registered: &HashSet<String>,
         now: Timestamp,
-    ) -> Result<Vec<(OpenCharge, State)>, OpenError> {
+        ended: &mut Vec<(OpenCharge, State)>,
+    ) -> Result<(), OpenError> {
         let mark_of = |owner: &str| {
             let found = gone.iter().find(|gone| gone.name == owner);
             let unregistered = || (!registered.contains(owner)).then_some(&[][..]);
             found.map(|gone| &gone.mark[..]).or_else(unregistered)
         };
-        let mut ended = Vec::new();
         let mut cursor = 0;
         loop {
             let (next, holds) = self.some_holds(shard, cursor).await?;
@@ -153,7 +172,10 @@ impl Engine {
         for Owner { name, mark, .. } in gone {
             let args = [self.shared.epoch.as_bytes(), name.as_bytes(), mark].map(<[u8]>::to_vec);
             let leave = self.shared.keys(shard).function(library::LEAVE, &args);
-            self.shared.link.call(&leave).await?;
+            // Whoever looks next takes it away.
+            if let Err(error) = self.shared.link.call(&leave).await {
+                tracing::warn!(shard, %error, "a session that is over stays registered");
+            }
         }
         // Most have left nothing: they ended as they should.
         if !ended.is_empty() {
@@ -164,7 +186,16 @@ impl Engine {
                 "gateways are not heard of: what they left open is resolved"
             );
         }
-        Ok(ended)
+        Ok(())
+    }
+
+    /// How far a gateway's time is ahead of Redis' clock, which all gateways share.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or not as expected.
+    pub async fn ahead(&self, now: Timestamp) -> Result<SignedDuration, OpenError> {
+        let clock = self.redis_clock().await?;
+        Ok(SignedDuration::from_micros(now.as_microsecond().saturating_sub(clock)))
     }
 
     /// Redis' clock, in microseconds since the Unix epoch.

@@ -116,6 +116,11 @@ impl Pending {
         self.kind == Kind::GivesBack
     }
 
+    /// Whether somebody still waits for the answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.answer.as_ref().is_some_and(|waiter| !waiter.is_closed())
+    }
+
     pub(super) fn answer(&mut self, answer: Result<Told, BooksError>) {
         if let Some(waiter) = self.answer.take() {
             // Who gave up waiting wants no answer.
@@ -173,9 +178,13 @@ impl Session {
         op: Result<Vec<u8>, BooksError>,
     ) -> impl Future<Output = Result<Told, BooksError>> + Send + use<> {
         let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op));
+        let deadline = self.inner.shared.deadline;
         async move {
             let gone = || BooksError::Unavailable("the gateway is stopping".into());
-            match asked?.await.map_err(|_| gone())?? {
+            // Whoever drives may wait for a connection itself, and tells nobody meanwhile.
+            let told = tokio::time::timeout(deadline, asked?).await;
+            let told = told.map_err(|_| BooksError::Unavailable("Redis is silent".into()))?;
+            match told.map_err(|_| gone())?? {
                 Told { reply: Reply::Refused(error), .. } => Err(error),
                 told => Ok(told),
             }

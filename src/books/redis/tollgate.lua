@@ -615,7 +615,8 @@ function Batch:finish(op)
         local once = hold[H_ONCE]
         ended = {state, hold[H_LEGS], hold[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
     end
-    self:remember(charge, ended, at, most)
+    -- Of one that ended in its time nothing comes late.
+    if state ~= EXPIRED_STATE then self:remember(charge, ended, at, most) end
     self:record({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''})
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end
@@ -909,4 +910,6 @@ redis.register_function('tollgate_1_create', create)
 redis.register_function{
     function_name = 'tollgate_1_join', callback = join, flags = {'allow-oom'},
 }
-redis.register_function('tollgate_1_leave', leave)
+redis.register_function{
+    function_name = 'tollgate_1_leave', callback = leave, flags = {'allow-oom'},
+}

@@ -134,16 +134,18 @@ async fn keep<B: Books + 'static>(
     match worker.books.amend(held.charge, &amendment).await {
         // From here on it is not its request that settles it.
         Ok(Amended::Done(..)) => held.stage = Stage::Resolved,
-        Ok(Amended::Already(state)) => {
+        Ok(Amended::Already(state)) if state != State::Voided => {
             return settle::ended(held, Ok(Resolved::Already(state)), status);
         }
-        Ok(_) => return settle::ended(held, Ok(Resolved::Unknown), status),
+        // Others gave this gateway up meanwhile (D36), and nobody follows the job: it is charged
+        // whole, late.
+        Ok(_) => return settle::capture(held, &Actual::Missing, status).await,
         // Nothing was changed, and nothing can be: what nobody can follow is charged whole.
         Err(BooksError::Range) => {
             tracing::error!(charge = %held.charge, "what a job's end needs cannot be recorded");
             return settle::capture(held, &Actual::Missing, status).await;
         }
-        Err(error) => return settle::ended(held, Err(error), status),
+        Err(error) => return Err(settle::unamended(held, &error, status)),
     }
     held.caller.meters.request(Some(held.route.index), Outcome::Held, status);
     if !answer.is_empty() {

@@ -7,7 +7,7 @@ use super::answers::{self, Answers};
 use super::records::{self, amended};
 use super::{At, adjustments, dead, key_bytes};
 use crate::core::account::AccountKey;
-use crate::core::charge::HoldMemo;
+use crate::core::charge::{Flags, HoldMemo};
 use crate::core::record::{Amend, Finish, Hold, Lasting, Record, Resolve};
 use crate::sql::{Connection, Value, query, rows_between};
 
@@ -114,6 +114,10 @@ impl Batch {
     fn resolve(&mut self, resolve: &Resolve<'_>, bytes: &[u8], at: At) {
         self.newest = resolve.at;
         let (charge, record) = (resolve.charge, bytes.to_vec());
+        // It comes behind another end of the charge, and counts instead of it.
+        if resolve.memo.flags.has(Flags::LATE) {
+            self.resolutions.retain(|step| step.charge != charge);
+        }
         match self.charges.get_mut(&charge) {
             Some(row) => row.resolution = Some(record),
             None => self.resolutions.push(Step { charge, record, at }),
