@@ -225,6 +225,8 @@ fn open_redis(
         call_timeout: CALL_TIMEOUT,
         deadline: DEADLINE,
         owner_timeout: config.books.owner_timeout,
+        rejoin_timeout: config.books.rejoin_timeout,
+        journal: Some(config.data.dir.join("redis-journal")),
     };
     let (handle, thread) = redis_thread()?;
     let opening = InRedis::open(options, handle.clone(), clock.now());

@@ -11,6 +11,7 @@ mod dead;
 mod rebuild;
 mod records;
 mod shards;
+mod terms;
 
 pub use adjustments::KeptLeg;
 

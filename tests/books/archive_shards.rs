@@ -153,7 +153,7 @@ struct Bench {
 impl Bench {
     fn new(place: impl FnOnce(&Path) -> Place) -> Self {
         let (runtime, server, dir) = (EventLoop::start(), RedisServer::start(), temporary());
-        let engine = Arc::new(open(&runtime, &server));
+        let engine = Arc::new(open(&runtime, &server, dir.path()));
         let mut found: Vec<usize> = ORGS.map(|org| engine.shard_of(home_of(org))).into();
         found.sort_unstable();
         found.dedup();
@@ -172,6 +172,14 @@ impl Bench {
     /// An archive as another gateway has it, which keeps nothing in the streams.
     async fn archive(&self) -> Archive {
         Archive::of_shards(self.place.clone(), Arc::clone(&self.engine), 0).await.unwrap()
+    }
+
+    /// What is to be found when the server is started again.
+    fn save(&self) {
+        let mut connection =
+            ::redis::Client::open(self.server.url()).unwrap().get_connection().unwrap();
+        let saved: String = ::redis::cmd("SAVE").query(&mut connection).unwrap();
+        assert_eq!(saved, "OK");
     }
 
     async fn ends(&self) -> Vec<u64> {
@@ -196,8 +204,9 @@ impl Bench {
     }
 }
 
-fn open(runtime: &EventLoop, server: &RedisServer) -> Engine {
-    let options = Options { shards: SHARDS, ..options(server) };
+fn open(runtime: &EventLoop, server: &RedisServer, dir: &Path) -> Engine {
+    let (journal, rejoin_timeout) = (Some(dir.join("journal")), Duration::from_millis(100));
+    let options = Options { shards: SHARDS, journal, rejoin_timeout, ..options(server) };
     // On its own thread, because this one may be in an event loop already.
     let opening = || runtime.handle.block_on(Engine::open(options, runtime.handle.clone(), NOW));
     std::thread::scope(|scope| scope.spawn(opening).join().unwrap()).unwrap()
@@ -453,7 +462,7 @@ fn f34_entries_that_are_missing_are_told_and_what_follows_is_archived() {
             let redis = ::redis::Client::open(bench.server.url()).unwrap();
             let mut redis = redis.get_connection().unwrap();
             ::redis::cmd("FLUSHALL").exec(&mut redis).unwrap();
-            let engine = Arc::new(open(&bench.runtime, &bench.server));
+            let engine = Arc::new(open(&bench.runtime, &bench.server, bench._dir.path()));
             let place = bench.place.clone();
             let again = Archive::of_shards(place, Arc::clone(&engine), 0).await.unwrap();
             assert_eq!(again.dead_letters(), 2);
@@ -474,6 +483,48 @@ fn f34_entries_that_are_missing_are_told_and_what_follows_is_archived() {
                 let found = again.charge(charge_of(org, turn), Mark::default()).await.unwrap();
                 assert!(found.is_some(), "{org} {turn}");
             }
+        }
+    });
+}
+
+#[test]
+fn f27_f34_what_redis_lost_and_a_gateway_did_again_is_archived_once() {
+    run(async {
+        let expected = expected(13).await;
+        let server = Postgres::shared().await;
+        for mut bench in [Bench::in_a_file(), Bench::on(&server)] {
+            let (engine, archive) = (Arc::clone(&bench.engine), bench.archive().await);
+            let session = engine.session();
+            for number in 0..4 {
+                turn(&session, number).await;
+            }
+            all(&archive).await;
+            bench.save();
+            for number in 4..6 {
+                turn(&session, number).await;
+            }
+            // Is archived, and lost.
+            all(&archive).await;
+            for number in 6..9 {
+                turn(&session, number).await;
+            }
+            bench.server.kill();
+            bench.server.start_again();
+            turn(&session, 9).await;
+            all(&archive).await;
+            turn(&session, 10).await;
+            // The same file once more, and as much as it was is lost before anybody has archived it.
+            bench.server.kill();
+            bench.server.start_again();
+            for number in 11..13 {
+                turn(&session, number).await;
+            }
+            all(&archive).await;
+            assert_eq!(told(&archive, 13).await, expected);
+            adds_up(&bench, &archive, 13).await;
+            // That entries were lost is told.
+            assert!(archive.dead_letters() > 0);
+            archive.close().await;
         }
     });
 }

@@ -51,6 +51,8 @@ pub fn options(server: &RedisServer) -> Options {
         call_timeout: Duration::from_secs(5),
         deadline: Duration::from_secs(10),
         owner_timeout: Duration::from_secs(10),
+        rejoin_timeout: Duration::from_secs(10),
+        journal: None,
     }
 }
 

@@ -47,6 +47,7 @@ mod recorded;
 mod redis_faults;
 mod redis_late;
 mod redis_owners;
+mod redis_rejoin;
 #[path = "../support/redis.rs"]
 #[expect(dead_code, reason = "the gateway's tests need more of it")]
 mod redis_server;

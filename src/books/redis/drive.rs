@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::entrance::{Entered, tag};
+use super::journal;
 use super::link::CallError;
 use super::pack::Out;
 use super::session::{Inner, Kind, Lease, Pending, Queue, Told};
@@ -33,6 +35,8 @@ pub(super) struct Driver {
     lives: u32,
     /// The number of the last batch; `None` before the session has joined the shard.
     number: Option<u64>,
+    /// Whether the shard is open to it, as far as it knows.
+    has_entered: bool,
     /// When it is heard of next, if nothing else is asked.
     renew_at: Option<Instant>,
 }
@@ -41,11 +45,13 @@ impl Driver {
     pub(super) fn new(inner: &Arc<Inner>, shard: usize) -> Self {
         let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
         let (keys, name) = (shared.keys(shard), inner.name.clone());
-        Self { inner, shared, shard, keys, name, lives: 0, number: None, renew_at: None }
+        let (number, renew_at) = (None, None);
+        Self { inner, shared, shard, keys, name, lives: 0, number, has_entered: false, renew_at }
     }
 
     /// Until the session has been left and nothing waits any more.
     pub(super) async fn run(mut self, left: CancellationToken) {
+        let shared = Arc::clone(&self.shared);
         loop {
             let batch = self.take();
             if !batch.is_empty() || self.renew_at.is_some_and(|at| at <= Instant::now()) {
@@ -55,6 +61,10 @@ impl Driver {
             tokio::select! {
                 () = self.queue().wake.notified() => {}
                 () = until(self.renew_at) => continue,
+                () = shared.began[self.shard].notified(), if self.number.is_some() => {
+                    self.renew_at = Some(Instant::now());
+                    continue;
+                }
                 () = left.cancelled() => {
                     if self.queue().waiting.lock().is_empty() {
                         return;
@@ -91,7 +101,7 @@ impl Driver {
                     return;
                 }
                 Err(Failed::NoMemory) => batch = give_up(batch, NO_MEMORY, Pending::gives_back),
-                Err(Failed::NotExecuted(why)) => {
+                Err(Failed::NotExecuted(why) | Failed::Waits(why)) => {
                     self.tell_the_impatient(&mut batch, &why);
                     // What was asked meanwhile renews it too.
                     if batch.is_empty() && unknown.is_none() {
@@ -150,6 +160,7 @@ impl Driver {
             "the books have removed a session that was not heard of in time; what it held is resolved"
         );
         (self.name, self.number, self.renew_at) = (name, None, None);
+        self.has_entered = false;
         *self.queue().lease.lock() = None;
     }
 
@@ -164,13 +175,13 @@ impl Driver {
 
     async fn attempt(&mut self, batch: &[Pending], is_unknown: bool) -> Result<Vec<Reply>, Failed> {
         let last = match self.number {
-            Some(last) => last,
-            None => self.join().await?,
+            Some(last) if self.has_entered => last,
+            last => self.enter(last).await?,
         };
         let number = last + 1;
         let mut head = Out::default();
         head.bytes(self.shared.epoch.as_bytes()).bytes(self.name.as_bytes()).uint(number);
-        let tag = number << 16 | self.shard as u64;
+        let tag = tag(number, self.shard);
         head.uint(tag);
         let mut ops = Out::default();
         ops.array(batch.len());
@@ -181,14 +192,24 @@ impl Driver {
         let settles = is_unknown || batch.iter().all(Pending::gives_back);
         let function = if settles { library::SETTLE } else { library::APPLY };
         let args = [head.into_bytes(), ops.into_bytes()];
-        let called = self.call(function, &args).await?;
+        let called = self.shared.call(&self.keys, function, &args).await?;
         let charges: Vec<ChargeId> = batch.iter().map(|pending| pending.charge).collect();
         match wire::reply(&called, tag, &charges) {
-            Ok(Called::Done(replies)) => {
+            Ok(Called::Done(done)) => {
                 self.number = Some(number);
-                Ok(replies)
+                if let Some(journal) = self.shared.journal.as_ref().filter(|_| done.entry > 0) {
+                    let (session, term) = (&*self.name, &*done.term);
+                    let (entry, ops, reply) = (done.entry, &*args[1], &*called);
+                    let batch = journal::Batch { session, number, term, entry, ops, reply };
+                    journal.keep(self.shard, &batch);
+                }
+                Ok(done.replies)
             }
-            Ok(Called::Refused(why, _)) if why == "session" => Err(Failed::Removed),
+            // It is another run of the server, or the server went back, or the session was removed.
+            Ok(Called::Refused(why, _)) if matches!(&*why, "closed" | "number" | "session") => {
+                self.has_entered = false;
+                Err(Failed::NotExecuted(why))
+            }
             Ok(Called::Refused(why, last)) => {
                 let shard = self.shard;
                 tracing::error!(shard, why, last, number, "the books refuse a session");
@@ -203,33 +224,14 @@ impl Driver {
         }
     }
 
-    /// Registers the session with the shard.
-    async fn join(&mut self) -> Result<u64, Failed> {
-        let args = [self.shared.epoch.clone().into_bytes(), self.name.clone().into_bytes()];
-        let joined = self.call(library::JOIN, &args).await?;
-        match wire::joined(&joined) {
-            Ok(Ok(number)) => {
-                self.number = Some(number);
+    /// Enters the shard, and says which number was the last.
+    async fn enter(&mut self, last: Option<u64>) -> Result<u64, Failed> {
+        match self.shared.enter(self.shard, &self.name, last).await? {
+            Entered::At(number) => {
+                (self.number, self.has_entered) = (Some(number), true);
                 Ok(number)
             }
-            Ok(Err(why)) => Err(Failed::Refused(format!("shard {}: {why}", self.shard))),
-            Err(error) => Err(Failed::NotExecuted(error.to_string())),
-        }
-    }
-
-    async fn call(&self, function: &str, args: &[Vec<u8>]) -> Result<Vec<u8>, Failed> {
-        let called = self.shared.link.call(&self.keys.function(function, args)).await;
-        match called {
-            Ok(bytes) => Ok(bytes),
-            Err(CallError::NoMemory) => Err(Failed::NoMemory),
-            Err(CallError::NoLibrary) => {
-                tracing::warn!(shard = self.shard, "Redis has lost the books' library");
-                let loaded = library::load(&self.shared.link).await;
-                let again = loaded.err().unwrap_or_else(|| "the library was loaded again".into());
-                Err(Failed::NotExecuted(again))
-            }
-            Err(CallError::NotExecuted(why)) => Err(Failed::NotExecuted(why)),
-            Err(CallError::Unknown(why)) => Err(Failed::Unknown(why)),
+            Entered::Removed => Err(Failed::Removed),
         }
     }
 
@@ -237,7 +239,7 @@ impl Driver {
         for (mut pending, reply) in batch.into_iter().zip(replies) {
             match (pending.kind, &reply) {
                 // Its waiter was told that the books do not answer, and forwards nothing.
-                (Kind::Hold(at), Reply::Done(..)) if !pending.is_awaited() => {
+                (Kind::Hold(at), Reply::Done(..)) if pending.answer.is_none() => {
                     self.queue().void(pending.charge, at);
                 }
                 _ => pending.answer(Ok(Told { reply, sent })),
@@ -258,10 +260,35 @@ impl Driver {
     }
 }
 
+impl Shared {
+    /// Calls a function of the library.
+    pub(super) async fn call(
+        &self,
+        keys: &Keys,
+        function: &str,
+        args: &[Vec<u8>],
+    ) -> Result<Vec<u8>, Failed> {
+        match self.link.call(&keys.function(function, args)).await {
+            Ok(bytes) => Ok(bytes),
+            Err(CallError::NoMemory) => Err(Failed::NoMemory),
+            Err(CallError::NoLibrary) => {
+                tracing::warn!("Redis has lost the books' library");
+                let loaded = library::load(&self.link).await;
+                let again = loaded.err().unwrap_or_else(|| "the library was loaded again".into());
+                Err(Failed::NotExecuted(again))
+            }
+            Err(CallError::NotExecuted(why)) => Err(Failed::NotExecuted(why)),
+            Err(CallError::Unknown(why)) => Err(Failed::Unknown(why)),
+        }
+    }
+}
+
 /// Why a batch has no replies.
-enum Failed {
+pub(super) enum Failed {
     /// It was not executed, and may be later.
     NotExecuted(String),
+    /// The shard is closed until others have entered it too; else as above.
+    Waits(String),
     /// It may have been executed: the same has to be asked again (f26).
     Unknown(String),
     /// There is no memory for what takes.
@@ -270,6 +297,18 @@ enum Failed {
     Removed,
     /// It was not executed, and will not be.
     Refused(String),
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotExecuted(why) | Self::Waits(why) | Self::Unknown(why) | Self::Refused(why) => {
+                f.write_str(why)
+            }
+            Self::NoMemory => f.write_str(NO_MEMORY),
+            Self::Removed => f.write_str(REMOVED),
+        }
+    }
 }
 
 /// As many as one batch takes.

@@ -20,6 +20,9 @@ pub struct Entry<'a> {
     pub number: u64,
     /// What it did, in order.
     pub records: Vec<Record<'a>>,
+    /// Of what was done again, because Redis had lost it: the term that it was in first, and its
+    /// position there.
+    pub before: Option<(&'a str, u64)>,
 }
 
 impl<'a> Entry<'a> {
@@ -29,12 +32,21 @@ impl<'a> Entry<'a> {
     /// When the bytes are anything else than one entry.
     pub fn read(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let mut input = In::new(bytes);
-        input.tuple(3)?;
+        let has_before = match input.array()? {
+            3 => false,
+            4 => true,
+            count => return Err(Malformed(format!("an entry of {count} values"))),
+        };
         let (session, number) = (input.text()?, input.uint()?);
         let count = input.array()?;
         let records = (0..count).map(|_| record(&mut input)).collect::<Result<_, _>>()?;
+        let mut before = None;
+        if has_before {
+            input.tuple(2)?;
+            before = Some((input.text()?, input.uint()?));
+        }
         input.end()?;
-        Ok(Self { session, number, records })
+        Ok(Self { session, number, records, before })
     }
 }
 

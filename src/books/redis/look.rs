@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use super::wire::StoredHold;
+use super::stored::StoredHold;
 use super::{Engine, NAMES, OpenError};
 use crate::books::{Books, OpenCharge};
 use crate::core::account::{Account, AccountKey, Balance};

@@ -10,10 +10,13 @@
 //! call that comes late changes nothing.
 //!
 //! - `pack`: MessagePack, as the library speaks it.
-//! - `wire`: operations and replies.
+//! - `wire`: operations and replies, with `stored` for a hold as it is there.
 //! - `link`: the connection, and what its errors mean.
 //! - `library`: the function library.
 //! - `session`: the [`Books`](super::Books) of a worker.
+//! - `welcome`: what a shard says to a session that enters it.
+//! - `entrance`: how a session comes to use a shard, also of a server that has lost something.
+//! - `journal`: what was acknowledged, on this gateway's disk.
 //! - `drive`: takes a session's operations to Redis, and renews it.
 //! - `owners`: the holds of sessions that nobody hears of any more (D36).
 //! - `ledger`: the records of a shard's stream.
@@ -21,6 +24,8 @@
 //! - `stream`: how far the streams are, and trimming.
 
 mod drive;
+mod entrance;
+mod journal;
 pub mod ledger;
 mod library;
 mod link;
@@ -28,11 +33,14 @@ mod look;
 mod owners;
 mod pack;
 mod session;
+mod stored;
 mod stream;
+mod welcome;
 mod wire;
 
 pub use session::Session;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -41,6 +49,7 @@ use jiff::Timestamp;
 use redis::{Client, Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -67,6 +76,9 @@ pub enum OpenError {
     /// What is there is not what was asked for.
     #[error("the books in Redis: {0}")]
     Books(String),
+    /// The local journal of what Redis acknowledged.
+    #[error("the journal of what Redis acknowledged: {0}")]
+    Journal(std::io::Error),
 }
 
 impl From<BooksError> for OpenError {
@@ -104,6 +116,11 @@ pub struct Options {
     /// How long others wait for a session that is not heard of before they resolve its holds (D36).
     /// A session is heard of four times in it; one that was not in half of it forwards nothing.
     pub owner_timeout: Duration,
+    /// How long a shard that comes back is closed at most, until every gateway has done again what it
+    /// has lost.
+    pub rejoin_timeout: Duration,
+    /// Where this gateway keeps what Redis acknowledged to it; without it nothing can be done again.
+    pub journal: Option<PathBuf>,
 }
 
 /// What a look through all shards ended. A shard that fails keeps the others from nothing.
@@ -154,6 +171,12 @@ pub(super) struct Shared {
     epoch: String,
     deadline: Duration,
     owner_timeout: Duration,
+    rejoin_timeout: Duration,
+    journal: Option<Arc<journal::Journal>>,
+    /// Of each shard the term in which earlier lives of this gateway have entered.
+    entered: Box<[tokio::sync::Mutex<String>]>,
+    /// Of each shard, that a term has begun: sessions that have nothing to ask enter too.
+    began: Box<[Notify]>,
     tasks: TaskTracker,
     runtime: Handle,
     seen: look::Seen,
@@ -245,7 +268,13 @@ impl Engine {
             client.map_err(|error| OpenError::Address(error.to_string()))
         };
         let random = getrandom::u64().map_err(|error| OpenError::Books(error.to_string()))?;
+        let journal = |dir: &PathBuf| journal::Journal::open(dir, &options.epoch, options.shards);
+        let journal = options.journal.as_ref().map(journal).transpose();
         let shared = Arc::new(Shared {
+            journal: journal.map_err(OpenError::Journal)?.map(Arc::new),
+            rejoin_timeout: options.rejoin_timeout,
+            entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
+            began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),
             link: Link::new(client()?, options.call_timeout),
             reads: Link::new(client()?, options.call_timeout.max(Duration::from_secs(5))),
             prefix: options.prefix,
@@ -267,6 +296,7 @@ impl Engine {
         }
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
+        engine.earlier_lives_enter().await?;
         engine.resolve_left_open(now).await;
         Ok(engine)
     }

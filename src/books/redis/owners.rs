@@ -17,7 +17,8 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
 use super::pack::{In, Malformed};
-use super::wire::{Endable, StoredHold};
+use super::stored::StoredHold;
+use super::wire::Endable;
 use super::{Engine, HOLDS, MAX_SWEEP, OpenError, SESSIONS, Swept, forgotten_before, library};
 use crate::books::OpenCharge;
 use crate::core::charge::State;

@@ -64,6 +64,14 @@ pub(super) struct Lease {
 }
 
 impl Queue {
+    /// Voids a hold that nobody forwards, behind all that waits: it may be there itself.
+    pub(super) fn void_behind(&self, charge: ChargeId, at: Timestamp) {
+        if let Some(void) = Pending::void(charge, at) {
+            self.waiting.lock().push_back(void);
+            self.wake.notify_one();
+        }
+    }
+
     /// Voids a hold that nobody forwards, before all that waits.
     pub(super) fn void(&self, charge: ChargeId, at: Timestamp) {
         if let Some(void) = Pending::void(charge, at) {
@@ -114,11 +122,6 @@ impl Pending {
 
     pub(super) fn gives_back(&self) -> bool {
         self.kind == Kind::GivesBack
-    }
-
-    /// Whether somebody still waits for the answer.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.answer.as_ref().is_some_and(|waiter| !waiter.is_closed())
     }
 
     pub(super) fn answer(&mut self, answer: Result<Told, BooksError>) {
@@ -178,12 +181,17 @@ impl Session {
         op: Result<Vec<u8>, BooksError>,
     ) -> impl Future<Output = Result<Told, BooksError>> + Send + use<> {
         let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op));
-        let deadline = self.inner.shared.deadline;
+        let inner = Arc::clone(&self.inner);
         async move {
             let gone = || BooksError::Unavailable("the gateway is stopping".into());
             // Whoever drives may wait for a connection itself, and tells nobody meanwhile.
-            let told = tokio::time::timeout(deadline, asked?).await;
-            let told = told.map_err(|_| BooksError::Unavailable("Redis is silent".into()))?;
+            let Ok(told) = tokio::time::timeout(inner.shared.deadline, asked?).await else {
+                // It may still be made, and whoever asked is told that it is not.
+                if let Kind::Hold(at) = kind {
+                    inner.shards[shard].void_behind(charge, at);
+                }
+                return Err(BooksError::Unavailable("Redis is silent".into()));
+            };
             match told.map_err(|_| gone())?? {
                 Told { reply: Reply::Refused(error), .. } => Err(error),
                 told => Ok(told),

@@ -1,7 +1,18 @@
 //! What the archive needs of the shards besides their entries: how many there are, how far their
 //! ledgers are, and to trim what it has.
 
-use super::{Engine, Keys, LEDGER, META, OpenError};
+use super::journal::Term;
+use super::{Engine, Keys, LEDGER, META, OpenError, welcome};
+
+/// How far a shard's ledger is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    /// The position of the last entry that it was ever given.
+    pub end: u64,
+    /// Its terms, the oldest first: the name of each, and the position of the last entry before it.
+    /// A new one begins whenever Redis comes back, for it may have lost entries.
+    pub terms: Vec<(String, u64)>,
+}
 
 impl Engine {
     /// How many shards the books have.
@@ -22,6 +33,21 @@ impl Engine {
     pub async fn ledger_end(&self, shard: usize) -> Result<Option<u64>, OpenError> {
         let Keys(keys) = self.shared.keys(shard);
         self.read(&redis::cmd("HGET").arg(&keys[META]).arg("seq").clone()).await
+    }
+
+    /// How far a shard's ledger is, and its terms; `None` where the books have no such shard (any more).
+    ///
+    /// # Errors
+    /// When Redis does not answer, or not as expected.
+    pub async fn ledger_terms(&self, shard: usize) -> Result<Option<Ledger>, OpenError> {
+        let Keys(keys) = self.shared.keys(shard);
+        let read = redis::cmd("HMGET").arg(&keys[META]).arg("seq").arg("terms").clone();
+        let (end, terms): (Option<u64>, Option<Vec<u8>>) = self.read(&read).await?;
+        let Some(end) = end else { return Ok(None) };
+        let terms = welcome::terms(terms.as_deref().unwrap_or(&[0x90]));
+        let terms = terms.map_err(|error| OpenError::Books(error.to_string()))?;
+        let terms = terms.into_iter().map(|Term { name, from }| (name, from)).collect();
+        Ok(Some(Ledger { end, terms }))
     }
 
     /// Deletes the entries of a shard's ledger up to a position. The ledger itself stays, also

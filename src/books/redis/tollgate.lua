@@ -12,17 +12,20 @@
 --
 -- Keys, all of one hash slot:
 --   meta      hash: epoch, seq (of the ledger), closed (cycles before it are), and how much there is
---             of accounts, holds, ending, keys, scopes, kept, ended, sessions
+--             of accounts, holds, ending, keys, scopes, kept, ended, sessions; run, opening, since,
+--             lost and terms (see "A server that comes back")
 --   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
 --   names     hash: key of an account -> its name
 --   holds     hash: charge -> hold (see the H_ constants)
 --   ending    sorted set: charges that end by themselves, by when
---   once      hash: scope and key -> charge, request, captured, at; scope -> how many
+--   once      hash: scope and key -> charge, request, captured, at, and of what was done again which
+--             entry of the ledger it had first; scope -> how many
 --   kept      sorted set, what is forgotten in its time: keys of captured charges (24 bytes), by when
 --             they were held; charges that ended without their owner (16 bytes), by when they did
---   sessions  hash: session -> its mark (last number, when it was seen); session:r -> the reply to
---             that number
---   ledger    stream: an entry for each call that changed something; its ids count from 1
+--   sessions  hash: session -> its mark (last number, when it was seen, in which run of the server);
+--             session:r -> the reply to that number
+--   ledger    stream: an entry for each call that changed something; its ids count from 1: {session,
+--             number, records}, and of what was done again {term, seq} that it had first
 --   ended     hash: charge that ended without its owner -> how (see the E_ constants)
 --
 -- Who owns a hold is known by the session that made it. A session that is heard of no more has the
@@ -32,6 +35,18 @@
 -- A charge that was voided without its owner can be captured all the same, once: what the owner keeps
 -- of what it took is captured whatever its accounts have by then, and the entry says it as legs of its
 -- own, because the hold is over (f23). What is taken beyond the hold is a post like any other.
+
+-- A server that comes back may have less than it had: an older file, a replica that had not heard of
+-- everything. So a shard is open for one run of one server process only (`run`). In another one it is
+-- closed, and a new term begins: `terms` says of each from which entry of the ledger on (those of the
+-- terms before it are there up to that entry, and what came behind is lost). Every session enters it
+-- again and does again, by their numbers, the batches that the server does not know, as they were
+-- done: with the legs they took, whatever the accounts have (`again`). The shard opens when all have
+-- and nothing was lost, or when it was waited for long enough.
+--
+-- Of a charge that several sessions had to do with, each does its part again, in any order. Whoever
+-- resolved or changed another one's hold has it in his reply (`{..., false, carried}`), and can put it
+-- back himself; a hold that comes behind that is not put back again.
 
 local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER, ENDED =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10
@@ -45,6 +60,8 @@ local BASE, ADJUSTED, HELD, CAPTURED, EPOCH, NUMBER = 1, 2, 3, 4, 5, 6
 -- A hold as it is stored.
 local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DOUBT, H_MEMO, H_NOTE =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- Of one that was put back by another than its owner: which entry of the ledger has what it was then.
+local H_CARRIED = 12
 -- A charge that ended without its owner: how; of one that can still be captured what it took, which
 -- accounts it named, and the key it was made under, with its request and when it was held.
 local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
@@ -120,6 +137,13 @@ local function is_newer(account, stored)
     local epoch, number = 0, 0
     if stored then epoch, number = stored[EPOCH], stored[NUMBER] end
     return account[A_EPOCH] > epoch or (account[A_EPOCH] == epoch and account[A_NUMBER] > number)
+end
+
+-- This run of this server process, as long as it lasts: a library is read anew by each.
+local process
+local function this_run()
+    if not process then process = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') end
+    return process
 end
 
 -- A batch at work.
@@ -255,6 +279,18 @@ function Batch:post(accounts, sources, look, side, openings)
     return DONE, legs, view, order
 end
 
+-- Takes the legs that were taken before, whatever their accounts have, and names the accounts that
+-- were seen then.
+function Batch:post_again(accounts, was, side, openings)
+    local legs, view, order = was[2], was[3], {}
+    for at = 1, #legs, 3 do
+        local stored = self:open(accounts[legs[at] + 1], openings)
+        stored[side] = stored[side] + legs[at + 2]
+    end
+    for at = 1, #view, 5 do order[#order + 1] = view[at] end
+    return DONE, legs, {}, order
+end
+
 -- Legs by account instead of by slot.
 local function by_account(legs, accounts)
     local named = {}
@@ -281,11 +317,19 @@ end
 
 function Batch:key_begun(once, charge, at)
     local field, scope = once[1], once[2]
-    self.once[field] = {charge, once[3], false, at}
+    self.once[field] = {charge, once[3], false, at, self.before and self.before[2]}
     if not self.once[scope] then self.counts.scopes = self.counts.scopes + 1 end
     self.once[scope] = (self.once[scope] or 0) + 1
     self.counts.keys = self.counts.keys + 1
     self.once_changed[field], self.once_changed[scope] = true, true
+end
+
+-- The key of a hold that is done again. Of several that had it one after the other the last one has it.
+function Batch:key_begun_again(once, charge, at)
+    local kept = self.once[once[1]]
+    if kept and (kept[3] or (kept[5] and kept[5] > self.before[2])) then return end
+    if kept then self:key_ends(once[1]) end
+    self:key_begun(once, charge, at)
 end
 
 -- A key is kept from now on, until it is forgotten in its time.
@@ -325,17 +369,84 @@ function Batch:put_hold(charge, hold)
     self.holds_changed[charge] = true
 end
 
-function Batch:hold(op)
+-- What this session has in its reply of another's charge: the hold, or false; the names of its legs'
+-- accounts; and how it had ended where it was captured late.
+local function carried(was)
+    if not was then return false end
+    if was[4] then return was[4][3], was[4][4] end
+    if not was[5] then return false end
+    local hold, names, ended = unpack(cmsgpack.unpack(was[5]))
+    return hold, names, ended
+end
+
+-- Sees that the accounts of legs are there.
+function Batch:open_legs(legs, named, names, openings)
+    for at = 1, #legs, 3 do
+        local account = {legs[at], 0, 0, 0, 0, names[(at + 2) / 3]}
+        for index = 2, #named, 6 do
+            if named[index] == legs[at] then
+                account[A_ENDS], account[A_BASE], account[A_EPOCH], account[A_NUMBER] =
+                    named[index + 1], named[index + 2], named[index + 3], named[index + 4]
+            end
+        end
+        self:open(account, openings)
+    end
+end
+
+-- Puts back another's hold, with all that it took.
+function Batch:carry(charge, was)
+    local hold, names = carried(was)
+    if not hold or self.ended[charge] then return nil end
+    local legs, openings = hold[H_LEGS], {}
+    self:open_legs(legs, hold[H_NAMED], names, openings)
+    for at = 1, #legs, 3 do
+        local stored = self.accounts[legs[at]]
+        stored[HELD] = stored[HELD] + legs[at + 2]
+    end
+    hold[H_CARRIED] = self.before[2]
+    self:put_hold(charge, hold)
+    local once = hold[H_ONCE]
+    if once then
+        self:key_begun_again({once[1], string.sub(once[1], 1, 8), once[2]}, charge, hold[H_AT])
+    end
+    self:record({HOLD, charge, hold[H_AT], openings, legs, hold[H_DOUBT], hold[H_MEMO],
+        hold[H_EXPIRES], once, hold[H_NOTE]})
+    return hold
+end
+
+function Batch:names_of(legs)
+    local names = {}
+    for at = 1, #legs, 3 do
+        names[#names + 1] = self.names[legs[at]] or redis.call('HGET', self.keys[NAMES], legs[at])
+    end
+    return names
+end
+
+-- What a reply says besides of another's hold, so that this session can put it back.
+function Batch:with_hold(reply, hold)
+    if hold[H_OWNER] ~= self.session and not self.before then
+        reply[4], reply[5] = false, cmsgpack.pack({hold, self:names_of(hold[H_LEGS]), false})
+    end
+    return reply
+end
+
+function Batch:hold(op, was)
     local charge, accounts, sources, look, at, expires, once, finish, doubt, memo, note =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12]
+    if was and (self.holds[charge] or self.ended[charge]) then return {DONE, {}, {}} end
     if self.holds[charge] then return {RANGE} end
-    if once then
+    if once and not was then
         local status, kept = self:key_begins(once, charge)
         if status == KNOWN then return {KNOWN, kept[1], kept[2], kept[3]} end
         if status then return {status} end
     end
     local openings = {}
-    local status, legs, view, order = self:post(accounts, sources, look, HELD, openings)
+    local status, legs, view, order
+    if was then
+        status, legs, view, order = self:post_again(accounts, was, HELD, openings)
+    else
+        status, legs, view, order = self:post(accounts, sources, look, HELD, openings)
+    end
     if status == RANGE then return {RANGE} end
     if status == SHORT then return {SHORT, view} end
     local named = {}
@@ -351,7 +462,11 @@ function Batch:hold(op)
         self.session, at, expires, once and {once[1], once[3]}, taken, named, #accounts, finish,
         doubt, memo, note,
     })
-    if once then self:key_begun(once, charge, at) end
+    if once and was then
+        self:key_begun_again(once, charge, at)
+    elseif once then
+        self:key_begun(once, charge, at)
+    end
     self:record({HOLD, charge, at, openings, taken, doubt, memo, expires,
         once and {once[1], once[3]}, note})
     return {DONE, legs, view}
@@ -385,7 +500,7 @@ function Batch:settle(charge, hold, state, keep)
     if hold[H_ONCE] then
         local field = hold[H_ONCE][1]
         local known = self.once[field]
-        if known and known[1] == charge then
+        if known and known[1] == charge and not known[3] then
             if state == CAPTURED_STATE then
                 self:key_captured(field)
             else
@@ -396,21 +511,29 @@ function Batch:settle(charge, hold, state, keep)
     return kept
 end
 
-function Batch:resolve(op)
+function Batch:resolve(op, was)
     local charge, state, keep, accounts, sources, look, at, memo, note, answer =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
     local hold = self.holds[charge]
-    if not hold then return self:resolve_ended(op) end
+    if was then hold = hold or self:carry(charge, was) end
+    if not hold then return self:resolve_ended(op, was) end
     local openings, legs, extra = {}, {}, {}
     if sources then
-        local status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
+        local status, taken, view
+        if was then
+            status, taken, view = self:post_again(accounts, was, CAPTURED, openings)
+        else
+            status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
+        end
         if status == RANGE then return {RANGE} end
         if status == SHORT then return {SHORT, view} end
         legs, extra = taken, by_account(taken, accounts)
     end
     local kept = self:settle(charge, hold, state, keep)
+    -- Its hold may still come, from whoever made it or changed it.
+    if was then self:remember(charge, {state}, at, math.huge) end
     self:record({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer})
-    return {DONE, legs, self:view_of(hold[H_NAMED])}
+    return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, hold)
 end
 
 -- What is said of a charge that is not open.
@@ -458,16 +581,26 @@ end
 
 -- A resolution of a charge that is not open. `late` is the memo of one that may come after the charge
 -- was voided without its owner: then it is captured all the same.
-function Batch:resolve_ended(op)
+function Batch:resolve_ended(op, was)
     local charge, keep, accounts, sources, look, at, note, answer, late =
         op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12]
-    local ended = self.ended[charge]
+    local ended, openings = self.ended[charge], {}
+    if was and not ended then
+        local _, names, had_ended = carried(was)
+        ended = had_ended
+        if ended then self:open_legs(ended[E_LEGS], ended[E_NAMED], names, openings) end
+    end
     local kept = ended and ended[E_LEGS] and late and self:late_legs(ended[E_LEGS], keep)
     if not kept then return self:already(charge) end
     if not self:force(kept) then return {RANGE} end
-    local openings, legs, all = {}, {}, copy(kept)
+    local legs, all = {}, copy(kept)
     if sources then
-        local status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
+        local status, taken, view
+        if was then
+            status, taken, view = self:post_again(accounts, was, CAPTURED, openings)
+        else
+            status, taken, view = self:post(accounts, sources, look, CAPTURED, openings)
+        end
         if status ~= DONE then
             self:unforce(kept, #kept)
             if status == SHORT then return {SHORT, view} end
@@ -476,7 +609,11 @@ function Batch:resolve_ended(op)
         legs = taken
         for _, value in ipairs(by_account(taken, accounts)) do all[#all + 1] = value end
     end
-    self:put_ended(charge, {CAPTURED_STATE})
+    if was then
+        self:remember(charge, {CAPTURED_STATE}, at, math.huge)
+    else
+        self:put_ended(charge, {CAPTURED_STATE})
+    end
     -- Whoever repeats the request under its key is told so, unless another charge has the key by now.
     local once = ended[E_ONCE]
     if once and not self.once[once[1]] then
@@ -484,7 +621,11 @@ function Batch:resolve_ended(op)
         self:key_captured(once[1])
     end
     self:record({RESOLVE, charge, at, openings, all, CAPTURED_STATE, {}, late, note, answer})
-    return {DONE, legs, self:view_of(ended[E_NAMED])}
+    local reply = {DONE, legs, self:view_of(ended[E_NAMED])}
+    if not was then
+        reply[4], reply[5] = false, cmsgpack.pack({false, self:names_of(ended[E_LEGS]), ended})
+    end
+    return reply
 end
 
 function Batch:put_ended(charge, ended)
@@ -510,16 +651,26 @@ function Batch:forget(charge)
     self.counts.ended, self.counts.kept = self.counts.ended - 1, self.counts.kept - 1
 end
 
-function Batch:amend(op)
+function Batch:amend(op, was)
     local charge, accounts, sources, look, at, expires, finish, note, answer, known =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
     local hold = self.holds[charge]
+    if was then
+        hold = hold or self:carry(charge, was)
+        -- Whoever put it back had it with this.
+        if hold and hold[H_CARRIED] and self.before[2] < hold[H_CARRIED] then return {DONE, {}, {}} end
+    end
     if not hold then return self:already(charge) end
+    local before = hold
     hold = copy(hold)
     local openings, legs, taken = {}, {}, {}
     if sources then
         local status, view
-        status, legs, view = self:post(accounts, sources, look, HELD, openings)
+        if was then
+            status, legs, view = self:post_again(accounts, was, HELD, openings)
+        else
+            status, legs, view = self:post(accounts, sources, look, HELD, openings)
+        end
         if status == RANGE then return {RANGE} end
         if status == SHORT then return {SHORT, view} end
         taken = by_account(legs, accounts)
@@ -530,7 +681,7 @@ function Batch:amend(op)
     if note then hold[H_NOTE] = note end
     self:put_hold(charge, hold)
     self:record({AMEND, charge, at, openings, taken, known, expires, note, answer})
-    return {DONE, legs, self:view_of(hold[H_NAMED])}
+    return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, before)
 end
 
 -- Adds legs to a hold: one leg for an account and kind, new ones behind those that are there.
@@ -565,11 +716,7 @@ end
 
 -- An open hold, for a reader: how it ends, what is kept, the hold, and the names of its legs.
 function Batch:describe(hold, state, kept)
-    local names, legs = {}, hold[H_LEGS]
-    for at = 1, #legs, 3 do
-        names[#names + 1] = self.names[legs[at]] or redis.call('HGET', self.keys[NAMES], legs[at])
-    end
-    return {state, kept, hold, names}
+    return {state, kept, hold, self:names_of(hold[H_LEGS])}
 end
 
 function Batch:look(op)
@@ -592,11 +739,14 @@ end
 
 -- Ends a hold without its owner, as it says itself. With `due`, only one whose time is over; with
 -- `mark`, only one whose owner has that mark. So many ends are remembered.
-function Batch:finish(op)
+function Batch:finish(op, was)
     local charge, at, due, mark, most = op[2], op[3], op[4], op[5], op[6]
     local hold = self.holds[charge]
+    if was then
+        hold, due, mark = hold or self:carry(charge, was), was[4][1] == EXPIRED_STATE, nil
+    end
     if not hold then return {UNKNOWN} end
-    if due and (hold[H_EXPIRES] == 0 or hold[H_EXPIRES] > at) then return {UNKNOWN} end
+    if due and not was and (hold[H_EXPIRES] == 0 or hold[H_EXPIRES] > at) then return {UNKNOWN} end
     if mark and self:mark_of(hold[H_OWNER]) ~= mark then return {UNKNOWN} end
     local finish = hold[H_FINISH]
     local state, keep, memo = CAPTURED_STATE, {}, finish[2]
@@ -609,6 +759,7 @@ function Batch:finish(op)
     else
         keep = finish[3]
     end
+    if was then state, keep = was[4][1], was[4][2] end
     local kept = self:settle(charge, hold, state, keep)
     local ended = {state}
     if state == VOIDED_STATE then
@@ -616,18 +767,18 @@ function Batch:finish(op)
         ended = {state, hold[H_LEGS], hold[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
     end
     -- Of one that ended in its time nothing comes late.
-    if state ~= EXPIRED_STATE then self:remember(charge, ended, at, most) end
+    if was or state ~= EXPIRED_STATE then self:remember(charge, ended, at, most) end
     self:record({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''})
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end
 
-function Batch:adjust(op)
+function Batch:adjust(op, was)
     local account, delta, at, memo = op[2], op[3], op[4], op[5]
-    if self:is_closed(account) then return {CLOSED} end
+    if self:is_closed(account) and not was then return {CLOSED} end
     local before = self:balance(account)
     local sum = before[ADJUSTED] + delta
     if math.abs(sum) > MAX or math.abs(delta) > MAX then return {RANGE} end
-    if delta > 0 and before[BASE] - before[CAPTURED] + sum > MAX then return {RANGE} end
+    if not was and delta > 0 and before[BASE] - before[CAPTURED] + sum > MAX then return {RANGE} end
     local openings = {}
     local stored = self:open(account, openings)
     stored[ADJUSTED] = sum
@@ -661,8 +812,9 @@ local STEPS = {
     [FIND] = Batch.find,
 }
 
--- Reads all that the operations of a batch can touch.
-function Batch:load(ops)
+-- Reads all that the operations of a batch can touch; of what is done again, with the replies that it
+-- had.
+function Batch:load(ops, replies)
     local keys = self.keys
     local accounts, holds, once, ended = {}, {}, {}, {}
     local function named(list)
@@ -698,6 +850,19 @@ function Batch:load(ops)
                 if #field == CHARGE_BYTES then ended[field] = true else key(field) end
             end
         end
+    end
+    for index, op in ipairs(ops) do
+        local hold, _, ended_as
+        if replies then hold, _, ended_as = carried(replies[index]) end
+        if hold then
+            for at = 1, #hold[H_LEGS], 3 do accounts[hold[H_LEGS][at]] = true end
+            if hold[H_ONCE] then key(hold[H_ONCE][1]) end
+        end
+        if ended_as then
+            for at = 1, #ended_as[E_LEGS], 3 do accounts[ended_as[E_LEGS][at]] = true end
+            if ended_as[E_ONCE] then key(ended_as[E_ONCE][1]) end
+        end
+        if replies and holds[op[2]] then ended[op[2]] = true end
     end
     self.holds = fetch(keys[HOLDS], holds)
     for charge, bytes in pairs(self.holds) do
@@ -739,7 +904,7 @@ function Batch:write()
     local keys = self.keys
     local counts = self.counts
     counts.seq = counts.seq + 1
-    local entry = cmsgpack.pack({self.session, self.number, self.entries})
+    local entry = cmsgpack.pack({self.session, self.number, self.entries, self.before})
     redis.call('XADD', keys[LEDGER], string.format('%.0f-0', counts.seq), 'b', entry)
     local put, gone, rise, fall = {}, {}, {}, {}
     for key in pairs(self.changed) do
@@ -837,33 +1002,92 @@ local function refused(...)
     return cmsgpack.pack({...})
 end
 
+-- What a shard says of itself.
+local function about(keys)
+    local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
+    local more = redis.call('HMGET', keys[META], 'run', 'opening', 'since', 'lost', 'terms')
+    return {
+        epoch = meta[1], closed = tonumber(meta[2]), counts = counted(meta), run = more[1],
+        opening = more[2], since = tonumber(more[3]), lost = more[4],
+        terms = more[5] and cmsgpack.unpack(more[5]) or {},
+    }
+end
+
+-- A session's last number, with the reply to it; `run` is empty of one that has not entered yet.
+local function put_mark(keys, session, number, run, reply)
+    local mark = cmsgpack.pack(number, now(), run)
+    if reply then
+        redis.call('HSET', keys[SESSIONS], session, mark, session .. ':r', reply)
+    else
+        redis.call('HSET', keys[SESSIONS], session, mark)
+    end
+end
+
 -- Applies a batch: {epoch, session, number, tag}, {operation, ...}. A session numbers its batches;
 -- the same number again returns the same reply, and any other than the next is refused. The tag is
--- in the reply, so that nobody takes the reply to another call for his own.
+-- in the reply, so that nobody takes the reply to another call for his own; behind the replies the
+-- ledger's entry, zero where there is none, and its term.
+--
+-- With {term, seq} and the reply that it had, a batch that was done before and is not known any more is
+-- done again as it was then.
 local function apply(keys, args)
     local epoch, session, number, tag = cmsgpack.unpack(args[1])
-    local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
-    if meta[1] ~= epoch then return refused('epoch', meta[1] or '') end
+    local before = args[3] and cmsgpack.unpack(args[3])
+    local was = before and cmsgpack.unpack(args[4])[3]
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    local is_open = shard.run == this_run()
+    if not (is_open or (before and shard.opening == this_run())) then return refused('closed') end
     local known, last = redis.call('HGET', keys[SESSIONS], session), nil
     if known then last = cmsgpack.unpack(known) end
     if number == last then return redis.call('HGET', keys[SESSIONS], session .. ':r') end
-    local counts = counted(meta)
+    local counts = shard.counts
     if not is_whole(keys, counts) then return refused('damaged') end
     if not known then return refused('session') end
-    if number ~= last + 1 then return refused('number', last) end
+    if number ~= last + 1 and not (before and number > last) then return refused('number', last) end
     local batch = setmetatable({
-        keys = keys, session = session, number = number, closed = tonumber(meta[2]), counts = counts,
+        keys = keys, session = session, number = number, closed = shard.closed, counts = counts,
         entries = {}, changed = {}, names = {}, new_names = {}, holds_changed = {}, once_changed = {},
-        ended_changed = {}, kept = {}, unkept = {}, swept = {},
+        ended_changed = {}, kept = {}, unkept = {}, swept = {}, before = before,
     }, Batch)
     local ops, replies = cmsgpack.unpack(args[2]), {}
-    batch:load(ops)
-    for index, op in ipairs(ops) do replies[index] = STEPS[op[1]](batch, op) end
-    local reply = cmsgpack.pack({'done', tag, replies})
-    local forgets = next(batch.once_changed) or next(batch.ended_changed)
-    if forgets or #batch.entries > 0 then batch:write() end
-    redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(number, now()), session .. ':r', reply)
+    batch:load(ops, was)
+    for index, op in ipairs(ops) do
+        -- What changed nothing then changes nothing now.
+        if was and (was[index][1] ~= DONE or op[1] > ADJUST) then
+            replies[index] = {DONE, {}, {}}
+        else
+            replies[index] = STEPS[op[1]](batch, op, was and was[index])
+        end
+    end
+    local seq, forgets = 0, next(batch.once_changed) or next(batch.ended_changed)
+    if forgets or #batch.entries > 0 then
+        batch:write()
+        seq = counts.seq
+    end
+    local term, in_the_red = shard.terms[#shard.terms], nil
+    if before then
+        in_the_red = 0
+        for key in pairs(batch.changed) do
+            if remaining(batch.accounts[key]) < 0 then in_the_red = in_the_red + 1 end
+        end
+    end
+    local reply = cmsgpack.pack({'done', tag, replies, seq, term and term[1] or '', in_the_red})
+    if before then redis.call('HSET', keys[META], 'lost', 1) end
+    put_mark(keys, session, number, before and '' or this_run(), reply)
     return reply
+end
+
+-- Begins a term of which nobody has entered yet. So many are known at most.
+local MAX_TERMS = 1000
+local function begin_term(keys, shard)
+    local run, at = this_run(), now()
+    local terms = shard.terms
+    terms[#terms + 1] = {string.format('%s-%.0f', string.sub(run, 1, 8), at), shard.counts.seq or 0}
+    if #terms > MAX_TERMS then table.remove(terms, 1) end
+    redis.call('HSET', keys[META], 'opening', run, 'since', string.format('%.0f', at), 'lost', 0,
+        'terms', cmsgpack.pack(terms))
+    shard.opening = run
 end
 
 -- Makes empty books, unless there are some: {epoch}.
@@ -872,28 +1096,85 @@ local function create(keys, args)
     if epoch then return epoch end
     redis.call('HSET', keys[META], 'epoch', args[1], 'closed', 0)
     for _, name in ipairs(COUNTS) do redis.call('HSET', keys[META], name, 0) end
+    begin_term(keys, {terms = {}, counts = {}})
+    redis.call('HSET', keys[META], 'run', this_run())
     return args[1]
 end
 
--- Registers a session: {epoch}, {session}. Says the last number it has used.
+-- Before anything else in a run of the server: {epoch}, {session}, {last number it has used}. Says the
+-- last number that is known of the session, -1 where it is not registered, and the terms.
+--
+-- A session that has entered in this run and is behind its own number since tells that the server
+-- went back without a new run (a master that was a replica in between): the shard closes for all.
+local function enter(keys, args)
+    local epoch, session, number = args[1], args[2], tonumber(args[3])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if not is_whole(keys, shard.counts) then return refused('damaged') end
+    local known, last, run = redis.call('HGET', keys[SESSIONS], session), -1, nil
+    if known then last, run = select(1, cmsgpack.unpack(known)), select(3, cmsgpack.unpack(known)) end
+    local went_back = known and run == this_run() and last < number
+    if shard.run == this_run() and went_back then
+        redis.call('HSET', keys[META], 'run', '')
+        begin_term(keys, shard)
+    elseif shard.run ~= this_run() and shard.opening ~= this_run() then
+        begin_term(keys, shard)
+    end
+    return refused('done', last, shard.terms)
+end
+
+-- Registers a session, unless it is: {epoch}, {session}, {the last number it has used}.
 local function join(keys, args)
-    local epoch, session = args[1], args[2]
-    local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
-    if meta[1] ~= epoch then return refused('epoch', meta[1] or '') end
-    if not is_whole(keys, counted(meta)) then return refused('damaged') end
+    local epoch, session, number = args[1], args[2], tonumber(args[3])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if not is_whole(keys, shard.counts) then return refused('damaged') end
     local known = redis.call('HGET', keys[SESSIONS], session)
     if known then return refused('done', (cmsgpack.unpack(known))) end
     redis.call('HINCRBY', keys[META], 'sessions', 1)
-    redis.call('HSET', keys[SESSIONS], session, cmsgpack.pack(0, now()), session .. ':r', '')
-    return refused('done', 0)
+    put_mark(keys, session, number, '', '')
+    return refused('done', number)
+end
+
+-- Which sessions have not entered in this run.
+local function absent_of(keys)
+    local names, absent = {}, {}
+    for _, name in ipairs(redis.call('HKEYS', keys[SESSIONS])) do
+        if string.sub(name, -2) ~= ':r' then names[#names + 1] = name end
+    end
+    for _, name in ipairs(names) do
+        local mark = redis.call('HGET', keys[SESSIONS], name)
+        if select(3, cmsgpack.unpack(mark)) ~= this_run() then absent[#absent + 1] = name end
+    end
+    return absent
+end
+
+-- A session has done again what was lost of its own, and goes on behind this number: {epoch},
+-- {session}, {number}, {how long is waited for the others, in microseconds}. Says whether the shard is
+-- open, and who was not waited for any longer.
+local function ready(keys, args)
+    local epoch, session, number, patience = args[1], args[2], tonumber(args[3]), tonumber(args[4])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if shard.run ~= this_run() and shard.opening ~= this_run() then return refused('closed') end
+    local known = redis.call('HGET', keys[SESSIONS], session)
+    if not known then return refused('session') end
+    local last = cmsgpack.unpack(known)
+    put_mark(keys, session, math.max(number, last), this_run(), number > last and '' or nil)
+    if shard.run == this_run() then return refused('done', 1, {}) end
+    local absent, waited = absent_of(keys), now() - shard.since
+    if waited < patience and (#absent > 0 or shard.lost ~= '0') then return refused('done', 0, {}) end
+    redis.call('HSET', keys[META], 'run', this_run())
+    return refused('done', 1, absent)
 end
 
 -- A session that is over, and of which nothing is open, goes unless it has another mark by now:
 -- {epoch}, {session}, {mark}.
 local function leave(keys, args)
     local epoch, session, mark = args[1], args[2], args[3]
-    local found = redis.call('HGET', keys[META], 'epoch')
-    if found ~= epoch then return refused('epoch', found or '') end
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if shard.run ~= this_run() then return refused('closed') end
     if redis.call('HGET', keys[SESSIONS], session) ~= mark then return refused('done', 0) end
     redis.call('HINCRBY', keys[META], 'sessions', -1)
     redis.call('HDEL', keys[SESSIONS], session, session .. ':r')
@@ -901,15 +1182,15 @@ local function leave(keys, args)
 end
 
 redis.register_function('tollgate_1_apply', apply)
--- What gives back, where memory is short (f28): the same, but not refused for it.
-redis.register_function{
-    function_name = 'tollgate_1_settle', callback = apply, flags = {'allow-oom'},
-}
 redis.register_function('tollgate_1_create', create)
--- Who comes back settles what is open, also where memory is short.
-redis.register_function{
-    function_name = 'tollgate_1_join', callback = join, flags = {'allow-oom'},
-}
-redis.register_function{
-    function_name = 'tollgate_1_leave', callback = leave, flags = {'allow-oom'},
-}
+-- What gives back, what was taken already, and who comes back: not refused where memory is short (f28).
+local function register(name, callback)
+    redis.register_function{
+        function_name = 'tollgate_1_' .. name, callback = callback, flags = {'allow-oom'},
+    }
+end
+register('settle', apply)
+register('enter', enter)
+register('join', join)
+register('ready', ready)
+register('leave', leave)

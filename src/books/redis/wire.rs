@@ -5,16 +5,16 @@
 use smallvec::SmallVec;
 
 use super::pack::{In, Malformed, Out};
+use super::stored::StoredHold;
 use crate::books::{
     Adjustment, Amendment, Ask, BooksError, InDoubt, KnownCharge, Lasting, MAX_KEYS, MAX_SCOPE,
-    OpenCharge, OpenLeg, Resolution, bounded, unowned,
+    OpenCharge, Resolution, bounded, unowned,
 };
 use crate::core::account::{Account, AccountKey, Balance, LegKind, Legs, Post, Slot, Taken, View};
 use crate::core::amount::MAX_MICRO;
 use crate::core::charge::{Flags, OutcomeMemo, State};
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
-use crate::core::record::instant;
 
 /// Kinds of operations.
 mod kind {
@@ -299,9 +299,21 @@ pub(super) enum Reply {
 #[derive(Debug)]
 pub(super) enum Called {
     /// Every operation was worked on.
-    Done(Vec<Reply>),
+    Done(Done),
     /// Nothing was: why, and for a session the last number it has used.
     Refused(String, Option<u64>),
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) replies: Vec<Reply>,
+    /// The entry of the shard's ledger; zero where nothing was changed.
+    pub(super) entry: u64,
+    /// The term that it belongs to.
+    pub(super) term: String,
+    /// Of what was done again: how many accounts have less than nothing with it.
+    pub(super) in_the_red: u64,
 }
 
 /// Reads the reply to the call with this tag; `charges` are those of its operations, in order.
@@ -320,19 +332,15 @@ pub(super) fn reply(bytes: &[u8], tag: u64, charges: &[ChargeId]) -> Result<Call
     input.tuple(charges.len())?;
     let replies = charges.iter().map(|charge| one(&mut input, *charge));
     let replies = replies.collect::<Result<Vec<Reply>, Malformed>>()?;
+    let (entry, term) = (input.uint()?, input.text()?.to_owned());
+    let in_the_red = if count > 5 { input.uint()? } else { 0 };
     input.end()?;
-    Ok(Called::Done(replies))
+    Ok(Called::Done(Done { replies, entry, term, in_the_red }))
 }
 
-/// Reads the reply to `join`: the last number of the session.
-pub(super) fn joined(bytes: &[u8]) -> Result<Result<u64, String>, Malformed> {
-    let mut input = In::new(bytes);
-    // Why not may come without more.
-    input.array()?;
-    match input.text()? {
-        "done" => Ok(Ok(input.uint()?)),
-        why => Ok(Err(why.to_owned())),
-    }
+/// How many operations a batch has.
+pub(super) fn count(ops: &[u8]) -> Result<usize, Malformed> {
+    In::new(ops).array()
 }
 
 fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
@@ -342,7 +350,15 @@ fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
             let (_, _) = (legs(input)?, view(input)?);
             return ended(input, charge);
         }
-        0 => Reply::Done(legs(input)?, view(input)?),
+        0 => {
+            let done = Reply::Done(legs(input)?, view(input)?);
+            if count > 3 {
+                // What it was of another session: for whoever does this again.
+                input.flag()?;
+                input.bytes()?;
+            }
+            done
+        }
         1 => Reply::Short(view(input)?),
         2 => Reply::Known(KnownCharge {
             charge: ChargeId(input.fixed()?),
@@ -409,78 +425,4 @@ fn ended(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
         }
     }
     Ok(Reply::Ended(state, hold.describe(charge, names)))
-}
-
-/// A hold as the library stores it, as far as anybody here wants to know.
-#[derive(Debug)]
-pub(super) struct StoredHold {
-    /// The session that made it.
-    pub(super) owner: String,
-    pub(super) at: i64,
-    /// When it ends by itself; zero where it does not.
-    pub(super) expires: i64,
-    pub(super) legs: Vec<(AccountKey, LegKind, u64)>,
-    pub(super) memo: Box<[u8]>,
-    pub(super) note: Box<[u8]>,
-}
-
-impl StoredHold {
-    /// The charge that it is, with the names of its legs' accounts.
-    pub(super) fn describe(
-        self,
-        charge: ChargeId,
-        names: impl IntoIterator<Item = String>,
-    ) -> OpenCharge {
-        let legs = self.legs.into_iter().zip(names);
-        let leg = |((key, kind, amount), account): ((AccountKey, LegKind, u64), String)| OpenLeg {
-            account,
-            account_kind: key.kind,
-            kind,
-            amount,
-        };
-        OpenCharge {
-            charge,
-            held_at: instant(self.at),
-            memo: self.memo,
-            legs: legs.map(leg).collect(),
-            expires: (self.expires > 0).then(|| instant(self.expires)),
-            note: self.note,
-        }
-    }
-
-    pub(super) fn read(input: &mut In<'_>) -> Result<Self, Malformed> {
-        input.tuple(11)?;
-        let owner = input.text()?.to_owned();
-        let (at, expires) = (input.int()?, input.int()?);
-        if !input.is_nothing() {
-            input.tuple(2)?;
-            let (_, _) = (input.bytes()?, input.bytes()?);
-        }
-        let count = input.array()?;
-        let legs = (0..count / 3).map(|_| {
-            let key = AccountKey::from_bytes(&input.fixed()?);
-            let key = key.ok_or_else(|| Malformed("an account of no kind".into()))?;
-            Ok((key, leg_kind(input.small()?)?, input.uint()?))
-        });
-        let legs = legs.collect::<Result<Vec<_>, Malformed>>()?;
-        let named = input.array()?;
-        for _ in 0..named / 6 {
-            input.small()?;
-            input.bytes()?;
-            for _ in 0..4 {
-                input.uint()?;
-            }
-        }
-        input.small()?;
-        let finish = input.array()?;
-        let (_, _) = (input.small()?, input.bytes()?);
-        if finish > 2 {
-            for _ in 0..input.array()? {
-                input.uint()?;
-            }
-        }
-        input.small()?;
-        let (memo, note) = (input.bytes()?.into(), input.bytes()?.into());
-        Ok(Self { owner, at, expires, legs, memo, note })
-    }
 }

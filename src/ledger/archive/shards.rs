@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
+use super::terms::Terms;
 use super::{Archive, ArchiveError, At, REST, dead};
 use crate::books::redis::ledger::Entry;
 use crate::books::redis::{Engine, LedgerEntry, OpenError};
@@ -34,8 +35,10 @@ pub(super) struct Shards {
 }
 
 /// What was last seen of a shard.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
+    /// The term that was archived last.
+    term: String,
     end: u64,
     position: u64,
     /// An entry that was not archived when it was seen, and since when.
@@ -97,11 +100,16 @@ impl Shards {
     async fn behind(&self, archive: &Archive) -> Result<Vec<(usize, u64)>, ArchiveError> {
         let mut ends = Vec::with_capacity(self.engine.shards());
         for shard in 0..self.engine.shards() {
-            let end = self.engine.ledger_end(shard).await?;
-            if let Some(end) = end {
-                self.knows(shard, |known| known.has_end(end));
+            let ledger = self.engine.ledger_terms(shard).await?;
+            let mut is_new = false;
+            if let Some(ledger) = &ledger {
+                let term = ledger.terms.last().map(|(name, _)| name);
+                self.knows(shard, |known| {
+                    known.has_end(ledger.end);
+                    is_new = term.is_some_and(|term| *term != known.term);
+                });
             }
-            ends.push(end);
+            ends.push(ledger.map(|ledger| (ledger.end, is_new)));
         }
         let mut link = archive.database.writer().await;
         let rows = query("SELECT shard, position FROM shards").fetch_all(link.ready().await?);
@@ -110,7 +118,8 @@ impl Shards {
             let (shard, position): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
             let (shard, position) = (shard as usize, position as u64);
             self.knows(shard, |known| known.has_position(position));
-            if let Some(end) = ends.get(shard).copied().flatten().filter(|end| *end != position) {
+            let end = ends.get(shard).copied().flatten();
+            if let Some((end, _)) = end.filter(|(end, is_new)| *is_new || *end != position) {
                 behind.push((shard, end));
             }
         }
@@ -222,43 +231,49 @@ impl Archive {
         let from: i64 = row.try_get(0)?;
         let from = from as u64;
         // Read under the lock, so that nobody has archived more than this meanwhile.
-        let end = shards.engine.ledger_end(shard).await?.unwrap_or(from);
-        let read = Read::new(shards, shard, from, end).await?;
-        let Read { batch, entries, position } = read;
+        let Some(ledger) = shards.engine.ledger_terms(shard).await? else { return Ok(None) };
+        let terms = Terms::read(&mut transaction, shard, ledger.terms).await?;
+        let read = Read::new(shards, shard, (from, ledger.end), &terms).await?;
+        let Read { batch, entries, position, .. } = read;
         let mut dead = None;
         if batch.write(&mut transaction).await? {
             dead = Some(dead::count(&mut transaction).await?);
         }
         let update = query("UPDATE shards SET position = $1 WHERE shard = $2");
         update.bind(position as i64).bind(shard as i64).execute(&mut transaction).await?;
+        terms.archived(&mut transaction, shard, position).await?;
         transaction.commit().await?;
         batch.tell();
         self.progress.archived(entries, batch.newest, dead);
+        shards.knows(shard, |known| known.term = terms.last().to_owned());
         Ok(Some((from, position)))
     }
 }
 
 /// What was read of a shard.
-struct Read {
+struct Read<'a> {
     batch: Batch,
     entries: usize,
     /// Up to where it leads.
     position: u64,
+    terms: &'a Terms,
 }
 
-impl Read {
+impl<'a> Read<'a> {
     /// Entries behind a position, where the ledger was given entries up to `end`.
-    async fn new(shards: &Shards, shard: usize, from: u64, end: u64) -> Result<Self, OpenError> {
-        let mut read = Self { batch: Batch::default(), entries: 0, position: from };
-        if end < from {
-            read.miss(shard, end + 1, from, "Redis has lost entries that are archived");
-            // Books that begin again are archived from their beginning. An older state of these is
-            // archived already, and what comes behind it has the same positions as what was lost.
-            let first = shards.engine.ledger(shard, 0, 1).await?;
-            read.position = if first.first().is_some_and(|(at, _)| *at == 1) { 0 } else { end };
-            return Ok(read);
+    async fn new(
+        shards: &Shards,
+        shard: usize,
+        (from, end): (u64, u64),
+        terms: &'a Terms,
+    ) -> Result<Self, OpenError> {
+        let start = terms.go_on(from);
+        let mut read = Self { batch: Batch::default(), entries: 0, position: start, terms };
+        if start < from {
+            // Gateways do them again, each in an entry of its own.
+            read.miss(shard, start + 1, from, "Redis has lost entries that are archived");
         }
-        let (entries, is_all) = shards.entries(shard, from).await?;
+        let (entries, is_all) = shards.entries(shard, start).await?;
         read.entries = entries.len();
         for (position, bytes) in &entries {
             if *position > read.position + 1 {
@@ -284,6 +299,10 @@ impl Read {
             Ok(entry) => entry,
             Err(error) => return self.batch.bury(at, &[], &error, bytes),
         };
+        // What was archived before Redis lost it is here.
+        if entry.before.is_some_and(|(term, position)| self.terms.has(term, position)) {
+            return;
+        }
         for (part, record) in (0..).zip(&entry.records) {
             let at = At { part, ..at };
             let mut own = Vec::new();

@@ -1,0 +1,64 @@
+//! What a shard says to a session that enters it.
+
+use super::journal::Term;
+use super::pack::{In, Malformed};
+
+/// A shard, as a session finds it that enters.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Here {
+    /// The last number that is known of the session, if it is registered.
+    pub(super) known: Option<u64>,
+    pub(super) terms: Vec<Term>,
+}
+
+/// Reads the reply to `enter`, or why not.
+pub(super) fn here(bytes: &[u8]) -> Result<Result<Here, String>, Malformed> {
+    let mut input = In::new(bytes);
+    input.array()?;
+    match input.text()? {
+        "done" => {}
+        why => return Ok(Err(why.to_owned())),
+    }
+    let known = u64::try_from(input.int()?).ok();
+    let terms = some_terms(&mut input)?;
+    Ok(Ok(Here { known, terms }))
+}
+
+/// Reads the terms of a shard.
+pub(super) fn terms(bytes: &[u8]) -> Result<Vec<Term>, Malformed> {
+    some_terms(&mut In::new(bytes))
+}
+
+fn some_terms(input: &mut In<'_>) -> Result<Vec<Term>, Malformed> {
+    let count = input.array()?;
+    (0..count)
+        .map(|_| {
+            input.tuple(2)?;
+            Ok(Term { name: input.text()?.to_owned(), from: input.uint()? })
+        })
+        .collect()
+}
+
+/// Reads the reply to `ready`: whether the shard is open, and who was not waited for; or why not.
+pub(super) fn ready(bytes: &[u8]) -> Result<Result<(bool, Vec<String>), String>, Malformed> {
+    let mut input = In::new(bytes);
+    input.array()?;
+    match input.text()? {
+        "done" => {}
+        why => return Ok(Err(why.to_owned())),
+    }
+    let is_open = input.small()? == 1;
+    let absent = (0..input.array()?).map(|_| Ok(input.text()?.to_owned()));
+    Ok(Ok((is_open, absent.collect::<Result<_, Malformed>>()?)))
+}
+
+/// Reads the reply to `join`: the last number of the session.
+pub(super) fn joined(bytes: &[u8]) -> Result<Result<u64, String>, Malformed> {
+    let mut input = In::new(bytes);
+    // Why not may come without more.
+    input.array()?;
+    match input.text()? {
+        "done" => Ok(Ok(input.uint()?)),
+        why => Ok(Err(why.to_owned())),
+    }
+}
