@@ -226,6 +226,7 @@ fn open_redis(
         deadline: DEADLINE,
         owner_timeout: config.books.owner_timeout,
         rejoin_timeout: config.books.rejoin_timeout,
+        settle_timeout: config.books.settle_timeout,
         journal: Some(config.data.dir.join("redis-journal")),
     };
     let (handle, thread) = redis_thread()?;

@@ -164,6 +164,9 @@ pub enum Resolved {
     Already(State),
     /// There is no such open charge.
     Unknown,
+    /// The books are silent, and this gateway's disk has it: it is done when they are heard of again,
+    /// whatever happens to this process. Only of a capture, and only where books are elsewhere.
+    Recorded,
 }
 
 /// A change of an account by an admin.

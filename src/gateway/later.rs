@@ -143,6 +143,7 @@ impl<'a> Later<'a> {
             };
             match settle::resolve(worker, self.open.charge, &resolution).await {
                 Ok(Resolved::Done(extra, _)) => break extra,
+                Ok(Resolved::Recorded) => break Legs::new(),
                 Ok(Resolved::Short(view)) if settling.may_be_short() => settling.short(view),
                 Ok(_) => return Ok(None),
                 Err(BooksError::Range) if settling.has_excess() => {

@@ -69,6 +69,7 @@ pub async fn capture<B: Books + 'static>(
             Err(error) => return Err(unamended(held, &error, status)),
         }
     }
+    let mut state = State::Captured;
     let (extra, observed) = loop {
         memo.cost = settling.cost;
         let answer = match held.draft {
@@ -92,6 +93,15 @@ pub async fn capture<B: Books + 'static>(
             Err(BooksError::Range) if settling.has_excess() => {
                 (settling, memo) = without_excess(held);
             }
+            // What more there is to it is known when the books have it.
+            Ok(Resolved::Recorded) => {
+                held.stage = Stage::Resolved;
+                state = State::Held;
+                if !answer.is_empty() {
+                    held.worker.answers.put(held.charge, answer);
+                }
+                break (Legs::new(), observed);
+            }
             other => return ended(held, other, status),
         }
     };
@@ -106,7 +116,7 @@ pub async fn capture<B: Books + 'static>(
     }
     let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
     meters.captured(Some(held.route.index), seat, pool, sum(LegKind::Overage));
-    Ok(Settled { state: State::Captured, cost, legs })
+    Ok(Settled { state, cost, legs })
 }
 
 /// Voids a charge: everything returns.
@@ -290,7 +300,7 @@ pub(super) fn resolve<B: Books + 'static>(
     async move {
         let resolved = resolving.await;
         let result = match &resolved {
-            Ok(Resolved::Done(..)) => BooksResult::Done,
+            Ok(Resolved::Done(..) | Resolved::Recorded) => BooksResult::Done,
             Ok(_) => BooksResult::Short,
             Err(_) => BooksResult::Failed,
         };

@@ -52,6 +52,7 @@ pub fn options(server: &RedisServer) -> Options {
         deadline: Duration::from_secs(10),
         owner_timeout: Duration::from_secs(10),
         rejoin_timeout: Duration::from_secs(10),
+        settle_timeout: Duration::from_secs(10),
         journal: None,
     }
 }

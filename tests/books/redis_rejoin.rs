@@ -38,6 +38,7 @@ struct Several {
     server: RedisServer,
     gateways: Vec<Gateway>,
     patience: Duration,
+    settle_timeout: Duration,
 }
 
 impl Several {
@@ -48,7 +49,9 @@ impl Several {
             journal: tempfile::tempdir().unwrap(),
             running: None,
         };
-        let mut books = Self { server, gateways: (0..count).map(gateway).collect(), patience };
+        let settle_timeout = Duration::from_secs(60);
+        let gateways = (0..count).map(gateway).collect();
+        let mut books = Self { server, gateways, patience, settle_timeout };
         (0..count).for_each(|at| books.open(at));
         books
     }
@@ -61,6 +64,7 @@ impl Several {
             rejoin_timeout: self.patience,
             owner_timeout: Duration::from_secs(600),
             deadline: Duration::from_secs(60),
+            settle_timeout: self.settle_timeout,
             ..options(&self.server)
         }
     }
@@ -229,6 +233,50 @@ fn f27_a_gateway_that_was_killed_too_does_it_again_when_it_starts() {
     books.gateways[0].running = None;
     books.open(0);
     assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 6));
+}
+
+/// One gateway that does not wait long for a capture, with a hold of ten that the server keeps.
+fn impatient() -> Several {
+    let mut books = Several::start(2, Duration::from_millis(100));
+    books.settle_timeout = Duration::from_millis(50);
+    books.gateways[0].running = None;
+    books.open(0);
+    let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
+    books.hold(0, &ask(1, &accounts, &take_ten)).unwrap();
+    books.save();
+    books
+}
+
+#[test]
+fn d30_f25_a_capture_that_redis_is_silent_to_counts_by_this_gateways_disk() {
+    let mut books = impatient();
+    books.server.kill();
+    assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
+    books.server.start_again();
+    assert!(books.open_charge(0, 1).is_none(), "it was asked until it was done");
+    assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 0, 4));
+    books.is_as_recorded(0);
+}
+
+#[test]
+fn d30_f23_what_a_killed_gateway_had_recorded_is_captured_at_its_next_start() {
+    for others_gave_it_up in [false, true] {
+        let mut books = impatient();
+        books.server.kill();
+        assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
+        books.gateways[0].running = None;
+        books.server.start_again();
+        if others_gave_it_up {
+            books.run(1, async |session| session.abandon(id(1), NOW).await.unwrap().unwrap());
+            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 0));
+        }
+        for _ in 0..2 {
+            books.open(0);
+            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 4), "{others_gave_it_up}");
+            books.gateways[0].running = None;
+        }
+        books.is_as_recorded(1);
+    }
 }
 
 /// A small generator: the same numbers for the same seed.

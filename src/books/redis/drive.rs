@@ -247,16 +247,21 @@ impl Driver {
         }
     }
 
-    /// Tells those who have waited too long, in the batch and behind it.
+    /// Tells those who have waited too long, in the batch and behind it. What was not sent yet and gives
+    /// nothing back is not asked any more.
     fn tell_the_impatient(&self, batch: &mut [Pending], why: &str) {
-        let deadline = self.shared.deadline;
+        let now = Instant::now();
         let tell = |pending: &mut Pending| {
-            if pending.since.elapsed() >= deadline {
+            let is_told = pending.until <= now;
+            if is_told {
                 pending.answer(Err(BooksError::Unavailable(why.to_owned())));
             }
+            is_told
         };
-        batch.iter_mut().for_each(tell);
-        self.queue().waiting.lock().iter_mut().for_each(tell);
+        for pending in batch {
+            tell(pending);
+        }
+        self.queue().waiting.lock().retain_mut(|pending| !tell(pending) || pending.gives_back());
     }
 }
 
@@ -359,7 +364,7 @@ mod tests {
             op: vec![0; bytes],
             charge: ChargeId([0; 16]),
             kind: Kind::Takes,
-            since: Instant::now(),
+            until: Instant::now(),
             answer: None,
         }
     }

@@ -92,12 +92,7 @@ impl Journal {
     }
 
     fn write(&self, shard: usize, batch: &Batch<'_>) -> std::io::Result<()> {
-        let frame = postcard::to_extend(batch, vec![0; FRAME]);
-        let mut frame = frame.map_err(|error| std::io::Error::other(error.to_string()))?;
-        let length = u32::try_from(frame.len() - FRAME).map_err(std::io::Error::other)?;
-        let crc = crc32fast::hash(&frame[FRAME..]);
-        frame[..4].copy_from_slice(&length.to_le_bytes());
-        frame[4..FRAME].copy_from_slice(&crc.to_le_bytes());
+        let frame = frame(batch)?;
         let mut writer = self.writers[shard].lock();
         if writer.length >= MAX_FILE {
             let path = current(&self.dir, shard);
@@ -141,16 +136,20 @@ fn before(dir: &Path, shard: usize) -> PathBuf {
     dir.join(format!("s{shard}.before"))
 }
 
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    match std::fs::read(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        read => read,
-    }
+/// A record with its length and checksum.
+pub(super) fn frame<T: Serialize>(record: &T) -> std::io::Result<Vec<u8>> {
+    let frame = postcard::to_extend(record, vec![0; FRAME]);
+    let mut frame = frame.map_err(|error| std::io::Error::other(error.to_string()))?;
+    let length = u32::try_from(frame.len() - FRAME).map_err(std::io::Error::other)?;
+    let crc = crc32fast::hash(&frame[FRAME..]);
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    frame[4..FRAME].copy_from_slice(&crc.to_le_bytes());
+    Ok(frame)
 }
 
-/// The batches of a file, and where each ends. What is not whole was written when the gateway was
+/// The records of a file, and where each ends. What is not whole was written when the gateway was
 /// killed, and is the end.
-pub(super) fn batches(bytes: &[u8]) -> impl Iterator<Item = (usize, Batch<'_>)> {
+pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let head = bytes.get(at..at + FRAME)?;
@@ -161,8 +160,21 @@ pub(super) fn batches(bytes: &[u8]) -> impl Iterator<Item = (usize, Batch<'_>)> 
             return None;
         }
         at += FRAME + record.len();
-        Some((at, postcard::from_bytes(record).ok()?))
+        Some((at, record))
     })
+}
+
+/// A file's bytes; none of one that is not there.
+pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    }
+}
+
+/// The batches of a file, and where each ends.
+pub(super) fn batches(bytes: &[u8]) -> impl Iterator<Item = (usize, Batch<'_>)> {
+    frames(bytes).map_while(|(end, record)| Some((end, postcard::from_bytes(record).ok()?)))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! - `welcome`: what a shard says to a session that enters it.
 //! - `entrance`: how a session comes to use a shard, also of a server that has lost something.
 //! - `journal`: what was acknowledged, on this gateway's disk.
+//! - `recorded`: captures that Redis was silent to.
 //! - `drive`: takes a session's operations to Redis, and renews it.
 //! - `owners`: the holds of sessions that nobody hears of any more (D36).
 //! - `ledger`: the records of a shard's stream.
@@ -32,6 +33,7 @@ mod link;
 mod look;
 mod owners;
 mod pack;
+mod recorded;
 mod session;
 mod stored;
 mod stream;
@@ -119,6 +121,8 @@ pub struct Options {
     /// How long a shard that comes back is closed at most, until every gateway has done again what it
     /// has lost.
     pub rejoin_timeout: Duration,
+    /// How long a capture waits for Redis before this gateway's disk counts as the record (D30).
+    pub settle_timeout: Duration,
     /// Where this gateway keeps what Redis acknowledged to it; without it nothing can be done again.
     pub journal: Option<PathBuf>,
 }
@@ -173,6 +177,8 @@ pub(super) struct Shared {
     owner_timeout: Duration,
     rejoin_timeout: Duration,
     journal: Option<Arc<journal::Journal>>,
+    settle_timeout: Duration,
+    recorded: Option<Arc<recorded::Recorded>>,
     /// Of each shard the term in which earlier lives of this gateway have entered.
     entered: Box<[tokio::sync::Mutex<String>]>,
     /// Of each shard, that a term has begun: sessions that have nothing to ask enter too.
@@ -270,8 +276,16 @@ impl Engine {
         let random = getrandom::u64().map_err(|error| OpenError::Books(error.to_string()))?;
         let journal = |dir: &PathBuf| journal::Journal::open(dir, &options.epoch, options.shards);
         let journal = options.journal.as_ref().map(journal).transpose();
+        let recorded = |dir: &PathBuf| {
+            recorded::Recorded::open(&dir.join(format!("{}.captures", options.epoch)))
+        };
+        // Their directory is made with the journal.
+        let journal = journal.map_err(OpenError::Journal)?;
+        let recorded = options.journal.as_ref().map(recorded).transpose();
         let shared = Arc::new(Shared {
-            journal: journal.map_err(OpenError::Journal)?.map(Arc::new),
+            recorded: recorded.map_err(OpenError::Journal)?.map(Arc::new),
+            settle_timeout: options.settle_timeout,
+            journal: journal.map(Arc::new),
             rejoin_timeout: options.rejoin_timeout,
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
             began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),
@@ -297,6 +311,7 @@ impl Engine {
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
         engine.earlier_lives_enter().await?;
+        engine.settle_recorded(true).await;
         engine.resolve_left_open(now).await;
         Ok(engine)
     }
@@ -320,6 +335,7 @@ impl Engine {
     /// Ends the holds whose time is over, as their records say (D34, D36), a bounded number at
     /// once, and forgets keys and ends that are old.
     pub async fn expire(&self, now: Timestamp) -> Swept {
+        self.settle_recorded(false).await;
         let mut swept = Swept::default();
         for shard in 0..self.shared.shards {
             let done = self.expire_in(shard, now, &mut swept.ended).await;

@@ -64,10 +64,14 @@ pub(super) struct Lease {
 }
 
 impl Queue {
-    /// Voids a hold that nobody forwards, behind all that waits: it may be there itself.
-    pub(super) fn void_behind(&self, charge: ChargeId, at: Timestamp) {
-        if let Some(void) = Pending::void(charge, at) {
-            self.waiting.lock().push_back(void);
+    /// Takes a hold back that nobody forwards: from the queue, or by a void where it was sent.
+    fn take_back(&self, charge: ChargeId, at: Timestamp) {
+        let mut waiting = self.waiting.lock();
+        let is_it = |pending: &Pending| pending.charge == charge && pending.kind == Kind::Hold(at);
+        if let Some(place) = waiting.iter().position(is_it) {
+            waiting.remove(place);
+        } else if let Some(void) = Pending::void(charge, at) {
+            waiting.push_back(void);
             self.wake.notify_one();
         }
     }
@@ -99,7 +103,8 @@ pub(super) struct Pending {
     /// The charge it is about, or zeros.
     pub(super) charge: ChargeId,
     pub(super) kind: Kind,
-    pub(super) since: Instant,
+    /// When whoever waits is told that nothing is heard of it.
+    pub(super) until: Instant,
     /// Nobody, once the answer was given up.
     pub(super) answer: Option<oneshot::Sender<Result<Told, BooksError>>>,
 }
@@ -117,7 +122,7 @@ impl Pending {
         let memo = OutcomeMemo::default();
         let void = Resolution::plain(State::Voided, &[], at, &memo);
         let op = wire::resolve(charge, &void).ok()?;
-        Some(Self { op, charge, kind: Kind::GivesBack, since: Instant::now(), answer: None })
+        Some(Self { op, charge, kind: Kind::GivesBack, until: Instant::now(), answer: None })
     }
 
     pub(super) fn gives_back(&self) -> bool {
@@ -180,15 +185,28 @@ impl Session {
         kind: Kind,
         op: Result<Vec<u8>, BooksError>,
     ) -> impl Future<Output = Result<Told, BooksError>> + Send + use<> {
-        let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op));
+        let patience = self.inner.shared.deadline;
+        self.ask_for(shard, charge, kind, op, patience)
+    }
+
+    /// As [`Session::ask_when`], for as long as this.
+    fn ask_for(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        kind: Kind,
+        op: Result<Vec<u8>, BooksError>,
+        patience: Duration,
+    ) -> impl Future<Output = Result<Told, BooksError>> + Send + use<> {
+        let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op, patience));
         let inner = Arc::clone(&self.inner);
         async move {
             let gone = || BooksError::Unavailable("the gateway is stopping".into());
             // Whoever drives may wait for a connection itself, and tells nobody meanwhile.
-            let Ok(told) = tokio::time::timeout(inner.shared.deadline, asked?).await else {
+            let Ok(told) = tokio::time::timeout(patience, asked?).await else {
                 // It may still be made, and whoever asked is told that it is not.
                 if let Kind::Hold(at) = kind {
-                    inner.shards[shard].void_behind(charge, at);
+                    inner.shards[shard].take_back(charge, at);
                 }
                 return Err(BooksError::Unavailable("Redis is silent".into()));
             };
@@ -205,6 +223,7 @@ impl Session {
         charge: ChargeId,
         kind: Kind,
         op: Vec<u8>,
+        patience: Duration,
     ) -> Result<oneshot::Receiver<Result<Told, BooksError>>, BooksError> {
         let queue = &self.inner.shards[shard];
         let (answer, waits) = oneshot::channel();
@@ -217,7 +236,7 @@ impl Session {
                 op,
                 charge,
                 kind,
-                since: Instant::now(),
+                until: Instant::now() + patience,
                 answer: Some(answer),
             });
         }
@@ -305,9 +324,21 @@ impl Books for Session {
         resolution: &Resolution<'_>,
     ) -> impl Future<Output = Result<Resolved, BooksError>> + Send + use<> {
         let op = wire::resolve(charge, resolution);
-        let asked = self.ask(self.of_charge(charge), charge, Kind::GivesBack, op);
+        let shared = Arc::clone(&self.inner.shared);
+        let captures = resolution.state == State::Captured && shared.recorded.is_some();
+        let patience = if captures { shared.settle_timeout } else { shared.deadline };
+        // The disk has it where Redis is silent.
+        let own = op.as_ref().ok().filter(|_| captures).cloned();
+        let asked = self.ask_for(self.of_charge(charge), charge, Kind::GivesBack, op, patience);
         async move {
-            match asked.await? {
+            let reply = match (asked.await, own) {
+                (Ok(told), _) => told.reply,
+                (Err(BooksError::Unavailable(why)), Some(op)) => {
+                    return shared.record(charge, op, why).await;
+                }
+                (Err(error), _) => return Err(error),
+            };
+            match reply {
                 Reply::Done(legs, view) => Ok(Resolved::Done(legs, view)),
                 Reply::Short(view) => Ok(Resolved::Short(view)),
                 Reply::Unknown => Ok(Resolved::Unknown),
@@ -399,7 +430,70 @@ impl Books for Session {
     }
 }
 
+impl Shared {
+    /// Records on this gateway's disk what Redis is silent to; it goes on to be asked.
+    async fn record(
+        &self,
+        charge: ChargeId,
+        op: Vec<u8>,
+        why: String,
+    ) -> Result<Resolved, BooksError> {
+        let Some(recorded) = self.recorded.clone() else {
+            return Err(BooksError::Unavailable(why));
+        };
+        match recorded.record(charge, op).await {
+            Ok(()) => {
+                tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
+                Ok(Resolved::Recorded)
+            }
+            Err(error) => {
+                tracing::error!(%charge, %error, "a capture is recorded nowhere yet");
+                Err(BooksError::Unavailable(why))
+            }
+        }
+    }
+}
+
+impl super::Engine {
+    /// Captures what an earlier life of this gateway recorded when Redis was silent. Once is enough, and
+    /// more does no harm: a charge is resolved once.
+    pub(super) async fn settle_recorded(&self, is_first: bool) {
+        let Some(recorded) = &self.shared.recorded else { return };
+        let earlier = recorded.earlier();
+        if earlier.is_empty() {
+            return;
+        }
+        let asked: Vec<_> = earlier
+            .iter()
+            .map(|capture| {
+                let (charge, op) = (capture.charge(), Ok(capture.op.clone()));
+                let shard = self.session.of_charge(charge);
+                self.session.ask(shard, charge, Kind::GivesBack, op)
+            })
+            .collect();
+        for asked in asked {
+            if let Err(error @ BooksError::Unavailable(_)) = asked.await {
+                tracing::error!(%error, "captures of this gateway's last life wait for Redis");
+                return;
+            }
+        }
+        match recorded.heard(is_first) {
+            Ok(()) => tracing::info!(captures = earlier.len(), "Redis has what it was silent to"),
+            Err(error) => tracing::error!(%error, "captures are asked once more at the next start"),
+        }
+    }
+}
+
 /// A reply that no such operation has.
 fn odd(reply: &Reply) -> BooksError {
-    BooksError::Unavailable(format!("the books' library gave a reply of another kind: {reply:?}"))
+    let what = match reply {
+        Reply::Done(..) => "done",
+        Reply::Ended(..) => "ended",
+        Reply::Short(_) => "short",
+        Reply::Known(_) => "known",
+        Reply::Unknown => "unknown",
+        Reply::Already(_) => "already",
+        Reply::Refused(_) => "refused",
+    };
+    BooksError::Unavailable(format!("the books' library gave a reply of another kind: {what}"))
 }
