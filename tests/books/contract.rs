@@ -8,7 +8,9 @@ pub use amend::*;
 pub use expire::*;
 pub use once::*;
 
-use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
+use tollgate::books::{
+    Adjusted, Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved,
+};
 use tollgate::core::account::{Account, Balance, LegKind, Slot, Source, View};
 use tollgate::core::charge::{OutcomeMemo, State};
 
@@ -94,7 +96,8 @@ fn void(session: &impl Books, charge: u64) -> Resolved {
 }
 
 fn adjust(session: &impl Books, account: &Account<'_>, delta: i64) -> Result<Balance, BooksError> {
-    run(session.adjust(&Adjustment { account, delta, now: NOW, memo: b"why" }))
+    let adjustment = Adjustment { key: None, account, delta, now: NOW, memo: b"why" };
+    run(session.adjust(&adjustment)).map(Adjusted::balance)
 }
 
 pub fn d24_a_post_is_whole_or_nothing<E: Engine>() {
@@ -460,7 +463,8 @@ pub fn a_memo_without_bound_is_refused<E: Engine>() {
     let memo = vec![b'x'; 2 << 20];
     let asked = Ask { memo: &memo, ..ask(1, &accounts, &post) };
     assert!(matches!(run(session.hold(&asked)), Err(BooksError::Range)));
-    let adjustment = Adjustment { account: &accounts[0], delta: 1, now: NOW, memo: &memo };
+    let adjustment =
+        Adjustment { key: None, account: &accounts[0], delta: 1, now: NOW, memo: &memo };
     assert_eq!(run(session.adjust(&adjustment)), Err(BooksError::Range));
     assert!(hold(&session, 2, &accounts, 10).is_some());
     drop(session);
