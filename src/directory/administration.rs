@@ -62,11 +62,15 @@ impl Directory {
     /// # Errors
     /// When the database fails, or somebody else takes too long.
     pub async fn alone(&self) -> Result<Alone, ApplyError> {
+        self.alone_within(ALONE_WITHIN).await
+    }
+
+    pub(super) async fn alone_within(&self, long: Duration) -> Result<Alone, ApplyError> {
         let mut link = store::link(self.place.clone(), true);
         if !link.is_shared() {
             return Ok(Alone { _link: None });
         }
-        let until = Instant::now() + ALONE_WITHIN;
+        let until = Instant::now() + long;
         loop {
             // The server would go on to wait for who is gone.
             let lock = query("SELECT pg_try_advisory_lock($1)").bind(ADJUSTER);
