@@ -184,11 +184,11 @@ fn f26_what_an_administrator_was_told_503_of_is_done_once_however_often_it_is_as
                 "reason": reason });
             admin("POST", "adjustments", &body).header("idempotency-key", reason)
         };
-        let refund = json!({ "reason": "kept back" });
+        let refund = json!({ "reason": "kept-back" });
         let refund = admin("POST", &format!("charges/{charge}/refund"), &refund);
-        let asked = [adjust("5", "kept back"), refund];
+        let asked = [adjust("5", "kept-back"), refund];
         for ((world, proxy), call) in slow.iter().zip(&proxies).zip(&asked) {
-            proxy.keep_requests("kept back");
+            proxy.keep_requests("kept-back");
             for _ in 0..2 {
                 ask_admin(world, call).await.refused(503, "books_unavailable");
             }

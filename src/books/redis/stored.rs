@@ -46,9 +46,9 @@ impl StoredHold {
 
     pub(super) fn read(input: &mut In<'_>) -> Result<Self, Malformed> {
         // What comes behind the others is not there in every hold.
-        let count = input.array()?;
-        if !(11..=12).contains(&count) {
-            return Err(Malformed(format!("a hold of {count} values")));
+        let values = input.array()?;
+        if !(11..=12).contains(&values) {
+            return Err(Malformed(format!("a hold of {values} values")));
         }
         let owner = input.text()?.to_owned();
         let (at, expires) = (input.int()?, input.int()?);
@@ -81,7 +81,7 @@ impl StoredHold {
         }
         input.small()?;
         let (memo, note) = (input.bytes()?.into(), input.bytes()?.into());
-        let names = if count > 11 { input.array()? } else { 0 };
+        let names = if values > 11 { input.array()? } else { 0 };
         for _ in 0..names {
             input.bytes()?;
         }
