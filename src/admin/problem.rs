@@ -238,7 +238,9 @@ impl From<BooksError> for Problem {
     fn from(error: BooksError) -> Self {
         match error {
             BooksError::Range => Self::invalid("/amount", error.to_string()),
-            BooksError::Closed => Self::new(Code::Conflict, error.to_string()),
+            BooksError::Closed | BooksError::KeyReused => {
+                Self::new(Code::Conflict, error.to_string())
+            }
             error => {
                 tracing::error!(%error, "the books did not do what was asked");
                 Self::new(Code::BooksUnavailable, "nothing was changed that was not recorded")
@@ -257,6 +259,7 @@ impl From<ApplyError> for Problem {
             }
             ApplyError::Stale => Self::new(Code::Stale, error.to_string()),
             ApplyError::KeyReused => Self::new(Code::IdempotencyKeyReused, error.to_string()),
+            ApplyError::Busy => Self::new(Code::DirectoryUnavailable, error.to_string()),
             ApplyError::TooManyKeys => {
                 Self::new(Code::TooManyIdempotencyKeys, format!("{error}; nothing was changed"))
             }

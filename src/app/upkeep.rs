@@ -171,7 +171,8 @@ async fn expire(
     clock: &Clock,
     worker: &Worker<Session>,
 ) {
-    let (ended, failed) = engine.expire(clock.now()).await;
+    let looks_after = |charge| worker.jobs.may_end(charge);
+    let (ended, failed) = engine.expire(clock.now(), looks_after).await;
     for (open, state) in &ended {
         worker.jobs.remove(open.charge);
         gateway::count_expired(worker, open, *state);

@@ -9,8 +9,8 @@ use tokio_util::either::Either;
 
 use super::redis::{Engine as InRedis, OpenError, Session as RedisSession};
 use super::{
-    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
-    Posted, Resolution, Resolved, embedded,
+    Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, KnownCharge,
+    OpenCharge, Posted, Resolution, Resolved, embedded,
 };
 use crate::core::account::{Account, AccountKey, Balance, View};
 use crate::core::charge::State;
@@ -74,9 +74,14 @@ impl Engine {
     }
 
     /// Ends the holds whose time is over, and those whose owners are gone, as their records say
-    /// (D34, D36), a bounded number at once. Returns how each hold ended that did, and why others
+    /// (D34, D36), a bounded number at once. A hold with names that this gateway does not look after
+    /// has some time more, where others may. Returns how each hold ended that did, and why others
     /// did not, where that could not be recorded.
-    pub async fn expire(&self, now: Timestamp) -> (Vec<(OpenCharge, State)>, Option<BooksError>) {
+    pub async fn expire(
+        &self,
+        now: Timestamp,
+        looks_after: impl Fn(ChargeId) -> bool + Send,
+    ) -> (Vec<(OpenCharge, State)>, Option<BooksError>) {
         match self {
             Self::Embedded(engine) => match engine.expire(now) {
                 Ok(ended) => (ended, None),
@@ -84,7 +89,7 @@ impl Engine {
             },
             Self::Redis(engine) => {
                 let (mut due, absent) =
-                    (engine.expire(now).await, engine.resolve_absent(now).await);
+                    (engine.expire_but(now, looks_after).await, engine.resolve_absent(now).await);
                 due.ended.extend(absent.ended);
                 (due.ended, due.failed.or(absent.failed).map(unavailable))
             }
@@ -199,7 +204,18 @@ impl Books for Session {
         }
     }
 
-    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+    async fn named(&self, names: &[Key]) -> Result<Vec<ChargeId>, BooksError> {
+        match self {
+            Self::Embedded(session) => session.named(names).await,
+            Self::Redis(session) => session.named(names).await,
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Adjusted, BooksError> {
         match self {
             Self::Embedded(session) => session.adjust(adjustment).await,
             Self::Redis(session) => session.adjust(adjustment).await,

@@ -14,16 +14,17 @@ pub mod redis;
 pub mod repair;
 pub mod snapshot;
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
 
 use crate::core::account::{Account, AccountKey, Balance, Legs, Post, View};
 use crate::core::amount::Credits;
 pub use crate::core::charge::InDoubt;
 use crate::core::charge::{Flags, HoldMemo, OutcomeMemo, State};
-use crate::core::ids::ChargeId;
+use crate::core::ids::{ChargeId, scope_of};
 pub use crate::core::record::{Known, Once};
 pub use engine::{Engine, Session};
 
@@ -130,6 +131,10 @@ pub struct Amendment<'a> {
     pub known: Option<&'a Known>,
     /// When it ends by itself from now on.
     pub expires: Option<Timestamp>,
+    /// Names under which others than its owner [find](Books::named) it as long as it is open, and
+    /// which say that somebody is to ask a last time before it ends by itself. A name for which
+    /// there is no room is not given.
+    pub names: &'a [Key],
     /// What replaces the hold's note.
     pub note: Option<&'a [u8]>,
     /// The HTTP message that answered, where it is kept; else empty.
@@ -169,9 +174,40 @@ pub enum Resolved {
     Recorded,
 }
 
+/// What is done or found once in an org, beside the charges that have a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Whose it is, and what for: it ends in the home of the org.
+    pub scope: u64,
+    /// Which of them.
+    pub key: [u8; 16],
+}
+
+/// What a [`Key`] is for: those of one org and kind are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum KeyOf {
+    /// An adjustment, by its id.
+    Adjustment = 1,
+    /// A part of a refund, by its charge and leg.
+    Refund = 2,
+    /// A job, by its backend and path.
+    Job = 3,
+}
+
+impl Key {
+    /// A key of an org.
+    pub fn new(org: &str, of: KeyOf, key: [u8; 16]) -> Self {
+        // The keys of its charges have the scope as it is.
+        Self { scope: scope_of(org) ^ (of as u64) << 61, key }
+    }
+}
+
 /// A change of an account by an admin.
 #[derive(Clone, Debug)]
 pub struct Adjustment<'a> {
+    /// The key under which it is made once, for [`KEPT_KEYS`].
+    pub key: Option<Key>,
     /// The account.
     pub account: &'a Account<'a>,
     /// Millionths of its unit, up or down.
@@ -180,6 +216,35 @@ pub struct Adjustment<'a> {
     pub now: Timestamp,
     /// Why, and by whom; kept in the record.
     pub memo: &'a [u8],
+}
+
+/// What became of an adjustment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adjusted {
+    /// It is done and recorded: the balance after it.
+    Done(Balance),
+    /// The same was done under its key before, and nothing was changed: the balance now.
+    Before(Balance),
+}
+
+impl Adjusted {
+    /// The balance.
+    pub const fn balance(self) -> Balance {
+        match self {
+            Self::Done(balance) | Self::Before(balance) => balance,
+        }
+    }
+}
+
+impl Adjustment<'_> {
+    /// What it does: under one key it is always the same.
+    fn content(&self) -> [u8; 16] {
+        let mut digest = Sha256::new();
+        digest.update(self.account.key.to_bytes());
+        digest.update(self.delta.to_le_bytes());
+        let digest: [u8; 32] = digest.finalize().into();
+        std::array::from_fn(|at| digest[at])
+    }
 }
 
 /// Why the books did not do what was asked.
@@ -194,6 +259,9 @@ pub enum BooksError {
     /// More keys are remembered than there is room for.
     #[error("too many charges are remembered by their keys")]
     TooManyKeys,
+    /// Something else was done under the key of an adjustment.
+    #[error("another adjustment was made under this key")]
+    KeyReused,
     /// An amount would leave its range, or a memo is longer than a record may be.
     #[error("an amount would leave its range")]
     Range,
@@ -255,6 +323,10 @@ pub struct Abandoned {
 /// - **One charge a key.** A hold under a key (D35) is made only while no other that is open or
 ///   captured has it. A key is free again when the void of its charge is recorded, or
 ///   [`KEPT_KEYS`] after the hold of a captured one.
+/// - **One adjustment a key.** What was adjusted under a key is not done again, for [`KEPT_KEYS`]:
+///   an answer that was given up may come late, and be asked for again meanwhile. An engine that
+///   does nothing late remembers it only as long as its process runs, because whoever asks another
+///   one can know from the records what was done.
 /// - **Lasting holds** outlive their process, and end by themselves on the books' clock.
 /// - **Closed cycles stay closed.** An engine may forget the accounts of cycles that are long over,
 ///   together with a mark below which none is opened again: whatever a post names there is empty,
@@ -304,11 +376,25 @@ pub trait Books: Send + Sync {
         key: &[u8; 16],
     ) -> impl Future<Output = Result<Option<KnownCharge>, BooksError>> + Send;
 
+    /// The open charges that were given one of these names, each at least once. Books that one
+    /// gateway has know none: it knows its own.
+    fn named(
+        &self,
+        _names: &[Key],
+    ) -> impl Future<Output = Result<Vec<ChargeId>, BooksError>> + Send {
+        ready(Ok(Vec::new()))
+    }
+
+    /// Whether other gateways have the same books.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Changes what an account is granted, by an admin's word.
     fn adjust(
         &self,
         adjustment: &Adjustment<'_>,
-    ) -> impl Future<Output = Result<Balance, BooksError>> + Send;
+    ) -> impl Future<Output = Result<Adjusted, BooksError>> + Send;
 
     /// The balances of accounts, each as if a post named it now; those never seen are shown as
     /// what they would be opened with.
@@ -340,6 +426,11 @@ pub const KEPT_KEYS: SignedDuration = SignedDuration::from_hours(48);
 /// How many keys are remembered of one scope, and of all together: some 130 bytes each.
 const MAX_SCOPE: u32 = 250_000;
 const MAX_KEYS: usize = 1_000_000;
+/// How many more keys than charges may have are remembered of adjustments and jobs: those of charges
+/// must not keep an admin from what is to be put right.
+const MORE_KEYS: usize = 100_000;
+/// How many open charges have one name.
+const MAX_NAMED: usize = 32;
 
 /// Refuses a memo, note or answer that could make its record longer than the journal reads back.
 fn bounded(memo: &[u8]) -> Result<&[u8], BooksError> {

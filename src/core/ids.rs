@@ -74,11 +74,19 @@ impl<'de> Deserialize<'de> for Id {
 
 /// Where an org is at home: all that belongs to it is in the shard that this number chooses.
 pub fn home_of(org: &str) -> u16 {
+    // What is last of a scope is first of its digest.
+    scope_of(org) as u16
+}
+
+/// Under which number the keys of an org's charges are remembered: it ends in the org's home.
+pub fn scope_of(org: &str) -> u64 {
     let mut digest = Sha256::new();
     digest.update((org.len() as u64).to_le_bytes());
     digest.update(org.as_bytes());
     let digest = digest.finalize();
-    u16::from_le_bytes([digest[0], digest[1]])
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(first)
 }
 
 /// The id of a charge: a UUIDv7 made by the gateway, so that ids sort by time.

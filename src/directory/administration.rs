@@ -1,6 +1,8 @@
 //! What administrators ask of the directory beside changes of an org: tokens, the audit, what only
 //! the database has, and requests that change something elsewhere once.
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 
 use super::change::{Answer, Applied, ApplyError, Begun, OnceKey, Write, Written};
@@ -49,6 +51,9 @@ pub struct Alone {
 
 /// Who changes books on what they say holds this lock of PostgreSQL meanwhile.
 const ADJUSTER: i64 = 0x746f_6c6c_6761_7461;
+/// How long it is waited for, and how often it is looked.
+const ALONE_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Directory {
     /// Waits, for a while, until nobody else who shares the directory changes books on what they
@@ -57,13 +62,28 @@ impl Directory {
     /// # Errors
     /// When the database fails, or somebody else takes too long.
     pub async fn alone(&self) -> Result<Alone, ApplyError> {
+        self.alone_within(ALONE_WITHIN).await
+    }
+
+    pub(super) async fn alone_within(&self, long: Duration) -> Result<Alone, ApplyError> {
         let mut link = store::link(self.place.clone(), true);
         if !link.is_shared() {
             return Ok(Alone { _link: None });
         }
-        let lock = query("SELECT pg_advisory_lock($1)").bind(ADJUSTER);
-        lock.execute(link.connection().await?).await.map_err(StoreError::from)?;
-        Ok(Alone { _link: Some(link) })
+        let until = Instant::now() + long;
+        loop {
+            // The server would go on to wait for who is gone.
+            let lock = query("SELECT pg_try_advisory_lock($1)").bind(ADJUSTER);
+            let row = lock.fetch_one(link.connection().await?).await.map_err(StoreError::from)?;
+            let is_alone: bool = row.try_get(0).map_err(StoreError::from)?;
+            if is_alone {
+                return Ok(Alone { _link: Some(link) });
+            }
+            if Instant::now() >= until {
+                return Err(ApplyError::Busy);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// A user as an edit would find it.

@@ -110,6 +110,9 @@ pub enum ApplyError {
     /// The token has sent as many Idempotency-Keys as are kept.
     #[error("as many requests with an Idempotency-Key as are kept came within 24 hours")]
     TooManyKeys,
+    /// Another gateway changes books on what they say, for longer than it is waited for.
+    #[error("another gateway makes an adjustment for too long")]
+    Busy,
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -51,7 +51,8 @@ pub struct Forwarded<B: Books + 'static> {
 ///
 /// # Errors
 /// 502 and 504 when the backend does not answer, also not how the job stands that the request does
-/// something to; `books_unavailable` when the end of a job cannot be recorded.
+/// something to; `books_unavailable` when the end of a job cannot be recorded, or it cannot be known
+/// which job the request does something to; `too_many_in_flight` when that can be followed no more.
 pub async fn free<B: Books + 'static>(
     worker: &Arc<Worker<B>>,
     caller: &Caller,
@@ -60,6 +61,10 @@ pub async fn free<B: Books + 'static>(
     mut request: Request<Outgoing>,
     upload: &Upload,
 ) -> Result<Forwarded<B>, Refused> {
+    if let Some(unknown) = jobs::unknown(worker, caller, (route, upstream), &request) {
+        // On the heap: its future would lie in every request's.
+        Box::pin(jobs::take_up(worker, caller, unknown)).await?;
+    }
     let polled = jobs::polled(worker, caller, upstream, &mut request);
     if polled.is_none()
         && let Some(touched) = jobs::touched(worker, upstream, &request)

@@ -4,6 +4,7 @@
 //! the hold's note; the index of open jobs is made from that again at each start.
 
 mod ahead;
+mod elsewhere;
 mod poll;
 mod queue;
 mod report;
@@ -14,6 +15,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -33,6 +35,7 @@ use crate::core::note::{self, HoldNote, JobNote};
 use crate::core::refusal::{Code, Refusal};
 
 pub use ahead::{ask_ahead, touched};
+pub use elsewhere::{take_up, unknown};
 pub use poll::{Polled, ask_those_due, polled};
 pub use report::{MAX_BODY, Reported, Reporter, report, reporter};
 pub use rules::Rules;
@@ -131,12 +134,7 @@ impl Jobs {
 
     /// Takes up what an earlier process left open, to be asked for at once.
     pub fn adopt(&self, open: &OpenCharge, now: Timestamp) {
-        let note: HoldNote = note::decode(&open.note);
-        let memo = postcard::from_bytes::<HoldMemo<'_>>(&open.memo);
-        if let (Some(job), Ok(memo)) = (note.job, memo) {
-            let left = open.expires.map_or(SignedDuration::ZERO, |end| end.duration_since(now));
-            self.take_up(open.charge, memo.org, &job, left);
-        }
+        read(open, now, |org, job, left| self.take_up(open.charge, org, job, left));
     }
 
     fn take_up(&self, charge: ChargeId, org: &str, job: &JobNote, left: SignedDuration) {
@@ -152,6 +150,12 @@ impl Jobs {
     /// Whether it is asked for here.
     pub fn knows(&self, charge: ChargeId) -> bool {
         self.index.lock().open.contains_key(&charge)
+    }
+
+    /// Whether it is asked for here, and need not be before its charge ends by itself.
+    pub fn may_end(&self, charge: ChargeId) -> bool {
+        let index = self.index.lock();
+        index.open.contains_key(&charge) && !index.overdue.contains(&charge)
     }
 
     /// Whether some that were taken up with no time left have not been asked for yet.
@@ -174,11 +178,12 @@ impl Jobs {
         let now = Instant::now();
         let last = last.map(|until| now + until);
         let due = sooner(now + first, last);
-        let root = job.path.get(..job.root).filter(|root| !root.is_empty()).unwrap_or(&job.path);
-        let (Ok(path), Ok(root)) = (unescape(&job.path, false), unescape(root, false)) else {
-            return;
-        };
+        let Some((path, root)) = paths(job) else { return };
         let mut index = self.index.lock();
+        // Others may have taken it up first.
+        if index.open.contains_key(&charge) {
+            return;
+        }
         let backend = index.backends.entry(job.upstream.as_str().into()).or_default();
         backend.paths.entry((*path).into()).or_default().push(charge);
         if root != path {
@@ -289,6 +294,22 @@ impl Index {
             self.backends.remove(upstream);
         }
     }
+}
+
+/// Tells of an open charge its org, its job, and when it ends by itself, where it is a job's.
+fn read(open: &OpenCharge, now: Timestamp, and: impl FnOnce(&str, &JobNote, SignedDuration)) {
+    let note: HoldNote = note::decode(&open.note);
+    let memo = postcard::from_bytes::<HoldMemo<'_>>(&open.memo);
+    if let (Some(job), Ok(memo)) = (note.job, memo) {
+        let left = open.expires.map_or(SignedDuration::ZERO, |end| end.duration_since(now));
+        and(memo.org, &job, left);
+    }
+}
+
+/// The path of a job's status document, and the one that names it, with nothing escaped.
+fn paths(job: &JobNote) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
+    let root = job.path.get(..job.root).filter(|root| !root.is_empty()).unwrap_or(&job.path);
+    Some((unescape(&job.path, false).ok()?, unescape(root, false).ok()?))
 }
 
 /// How long it is until a job is asked for a last time, whose charge ends after so long; `None`

@@ -20,6 +20,7 @@ use crate::config::Idempotency;
 use crate::core::account::{LegKind, Legs, Taken};
 use crate::core::amount::parse_micro;
 use crate::core::charge::{ChargeDocument, LegDocument};
+use crate::core::ids::scope_of;
 use crate::core::note::{self, HoldNote};
 use crate::core::receipt::Receipt;
 use crate::core::refusal::{Code, Refusal};
@@ -128,7 +129,7 @@ fn remembered<'a>(
     let kind_of_body = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let what = [parts.method.as_str().as_bytes(), path.as_bytes(), kind_of_body, body];
     Once {
-        scope: u128::from_le_bytes(digest([org])) as u64,
+        scope: scope_of(caller.org.id.as_str()),
         key: digest([org, kind, id.as_bytes(), key]),
         request: digest(what.into_iter().chain(priced)),
     }
@@ -148,7 +149,7 @@ pub async fn known<B: Books>(
 }
 
 /// Half of the SHA-256 of parts, each with its length.
-fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 16] {
+pub(super) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 16] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());

@@ -101,6 +101,8 @@ pub struct Routes {
     features: Vec<Option<Box<str>>>,
     /// By their places: to which upstream they submit jobs.
     submit: Vec<Option<usize>>,
+    /// Upstreams that make jobs, and what the paths of those begin with.
+    jobs: Vec<(usize, Box<str>)>,
     /// True where some route has refusals of its own kind.
     manners: bool,
 }
@@ -153,10 +155,14 @@ impl Routes {
             submits.then_some(route.upstream)
         };
         let submit = compiled.iter().map(submit).collect();
+        let job = |(_, _, route): &(_, _, Arc<Route>)| {
+            Some((route.upstream, route.metered.as_ref()?.job.as_ref()?.above()?))
+        };
+        let jobs = compiled.iter().filter_map(job).collect();
         let manners = compiled.iter().any(|(_, _, route)| route.manner != Manner::default());
         let (table, errors) = Table::new(&compiled);
         match errors.into_iter().next() {
-            None => Ok(Self { table, names, features, submit, manners }),
+            None => Ok(Self { table, names, features, submit, jobs, manners }),
             Some((index, error)) => {
                 Err(RouteError { path: routes[index].path.clone(), problem: error.to_string() })
             }
@@ -183,6 +189,17 @@ impl Routes {
     pub fn submit<'r>(&'r self, name: &'r str) -> impl Iterator<Item = usize> + use<'r> {
         let routes = self.names.iter().zip(&self.submit);
         routes.filter(move |(own, _)| ***own == *name).filter_map(|(_, upstream)| *upstream)
+    }
+
+    /// Whether some route submits jobs to an upstream.
+    pub fn has_jobs(&self, upstream: usize) -> bool {
+        self.jobs.iter().any(|(own, _)| *own == upstream)
+    }
+
+    /// Whether a path, with nothing escaped, may be that of a job of an upstream.
+    pub fn may_be_job(&self, upstream: usize, path: &str) -> bool {
+        let is_below = |above: &str| path.len() > above.len() && path.starts_with(above);
+        self.jobs.iter().any(|(own, above)| *own == upstream && is_below(above))
     }
 
     /// The place of a route that meters a feature: what is captured elsewhere is counted there too.

@@ -235,6 +235,7 @@ fn amend<B: Books + 'static>(
         extra: post.as_ref().map(|post| (&position.accounts[..], post)),
         known: Some(&known),
         expires: None,
+        names: &[],
         note: Some(&note),
         answer: &[],
         now: held.worker.clock.now(),

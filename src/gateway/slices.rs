@@ -362,6 +362,7 @@ async fn amend<B: Books + 'static>(
             extra: Some((&position.accounts, post)),
             known: Some(known),
             expires: None,
+            names: &[],
             note: Some(note),
             answer: &[],
             now: held.worker.clock.now(),

@@ -45,7 +45,7 @@ fn adjust(engine: &Engine, own: ChargeId, day: u64, charge: Option<ChargeId>) {
 
 fn adjust_with(engine: &Engine, day: u64, memo: &[u8]) {
     let account = account("a", 1_000, 1);
-    let adjustment = Adjustment { account: &account, delta: 50, now: at_day(day), memo };
+    let adjustment = Adjustment { key: None, account: &account, delta: 50, now: at_day(day), memo };
     apart(|| run(engine.session().adjust(&adjustment)).unwrap());
 }
 

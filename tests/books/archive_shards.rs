@@ -79,7 +79,8 @@ async fn turn<S: Books>(session: &S, turn: u64) {
                 charge: Some(charge_of(org, turn).0),
             };
             let memo = postcard::to_stdvec(&memo).unwrap();
-            let adjustment = Adjustment { account: &accounts[0], delta: 3, now: NOW, memo: &memo };
+            let adjustment =
+                Adjustment { key: None, account: &accounts[0], delta: 3, now: NOW, memo: &memo };
             session.adjust(&adjustment).await.unwrap();
         }
     }
@@ -544,7 +545,13 @@ fn d37_every_record_that_cannot_be_read_is_kept() {
                     let session = session.clone();
                     changes.spawn(async move {
                         let account = account(org, "a");
-                        let odd = Adjustment { account: &account, delta: 3, now: NOW, memo: b"" };
+                        let odd = Adjustment {
+                            key: None,
+                            account: &account,
+                            delta: 3,
+                            now: NOW,
+                            memo: b"",
+                        };
                         session.adjust(&odd).await.unwrap();
                     });
                     made += 1;

@@ -108,13 +108,15 @@ fn f46_a_closed_cycle_is_empty_for_ever_also_after_a_restart() {
         let view = run(session.balances(&[old])).unwrap();
         assert_eq!(view.get(0), Some(Balance::default()));
         for delta in [1, -1] {
-            let adjustment = Adjustment { account: &of_day(0), delta, now: at_day(200), memo: b"" };
+            let adjustment =
+                Adjustment { key: None, account: &of_day(0), delta, now: at_day(200), memo: b"" };
             assert_eq!(run(session.adjust(&adjustment)), Err(BooksError::Closed));
         }
         // What somebody owes for that cycle can still be written down, and forgiven.
         let mut owed = of_day(0);
         (owed.key.kind, owed.name.kind) = (AccountKind::Overdraft, AccountKind::Overdraft);
-        let adjustment = Adjustment { account: &owed, delta: 1, now: at_day(200), memo: b"" };
+        let adjustment =
+            Adjustment { key: None, account: &owed, delta: 1, now: at_day(200), memo: b"" };
         assert!(run(session.adjust(&adjustment)).is_ok());
     };
     see(&engine);
@@ -167,8 +169,13 @@ fn f22_posts_that_race_the_closing_of_their_cycle_are_whole_or_nothing() {
                         if done(hold(&session, charge, 0, &of_day(0))).is_some() {
                             capture(&session, charge, 0);
                         }
-                        let adjustment =
-                            Adjustment { account: &of_day(0), delta: 1, now: at_day(0), memo: b"" };
+                        let adjustment = Adjustment {
+                            key: None,
+                            account: &of_day(0),
+                            delta: 1,
+                            now: at_day(0),
+                            memo: b"",
+                        };
                         let adjusted = run(session.adjust(&adjustment));
                         assert!(adjusted.is_ok() || adjusted == Err(BooksError::Closed));
                     }

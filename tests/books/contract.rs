@@ -1,14 +1,18 @@
 //! The contract of `Books`, for every engine alike.
 
+mod adjust;
 mod amend;
 mod expire;
 mod once;
 
+pub use adjust::*;
 pub use amend::*;
 pub use expire::*;
 pub use once::*;
 
-use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
+use tollgate::books::{
+    Adjusted, Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved,
+};
 use tollgate::core::account::{Account, Balance, LegKind, Slot, Source, View};
 use tollgate::core::charge::{OutcomeMemo, State};
 
@@ -36,6 +40,8 @@ macro_rules! suite {
             d42_the_newest_grant_wins
             d42_a_grant_outlives_the_process
             adjustments_go_up_and_down
+            f26_what_is_adjusted_under_a_key_is_adjusted_once
+            f19_keys_of_adjustments_are_forgotten_in_their_time
             a_sum_that_would_leave_its_range_is_refused
             d06_another_cycle_is_another_account
             f24_an_unseen_account_is_opened_by_its_first_debit
@@ -94,7 +100,8 @@ fn void(session: &impl Books, charge: u64) -> Resolved {
 }
 
 fn adjust(session: &impl Books, account: &Account<'_>, delta: i64) -> Result<Balance, BooksError> {
-    run(session.adjust(&Adjustment { account, delta, now: NOW, memo: b"why" }))
+    let adjustment = Adjustment { key: None, account, delta, now: NOW, memo: b"why" };
+    run(session.adjust(&adjustment)).map(Adjusted::balance)
 }
 
 pub fn d24_a_post_is_whole_or_nothing<E: Engine>() {
@@ -362,44 +369,6 @@ pub fn d42_a_grant_outlives_the_process<E: Engine>() {
     }
 }
 
-pub fn adjustments_go_up_and_down<E: Engine>() {
-    let engine = E::start();
-    let session = engine.session();
-    let a = account("a", 10, 1);
-    assert_eq!(adjust(&session, &a, -4).unwrap(), balance(10, -4, 0, 0));
-    assert_eq!(adjust(&session, &a, 1).unwrap(), balance(10, -3, 0, 0));
-    assert!(hold(&session, 1, &[a], 8).is_none());
-    assert!(hold(&session, 2, &[a], 7).is_some());
-    assert_eq!(adjust(&session, &a, -9).unwrap().remaining(), -9);
-    assert_eq!(adjust(&session, &a, 12).unwrap().available(), 3);
-    drop(session);
-    assert_eq!(engine.restart().all()[&name("a")], balance(10, 0, 0, 0));
-}
-
-pub fn a_sum_that_would_leave_its_range_is_refused<E: Engine>() {
-    let engine = E::start();
-    let session = engine.session();
-    let a = account("a", 10, 1);
-    adjust(&session, &a, 5).unwrap();
-    for delta in [i64::MAX, i64::MAX - 5, i64::MIN, i64::MIN + 1] {
-        assert_eq!(adjust(&session, &a, delta), Err(BooksError::Range), "{delta}");
-    }
-    // And the sum of two that are each in range.
-    let most = (1 << 53) - 1;
-    let c = account("c", 10, 1);
-    adjust(&session, &c, -most).unwrap();
-    assert_eq!(adjust(&session, &c, -1), Err(BooksError::Range));
-    adjust(&session, &c, most).unwrap();
-    let too_much = Source { forced: true, ..Source::take(u64::MAX, [payer(0)]) };
-    let beyond = post([Source::take(1, [payer(0)]), too_much]);
-    let refused = run(session.hold(&ask(1, &[a], &beyond)));
-    assert!(matches!(refused, Err(BooksError::Range)));
-    drop(session);
-    let engine = engine.restart();
-    assert_eq!(engine.all()[&name("a")], balance(10, 5, 0, 0));
-    assert_eq!(engine.all()[&name("c")], balance(10, 0, 0, 0));
-}
-
 pub fn d06_another_cycle_is_another_account<E: Engine>() {
     let engine = E::start();
     let session = engine.session();
@@ -460,7 +429,8 @@ pub fn a_memo_without_bound_is_refused<E: Engine>() {
     let memo = vec![b'x'; 2 << 20];
     let asked = Ask { memo: &memo, ..ask(1, &accounts, &post) };
     assert!(matches!(run(session.hold(&asked)), Err(BooksError::Range)));
-    let adjustment = Adjustment { account: &accounts[0], delta: 1, now: NOW, memo: &memo };
+    let adjustment =
+        Adjustment { key: None, account: &accounts[0], delta: 1, now: NOW, memo: &memo };
     assert_eq!(run(session.adjust(&adjustment)), Err(BooksError::Range));
     assert!(hold(&session, 2, &accounts, 10).is_some());
     drop(session);

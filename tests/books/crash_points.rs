@@ -46,7 +46,7 @@ async fn write_history(engine: &Opened, rounds: Range<u64>) {
             resolving.push(sessions[turn % 2].resolve(id(charge), &resolution));
         }
         let account = &accounts[turn % 4];
-        let adjustment = Adjustment { account, delta: 3, now: NOW, memo: b"more" };
+        let adjustment = Adjustment { key: None, account, delta: 3, now: NOW, memo: b"more" };
         let mut adjusting = Box::pin(sessions[turn / 3 % 2].adjust(&adjustment));
         assert!(!poll_once(&mut adjusting).await);
         let hold = |at: usize| {

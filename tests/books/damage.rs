@@ -56,7 +56,8 @@ fn write(engine: &Opened, charges: std::ops::Range<u64>) {
             let captured = resolution(State::Captured, &[2], &memo);
             session.resolve(id(charge), &captured).await.unwrap();
         }
-        let adjustment = Adjustment { account: &accounts[0], delta: 5, now: NOW, memo: b"more" };
+        let adjustment =
+            Adjustment { key: None, account: &accounts[0], delta: 5, now: NOW, memo: b"more" };
         session.adjust(&adjustment).await.unwrap();
     });
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use tollgate::books::embedded::Engine;
 use tollgate::books::journal::{Cursor, MAX_RECORD, Next};
-use tollgate::books::{Adjustment, Ask, Books, BooksError, Resolution};
+use tollgate::books::{Adjusted, Adjustment, Ask, Books, BooksError, Resolution};
 use tollgate::core::account::{Account, Balance, Grant, Source, Version};
 use tollgate::core::amount::MAX_MICRO;
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -34,7 +34,8 @@ fn hold(session: &impl Books, charge: u64, accounts: &[Account<'_>], amount: u64
 }
 
 fn adjust(session: &impl Books, account: &Account<'_>, delta: i64) -> Result<Balance, BooksError> {
-    run(session.adjust(&Adjustment { account, delta, now: NOW, memo: b"why" }))
+    let adjustment = Adjustment { key: None, account, delta, now: NOW, memo: b"why" };
+    run(session.adjust(&adjustment)).map(Adjusted::balance)
 }
 
 /// The bases and versions that each record names, in order.

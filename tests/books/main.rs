@@ -16,6 +16,7 @@
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
 //! - `redis_faults`: a bad network between the engine and Redis.
 //! - `redis_late`: captures of charges that others have voided.
+//! - `redis_names`: charges that other gateways find.
 //! - `redis_owners`: gateways that are not heard of any more.
 //! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
 //! - `recorded`: what several threads wrote, cut at every byte.
@@ -46,6 +47,7 @@ mod prune;
 mod recorded;
 mod redis_faults;
 mod redis_late;
+mod redis_names;
 mod redis_owners;
 mod redis_rejoin;
 #[path = "../support/redis.rs"]

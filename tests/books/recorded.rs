@@ -111,7 +111,8 @@ fn work(engine: &Opened, worker: u64, turn: &AtomicU64) -> Vec<(u64, Told)> {
             if round % 6 == worker {
                 let delta = if round % 4 == 0 { -1 } else { 4 };
                 let at = (round % 4) as usize;
-                let change = Adjustment { account: &accounts[at], delta, now: NOW, memo: b"why" };
+                let change =
+                    Adjustment { key: None, account: &accounts[at], delta, now: NOW, memo: b"why" };
                 session.adjust(&change).await.unwrap();
                 tell(Told::Adjusted(delta));
             }

@@ -338,7 +338,7 @@ fn d36_a_removed_session_delivers_what_is_safe_under_another_name() {
     }));
     is_unavailable(while_removed(&server, "j", MARKER, |gateway, _| {
         let memo = MARKER.as_bytes();
-        let adjustment = Adjustment { account: &accounts[0], delta: 5, now: NOW, memo };
+        let adjustment = Adjustment { key: None, account: &accounts[0], delta: 5, now: NOW, memo };
         gateway.run(gateway.session.adjust(&adjustment))
     }));
     let read = while_removed(&server, "r", "acme/licence", |gateway, _| {

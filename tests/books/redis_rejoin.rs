@@ -9,7 +9,9 @@ use std::time::Duration;
 use ::redis::Commands;
 use tempfile::TempDir;
 use tollgate::books::redis::{self, Options, Session};
-use tollgate::books::{Adjustment, Amended, Ask, Books, BooksError, OpenCharge, Posted, Resolved};
+use tollgate::books::{
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, OpenCharge, Posted, Resolved,
+};
 use tollgate::core::account::{Account, Balance};
 use tollgate::core::charge::{OutcomeMemo, State};
 
@@ -305,6 +307,14 @@ fn something(books: &mut Several, random: &mut Random, charges: &mut Vec<u64>, n
     }
 }
 
+fn name_of(number: u8) -> Key {
+    Key { scope: 3, key: [number; 16] }
+}
+
+fn names(random: &mut Random) -> Vec<Key> {
+    (0..random.below(3)).map(|_| name_of(random.below(8) as u8)).collect()
+}
+
 /// What a gateway asks of books.
 fn something_asked(
     books: &Several,
@@ -341,9 +351,10 @@ fn something_asked(
         6 => {
             let charge = some(random, charges);
             let (accounts, post) = ([account(one, 100_000, 1)], take(5, &[0]));
+            let names = names(random);
             let amended = books.run(at, async |session| {
-                let amendment =
-                    tollgate::books::Amendment { extra: Some((&accounts, &post)), ..amendment() };
+                let extra = Some((&accounts[..], &post));
+                let amendment = Amendment { extra, names: &names, ..amendment() };
                 session.amend(id(charge), &amendment).await.unwrap()
             });
             assert!(!matches!(amended, Amended::Short(_)));
@@ -355,8 +366,11 @@ fn something_asked(
         _ => {
             let account = account(one, 100_000, 1);
             let delta = random.below(7) as i64 - 3;
-            let adjustment = Adjustment { account: &account, delta, now: NOW, memo: b"why" };
-            books.run(at, async |session| session.adjust(&adjustment).await.unwrap());
+            let key =
+                (random.below(2) == 0).then(|| Key { scope: 2, key: [random.below(50) as u8; 16] });
+            let adjustment = Adjustment { account: &account, delta, now: NOW, memo: b"why", key };
+            // A key that was used for another one is refused.
+            let _ = books.run(at, async |session| session.adjust(&adjustment).await);
         }
     }
 }
@@ -380,6 +394,12 @@ fn seen(books: &Several, at: usize, charges: &[u64]) -> (BTreeMap<String, Balanc
         let known =
             books.run(at, async |session| session.known(once.scope, &once.key).await.unwrap());
         told.push(format!("{number}: {known:?}"));
+    }
+    for number in 0..8 {
+        let names = [name_of(number)];
+        let mut found = books.run(at, async |session| session.named(&names).await.unwrap());
+        found.sort_unstable();
+        told.push(format!("name {number}: {found:?}"));
     }
     (books.balances(at), told)
 }

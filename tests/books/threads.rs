@@ -95,7 +95,7 @@ async fn work(session: impl Books, thread: u64, raised: &AtomicI64) -> Done {
         if n % 50 == 0 {
             let which = (n / 50 % 4) as Slot;
             let account = &accounts[usize::from(slot(which))];
-            let adjustment = Adjustment { account, delta: 90, now: NOW, memo: b"more" };
+            let adjustment = Adjustment { key: None, account, delta: 90, now: NOW, memo: b"more" };
             raised.fetch_add(90, Ordering::SeqCst);
             session.adjust(&adjustment).await.unwrap();
             done.adjusted[usize::from(which)] += 90;

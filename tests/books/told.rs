@@ -115,7 +115,8 @@ fn f41_books_that_have_failed_take_nothing_and_say_why() {
     // Nothing is taken in memory either, whose records could never be written.
     let before = balances(&engine)[&name("a")];
     let memo = OutcomeMemo::default();
-    let adjustment = Adjustment { account: &accounts[0], delta: -1, now: NOW, memo: b"" };
+    let adjustment =
+        Adjustment { key: None, account: &accounts[0], delta: -1, now: NOW, memo: b"" };
     assert!(matches!(hold(last + 1), Err(BooksError::Unavailable(_))));
     assert!(matches!(run(session.adjust(&adjustment)), Err(BooksError::Unavailable(_))));
     let voided = run(session.resolve(id(0), &resolution(State::Voided, &[], &memo)));

@@ -16,7 +16,7 @@
 //! - `observe`: what is let through that would be refused.
 //! - `usage`: where backends tell what was used; `slices`: streams that outlive their holds.
 //! - `routes`: the examples of docs/routes.md.
-//! - `several`: three gateways on books in Redis.
+//! - `several`: three gateways on books in Redis; `elsewhere`: jobs that another one took.
 //! - `service`: metrics, health, the drain, the demo.
 //! - `streams`: what is left, broken off or read slowly, by the thousand.
 //! - `time`, `reload`, `operations`, `secrets`: the clock, another configuration, the end, logs and
@@ -39,7 +39,11 @@ mod crash;
 mod deadlines;
 mod documents;
 mod early;
+mod elsewhere;
 mod failures;
+#[path = "../support/fault_proxy.rs"]
+#[expect(dead_code, reason = "here nothing goes wrong by chance")]
+mod fault_proxy;
 mod framing;
 mod headers;
 mod holds;

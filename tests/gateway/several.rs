@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::fault_proxy::FaultProxy;
 use crate::support::postgres::Postgres;
 use crate::support::redis::RedisServer;
 use crate::support::world::{TOKEN, in_redis, tollgate};
@@ -14,18 +15,18 @@ use crate::support::{
 };
 
 /// What several gateways share.
-struct Shared {
-    redis: Arc<RedisServer>,
-    environment: Vec<(String, String)>,
+pub struct Shared {
+    pub redis: Arc<RedisServer>,
+    pub environment: Vec<(String, String)>,
     _postgres: Arc<Postgres>,
 }
 
 impl Shared {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::on(RedisServer::shared()).await
     }
 
-    async fn on(redis: Arc<RedisServer>) -> Self {
+    pub async fn on(redis: Arc<RedisServer>) -> Self {
         let postgres = Postgres::shared().await;
         let mut environment = in_redis(&redis.database()).to_vec();
         let mut set = |key: &str, value: &str| {
@@ -152,6 +153,67 @@ fn d32_a_charge_is_given_back_once_whoever_is_asked() {
         // Five were captured, and five given back.
         let balance = worlds[1].balance("alice");
         assert_eq!(balance["seat"]["available"], "10", "{balance}");
+    });
+}
+
+/// Two gateways whose requests of this kind get no farther, and one that is not hindered.
+#[test]
+fn f26_what_an_administrator_was_told_503_of_is_done_once_however_often_it_is_asked_for() {
+    run(async {
+        let mut shared = Shared::new().await;
+        let mut set = |key: &str, value: &str| {
+            shared.environment.push((format!("TOLLGATE__BOOKS__{key}"), value.to_owned()));
+        };
+        // Nobody is given up here.
+        set("OWNER_TIMEOUT", "10m");
+        let org = Org::new().user("alice", "10", Access::None);
+        let url = shared.environment.iter().find(|(key, _)| key == "TOLLGATE__BOOKS__URL");
+        let url = url.unwrap().1.clone();
+        let proxies = [(); 2].map(|()| FaultProxy::start(shared.redis.port, 0));
+        let free = World::with(shared.setup(), &org);
+        let slow = proxies.each_ref().map(|proxy| {
+            let mut setup = shared.setup();
+            let port = [shared.redis.port, proxy.port].map(|port| format!(":{port}/"));
+            let url = url.replace(&port[0], &port[1]);
+            setup.environment.push(("TOLLGATE__BOOKS__URL".to_owned(), url));
+            World::with(setup, &org)
+        });
+        let charge = free.send(&image()).await.is(200).told("charge");
+        let adjust = |amount: &str, reason: &str| {
+            let body = json!({ "account": "licence", "user": "alice", "amount": amount,
+                "reason": reason });
+            admin("POST", "adjustments", &body).header("idempotency-key", reason)
+        };
+        let refund = json!({ "reason": "kept-back" });
+        let refund = admin("POST", &format!("charges/{charge}/refund"), &refund);
+        let asked = [adjust("5", "kept-back"), refund];
+        for ((world, proxy), call) in slow.iter().zip(&proxies).zip(&asked) {
+            proxy.keep_requests("kept-back");
+            for _ in 0..2 {
+                ask_admin(world, call).await.refused(503, "books_unavailable");
+            }
+            assert!(proxy.kept() > 0);
+        }
+        for call in &asked {
+            ask_admin(&free, call).await.is(201);
+        }
+        free.seat("alice", "1", "15", "0");
+        for ((world, proxy), last) in slow.iter().zip(&proxies).zip(["one", "two"]) {
+            proxy.release();
+            // What was asked before is done before, if it is done.
+            let began = Instant::now();
+            while ask_admin(world, &adjust("1", last)).await.status != 201 {
+                assert!(began.elapsed() < PATIENCE);
+            }
+        }
+        free.seat("alice", "1", "17", "0");
+        let made = free.admin("/v1/orgs/acme/adjustments").1;
+        assert_eq!(made["items"].as_array().unwrap().len(), 4, "{made}");
+        // Whoever asks for the same is told the same; what was given back is given back.
+        let told = ask_admin(&slow[0], &asked[0]).await;
+        assert_eq!(told.is(201).json()["amount"], "5");
+        ask_admin(&slow[1], &asked[1]).await.refused(409, "conflict");
+        free.seat("alice", "1", "17", "0");
     });
 }
 

@@ -1,7 +1,9 @@
 //! Adjustments: an admin adds to an account or takes from it, or gives back what a charge took.
 //!
 //! The books and the directory are two stores, so an adjustment is known by an id that is in its
-//! record: what is repeated under one `Idempotency-Key` asks the ledger whether it was made.
+//! record: what is repeated under one `Idempotency-Key` asks the ledger whether it was made. The
+//! books make it once under that id, because one that was answered with 503 may be made later; and
+//! once under its charge what a refund gives back, whoever asks for it.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use crate::admin::call::{Call, Reply, unknown_user};
 use crate::admin::new_id;
 use crate::admin::page::{behind, cursor, page};
 use crate::admin::problem::{Code, Problem};
-use crate::books::{Adjustment, Books, BooksError};
+use crate::books::{Adjusted, Adjustment, Books, BooksError, Key, KeyOf};
 use crate::core::account::{Account, AccountKind, AccountName, Grant};
 use crate::core::adjustment::{AdjustMemo, AdjustmentDocument, parse_signed};
 use crate::core::charge::State;
@@ -28,6 +30,8 @@ pub const ADJUST_KEYS: &[&str] = &["account", "user", "licence", "amount", "reas
 pub const REFUND_KEYS: &[&str] = &["reason"];
 /// The longest reason, in characters.
 const LONGEST_REASON: usize = 1_000;
+/// How often it is looked again what was given back of a charge, where a part was meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// Adjustments, newest first.
 pub async fn list(call: Call) -> Result<Reply, Problem> {
@@ -111,19 +115,35 @@ async fn make(
             _ => return Err(conflict("the user has no access to a pool now")),
         },
     };
-    post(call, org, id, account, asked.delta, &asked.reason, None).await
+    let key = Key::new(org.id.as_str(), KeyOf::Adjustment, id.0);
+    let what = What { key, account, delta: asked.delta, reason: &asked.reason, charge: None };
+    if let Some(made) = post(call, org, id, &what).await? {
+        return Ok(made);
+    }
+    // An attempt whose end was not known was made after it was asked for here.
+    let made = call.admin.charges.adjustment(id).await?;
+    made.ok_or_else(|| BooksError::KeyReused.into())
 }
 
-/// Asks the books, and describes what they did.
+/// What the books are asked for.
+struct What<'a> {
+    /// It is made once under it.
+    key: Key,
+    account: &'a Account<'a>,
+    delta: i64,
+    reason: &'a str,
+    /// Whose part it gives back.
+    charge: Option<ChargeId>,
+}
+
+/// Asks the books, and describes what they did; nothing where it had been done before.
 async fn post(
     call: &Call,
     org: &Org,
     id: ChargeId,
-    account: &Account<'_>,
-    delta: i64,
-    reason: &str,
-    charge: Option<ChargeId>,
-) -> Result<AdjustmentDocument, Problem> {
+    what: &What<'_>,
+) -> Result<Option<AdjustmentDocument>, Problem> {
+    let What { key, account, delta, reason, charge } = *what;
     let (org, who) = (org.id.as_str(), call.who.name.as_str());
     let memo = AdjustMemo { id: id.0, org, who, reason, charge: charge.map(|charge| charge.0) };
     // Without its memo it would not be known to have been made.
@@ -133,8 +153,14 @@ async fn post(
     })?;
     // As precise as the record, so that whoever reads it there reads the same.
     let now = Timestamp::from_microsecond(call.now.as_microsecond()).unwrap_or(call.now);
-    call.admin.books.adjust(&Adjustment { account, delta, now, memo: &bytes }).await?;
-    Ok(memo.document(&account.name.to_string(), account.key.kind, delta, now))
+    let adjustment = Adjustment { key: Some(key), account, delta, now, memo: &bytes };
+    match call.admin.books.adjust(&adjustment).await {
+        Ok(Adjusted::Done(_)) => {}
+        // What was done can differ where another cycle has begun since.
+        Ok(Adjusted::Before(_)) | Err(BooksError::KeyReused) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Some(memo.document(&account.name.to_string(), account.key.kind, delta, now)))
 }
 
 /// Gives back what a captured charge took: to each account its part. Once for each charge.
@@ -149,12 +175,17 @@ pub async fn refund(mut call: Call) -> Result<Reply, Problem> {
         Started::Done(reply) => return Ok(reply),
         Started::As(id) => id,
     };
-    let taken = undone(&call, once.as_ref(), taken(&call, &org, charge, own).await).await?;
-    let Taken { legs, mut given, first } = taken;
-    for (index, leg) in legs.iter().enumerate().skip(given.len()) {
-        let id = first.and_then(index);
-        given.push(give_back(&call, &org, id, leg, &reason, charge).await?);
-    }
+    let mut attempts = 0;
+    let given = loop {
+        let taken = undone(&call, once.as_ref(), taken(&call, &org, charge, own).await).await?;
+        if let Some(given) = give_back(&call, &org, taken, &reason, charge).await? {
+            break given;
+        }
+        attempts += 1;
+        if attempts == ATTEMPTS {
+            return Err(BooksError::KeyReused.into());
+        }
+    };
     let body = json!({ "charge": charge, "adjustments": given });
     let given: Vec<&AdjustmentDocument> = given.iter().collect();
     record(&call, &org, once.as_ref(), &given, body).await
@@ -193,21 +224,42 @@ async fn taken(call: &Call, org: &Org, id: ChargeId, own: ChargeId) -> Result<Ta
     Ok(Taken { legs, given, first })
 }
 
+/// Gives back what was not given back yet, and returns all parts; nothing where a part was given
+/// back since it was asked for, by an attempt whose end was not known.
 async fn give_back(
     call: &Call,
     org: &Org,
-    id: ChargeId,
-    leg: &KeptLeg,
+    taken: Taken,
     reason: &str,
     charge: ChargeId,
-) -> Result<AdjustmentDocument, Problem> {
+) -> Result<Option<Vec<AdjustmentDocument>>, Problem> {
+    let Taken { legs, mut given, first } = taken;
+    for (index, leg) in legs.iter().enumerate().skip(given.len()) {
+        match give_back_part(call, org, first, (index, leg), reason, charge).await? {
+            Some(part) => given.push(part),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(given))
+}
+
+async fn give_back_part(
+    call: &Call,
+    org: &Org,
+    first: ChargeId,
+    (index, leg): (usize, &KeptLeg),
+    reason: &str,
+    charge: ChargeId,
+) -> Result<Option<AdjustmentDocument>, Problem> {
     // The account was opened by the charge; what the directory grants it stays as it is.
     let (kind, period) = (leg.account.kind, leg.account.period);
-    let [first, second] = &leg.ids;
-    let name = AccountName { org: org.id.as_str(), kind, ids: [first, second], period };
+    let [outer, inner] = &leg.ids;
+    let name = AccountName { org: org.id.as_str(), kind, ids: [outer, inner], period };
     let account = Account { key: leg.account, name, grant: Grant::default() };
     let delta = i64::try_from(leg.amount).map_err(|_| Problem::internal())?;
-    post(call, org, id, &account, delta, reason, Some(charge)).await
+    let key = Key::new(org.id.as_str(), KeyOf::Refund, charge.and_then(index).0);
+    let what = What { key, account: &account, delta, reason, charge: Some(charge) };
+    post(call, org, first.and_then(index), &what).await
 }
 
 /// How an operation begins.

@@ -25,10 +25,10 @@ use super::open::{self, Keep, Open, OpenHold, OpenHolds};
 use super::table::{self, Applied, Into, Places};
 use crate::books::journal::Frames;
 use crate::books::{
-    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, Lasting,
-    OpenCharge, Posted, Resolution, Resolved, bounded,
+    Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge,
+    Lasting, OpenCharge, Posted, Resolution, Resolved, bounded,
 };
-use crate::core::account::{Account, AccountKey, Balance, Grant, Legs, Slot, View};
+use crate::core::account::{Account, AccountKey, Grant, Legs, Slot, View};
 use crate::core::charge::State;
 use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
@@ -388,11 +388,8 @@ impl Books for Session {
         Ok(self.0.shared.once.find(scope, key))
     }
 
-    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
-        let (entry, wait) = self.adjust_now(adjustment)?;
-        wait.wait().await?;
-        let balance = entry.state.lock().balance;
-        Ok(balance)
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Adjusted, BooksError> {
+        self.adjust_once(adjustment).await
     }
 
     async fn balances(&self, accounts: &[Account<'_>]) -> Result<View, BooksError> {

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::books::{Adjustment, Ask, Books, InDoubt, Posted, Resolved};
+use crate::books::{Adjusted, Adjustment, Ask, Books, InDoubt, Posted, Resolved};
 use crate::core::account::{
     Account, AccountKind, AccountName, Grant, LegKind, Payer, Post, Source, Stem, Version, View,
 };
@@ -255,7 +255,9 @@ fn adjustments_go_down_at_once_and_up_when_written() {
     let session = engine.session();
     let account = account("a", 10, 1);
     let adjust = |delta| {
-        run(session.adjust(&Adjustment { account: &account, delta, now: NOW, memo: b"why" }))
+        let (account, memo) = (&account, b"why");
+        let adjustment = Adjustment { key: None, account, delta, now: NOW, memo };
+        run(session.adjust(&adjustment)).map(Adjusted::balance)
     };
     assert_eq!(adjust(-4).unwrap().available(), 6);
     assert_eq!(adjust(1).unwrap().available(), 7);

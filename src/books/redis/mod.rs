@@ -65,6 +65,8 @@ use crate::core::ids::ChargeId;
 
 /// How many charges or keys one sweep of a shard ends.
 const MAX_SWEEP: u64 = 1_000;
+/// How much later a hold with names ends at a gateway that does not look after it.
+const LAST_WORD: Duration = Duration::from_secs(60);
 
 /// Why the books on Redis cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -335,10 +337,20 @@ impl Engine {
     /// Ends the holds whose time is over, as their records say (D34, D36), a bounded number at
     /// once, and forgets keys and ends that are old.
     pub async fn expire(&self, now: Timestamp) -> Swept {
+        self.expire_but(now, |_| true).await
+    }
+
+    /// As [`Engine::expire`], but a hold with names that this gateway does not look after has
+    /// [`LAST_WORD`] more: whoever does is to ask a last time before it ends (D34).
+    pub async fn expire_but(
+        &self,
+        now: Timestamp,
+        looks_after: impl Fn(ChargeId) -> bool,
+    ) -> Swept {
         self.settle_recorded(false).await;
         let mut swept = Swept::default();
         for shard in 0..self.shared.shards {
-            let done = self.expire_in(shard, now, &mut swept.ended).await;
+            let done = self.expire_in(shard, now, &looks_after, &mut swept.ended).await;
             swept.note(done);
         }
         swept
@@ -348,20 +360,40 @@ impl Engine {
         &self,
         shard: usize,
         now: Timestamp,
+        looks_after: &impl Fn(ChargeId) -> bool,
         ended: &mut Vec<(OpenCharge, State)>,
     ) -> Result<(), OpenError> {
-        let mut command = redis::cmd("ZRANGEBYSCORE");
-        command.arg(&self.shared.keys(shard).0[ENDING]).arg("-inf").arg(now.as_microsecond());
-        command.arg("LIMIT").arg(0).arg(MAX_SWEEP);
-        let due: Vec<Vec<u8>> = self.read(&command).await?;
-        for charge in due {
-            let Ok(charge) = charge.try_into() else { continue };
-            let charge = ChargeId(charge);
-            let end = self.session.end(shard, charge, now, Endable::Due).await?;
-            ended.extend(end.map(|end| (end.charge, end.state)));
+        let at = now.as_microsecond();
+        let long_ago = at.saturating_sub(LAST_WORD.as_micros() as i64);
+        let all = self.due(shard, i64::MIN, long_ago).await?;
+        let own = self.due(shard, long_ago.saturating_add(1), at).await?;
+        let own = own.into_iter().map(|charge| {
+            let wait = if looks_after(charge) { Duration::ZERO } else { LAST_WORD };
+            (charge, wait)
+        });
+        let due = all.into_iter().map(|charge| (charge, Duration::ZERO)).chain(own);
+        // All of them are asked for at once, and so go in few calls.
+        let asked: Vec<_> = due
+            .map(|(charge, wait)| {
+                let due = Endable::Due(wait.as_micros() as u64);
+                self.session.end(shard, charge, now, due)
+            })
+            .collect();
+        for end in asked {
+            ended.extend(end.await?.map(|end| (end.charge, end.state)));
         }
         let before = forgotten_before(now.as_microsecond());
         Ok(self.session.sweep(shard, before, MAX_SWEEP).await?)
+    }
+
+    /// Some of the holds that end by themselves in this time, both ends included.
+    async fn due(&self, shard: usize, from: i64, to: i64) -> Result<Vec<ChargeId>, OpenError> {
+        let mut command = redis::cmd("ZRANGEBYSCORE");
+        command.arg(&self.shared.keys(shard).0[ENDING]).arg(from).arg(to);
+        command.arg("LIMIT").arg(0).arg(MAX_SWEEP);
+        let due: Vec<Vec<u8>> = self.read(&command).await?;
+        let id = |charge: Vec<u8>| charge.try_into().ok().map(ChargeId);
+        Ok(due.into_iter().filter_map(id).collect())
     }
 
     /// How many holds are open.

@@ -15,10 +15,10 @@ use super::Shared;
 use super::drive::Driver;
 use super::wire::{self, Endable, Reply};
 use crate::books::{
-    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
-    Posted, Resolution, Resolved,
+    Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, KnownCharge,
+    OpenCharge, Posted, Resolution, Resolved,
 };
-use crate::core::account::{Account, AccountKey, Balance, View};
+use crate::core::account::{Account, AccountKey, View};
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::{ChargeId, home_of};
 
@@ -260,6 +260,18 @@ impl Session {
         lease.is_some_and(|lease| lease.renewed.elapsed() < half && lease.unbroken <= held)
     }
 
+    /// Fails at once where Redis has not answered for a while: what is asked with every request of
+    /// a kind must not let each of them wait.
+    fn is_heard(&self, shard: usize) -> Result<(), BooksError> {
+        let lease = *self.inner.shards[shard].lease.lock();
+        match lease {
+            Some(lease) if lease.renewed.elapsed() >= self.inner.shared.owner_timeout / 2 => {
+                Err(BooksError::Unavailable("Redis has been silent for a while".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Ends a hold without its owner (D36).
     pub(super) fn end(
         &self,
@@ -384,10 +396,26 @@ impl Books for Session {
         }
     }
 
-    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+    async fn named(&self, names: &[Key]) -> Result<Vec<ChargeId>, BooksError> {
+        // All of one org.
+        let Some(first) = names.first() else { return Ok(Vec::new()) };
+        let shard = self.inner.shared.shard_of(first.scope as u16);
+        self.is_heard(shard)?;
+        match self.ask(shard, NO_CHARGE, Kind::Reads, Ok(wire::named(names))).await? {
+            Reply::Found(charges) => Ok(charges),
+            other => Err(odd(&other)),
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Adjusted, BooksError> {
         let shard = self.inner.shared.shard_of(home_of(adjustment.account.name.org));
         match self.ask(shard, NO_CHARGE, Kind::Takes, wire::adjust(adjustment)).await? {
-            Reply::Done(_, view) => Ok(view.get(0).unwrap_or_default()),
+            Reply::Done(_, view) => Ok(Adjusted::Done(view.get(0).unwrap_or_default())),
+            Reply::Again(view) => Ok(Adjusted::Before(view.get(0).unwrap_or_default())),
             other => Err(odd(&other)),
         }
     }
@@ -492,6 +520,8 @@ fn odd(reply: &Reply) -> BooksError {
         Reply::Short(_) => "short",
         Reply::Known(_) => "known",
         Reply::Unknown => "unknown",
+        Reply::Found(_) => "found",
+        Reply::Again(_) => "again",
         Reply::Already(_) => "already",
         Reply::Refused(_) => "refused",
     };

@@ -45,11 +45,11 @@ impl StoredHold {
     }
 
     pub(super) fn read(input: &mut In<'_>) -> Result<Self, Malformed> {
-        let is_carried = match input.array()? {
-            11 => false,
-            12 => true,
-            count => return Err(Malformed(format!("{count} values of a hold"))),
-        };
+        // What comes behind the others is not there in every hold.
+        let values = input.array()?;
+        if !(11..=13).contains(&values) {
+            return Err(Malformed(format!("a hold of {values} values")));
+        }
         let owner = input.text()?.to_owned();
         let (at, expires) = (input.int()?, input.int()?);
         if !input.is_nothing() {
@@ -81,7 +81,12 @@ impl StoredHold {
         }
         input.small()?;
         let (memo, note) = (input.bytes()?.into(), input.bytes()?.into());
-        if is_carried {
+        if values > 11 && !input.is_nothing() {
+            for _ in 0..input.array()? {
+                input.bytes()?;
+            }
+        }
+        if values > 12 {
             input.uint()?;
         }
         Ok(Self { owner, at, expires, legs, memo, note })

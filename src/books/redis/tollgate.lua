@@ -19,9 +19,11 @@
 --   holds     hash: charge -> hold (see the H_ constants)
 --   ending    sorted set: charges that end by themselves, by when
 --   once      hash: scope and key -> charge, request, captured, at, and of what was done again which
---             entry of the ledger it had first; scope -> how many
---   kept      sorted set, what is forgotten in its time: keys of captured charges (24 bytes), by when
---             they were held; charges that ended without their owner (16 bytes), by when they did
+--             entry of the ledger it had first; scope and name -> charges that are open under it;
+--             scope -> how many keys and names
+--   kept      sorted set, what is forgotten in its time: keys of captured charges and of adjustments
+--             (24 bytes), by when they were held or made; charges that ended without their owner (16
+--             bytes), by when they did
 --   sessions  hash: session -> its mark (last number, when it was seen, in which run of the server);
 --             session:r -> the reply to that number
 --   ledger    stream: an entry for each call that changed something; its ids count from 1: {session,
@@ -35,6 +37,8 @@
 -- A charge that was voided without its owner can be captured all the same, once: what the owner keeps
 -- of what it took is captured whatever its accounts have by then, and the entry says it as legs of its
 -- own, because the hold is over (f23). What is taken beyond the hold is a post like any other.
+--
+-- An open charge can have names, under which others than its owner find it; they end with its hold.
 
 -- A server that comes back may have less than it had: an older file, a replica that had not heard of
 -- everything. So a shard is open for one run of one server process only (`run`). In another one it is
@@ -60,8 +64,10 @@ local BASE, ADJUSTED, HELD, CAPTURED, EPOCH, NUMBER = 1, 2, 3, 4, 5, 6
 -- A hold as it is stored.
 local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DOUBT, H_MEMO, H_NOTE =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- The names that it has; only there where it was given some, or the next is there.
+local H_NAMES = 12
 -- Of one that was put back by another than its owner: which entry of the ledger has what it was then.
-local H_CARRIED = 12
+local H_CARRIED = 13
 -- A charge that ended without its owner: how; of one that can still be captured what it took, which
 -- accounts it named, and the key it was made under, with its request and when it was held.
 local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
@@ -70,6 +76,7 @@ local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
 local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5, 6, 7, 8, 9
 -- What became of an operation.
 local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS, ALREADY = 0, 1, 2, 3, 4, 5, 6, 7
+local FOUND, AGAIN, REUSED = 8, 9, 10
 -- What becomes of a hold without its owner.
 local VOID, WHOLE, USED = 0, 1, 2
 -- How a charge ends.
@@ -316,8 +323,12 @@ function Batch:key_begins(once, charge)
 end
 
 function Batch:key_begun(once, charge, at)
-    local field, scope = once[1], once[2]
-    self.once[field] = {charge, once[3], false, at, self.before and self.before[2]}
+    self:key_put(once[1], once[2],
+        {charge, once[3], false, at, self.before and self.before[2]})
+end
+
+function Batch:key_put(field, scope, value)
+    self.once[field] = value
     if not self.once[scope] then self.counts.scopes = self.counts.scopes + 1 end
     self.once[scope] = (self.once[scope] or 0) + 1
     self.counts.keys = self.counts.keys + 1
@@ -357,6 +368,42 @@ function Batch:key_ends(field)
     self.once[scope] = count
     self.counts.keys = self.counts.keys - 1
     self.once_changed[field], self.once_changed[scope] = true, true
+end
+
+-- Gives an open charge names, as far as there is room: one more name counts like a key.
+function Batch:give_names(charge, hold, names)
+    local fields, most_of_scope, most, most_of_name = names[1], names[2], names[3], names[4]
+    local given, has = copy(hold[H_NAMES] or {}), {}
+    for _, field in ipairs(given) do has[field] = true end
+    for _, field in ipairs(fields) do
+        local scope, open = string.sub(field, 1, 8), self.once[field]
+        if has[field] then
+            -- It was given before.
+        elseif open and #open[1] < most_of_name then
+            open[1][#open[1] + 1] = charge
+            self.once_changed[field] = true
+            given[#given + 1] = field
+        elseif not open and (self.once[scope] or 0) < most_of_scope and self.counts.keys < most then
+            self:key_put(field, scope, {{charge}})
+            given[#given + 1] = field
+        end
+    end
+    hold[H_NAMES] = given
+end
+
+function Batch:names_end(charge, hold)
+    for _, field in ipairs(hold[H_NAMES] or {}) do
+        local open, rest = self.once[field], {}
+        for _, other in ipairs(open and open[1] or {}) do
+            if other ~= charge then rest[#rest + 1] = other end
+        end
+        if open and #rest == 0 then
+            self:key_ends(field)
+        elseif open then
+            open[1] = rest
+            self.once_changed[field] = true
+        end
+    end
 end
 
 function Batch:record(entry)
@@ -403,7 +450,9 @@ function Batch:carry(charge, was)
         local stored = self.accounts[legs[at]]
         stored[HELD] = stored[HELD] + legs[at + 2]
     end
-    hold[H_CARRIED] = self.before[2]
+    local given = hold[H_NAMES]
+    hold[H_NAMES], hold[H_CARRIED] = false, self.before[2]
+    if given then self:give_names(charge, hold, {given, math.huge, math.huge, math.huge}) end
     self:put_hold(charge, hold)
     local once = hold[H_ONCE]
     if once then
@@ -497,6 +546,7 @@ function Batch:settle(charge, hold, state, keep)
         self.changed[key] = true
     end
     self:put_hold(charge, nil)
+    self:names_end(charge, hold)
     if hold[H_ONCE] then
         local field = hold[H_ONCE][1]
         local known = self.once[field]
@@ -652,8 +702,8 @@ function Batch:forget(charge)
 end
 
 function Batch:amend(op, was)
-    local charge, accounts, sources, look, at, expires, finish, note, answer, known =
-        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
+    local charge, accounts, sources, look, at, expires, finish, note, answer, known, names =
+        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12]
     local hold = self.holds[charge]
     if was then
         hold = hold or self:carry(charge, was)
@@ -679,6 +729,7 @@ function Batch:amend(op, was)
     if expires > 0 then hold[H_EXPIRES] = expires end
     if finish then hold[H_FINISH] = finish end
     if note then hold[H_NOTE] = note end
+    if names then self:give_names(charge, hold, names) end
     self:put_hold(charge, hold)
     self:record({AMEND, charge, at, openings, taken, known, expires, note, answer})
     return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, before)
@@ -725,8 +776,16 @@ function Batch:look(op)
     return {DONE, {}, {}, self:describe(hold, 0, {})}
 end
 
--- The charge that has a key.
+-- The charge that has a key; of several fields, the open charges that have one of these names.
 function Batch:find(op)
+    if type(op[2]) == 'table' then
+        local charges = {}
+        for _, field in ipairs(op[2]) do
+            local open = self.once[field]
+            for _, charge in ipairs(open and open[1] or {}) do charges[#charges + 1] = charge end
+        end
+        return {FOUND, charges}
+    end
     local kept = self.once[op[2]]
     if not kept then return {UNKNOWN} end
     return {KNOWN, kept[1], kept[2], kept[3]}
@@ -737,8 +796,9 @@ function Batch:mark_of(session)
     return redis.call('HGET', self.keys[SESSIONS], session) or ''
 end
 
--- Ends a hold without its owner, as it says itself. With `due`, only one whose time is over; with
--- `mark`, only one whose owner has that mark. So many ends are remembered.
+-- Ends a hold without its owner, as it says itself. With `due`, only one whose time is over, and so
+-- long ago where it has names: somebody is to ask a last time for what they stand for. With `mark`,
+-- only one whose owner has that mark. So many ends are remembered.
 function Batch:finish(op, was)
     local charge, at, due, mark, most = op[2], op[3], op[4], op[5], op[6]
     local hold = self.holds[charge]
@@ -746,7 +806,10 @@ function Batch:finish(op, was)
         hold, due, mark = hold or self:carry(charge, was), was[4][1] == EXPIRED_STATE, nil
     end
     if not hold then return {UNKNOWN} end
-    if due and not was and (hold[H_EXPIRES] == 0 or hold[H_EXPIRES] > at) then return {UNKNOWN} end
+    if due and not was then
+        local wait = hold[H_NAMES] and due or 0
+        if hold[H_EXPIRES] == 0 or hold[H_EXPIRES] + wait > at then return {UNKNOWN} end
+    end
     if mark and self:mark_of(hold[H_OWNER]) ~= mark then return {UNKNOWN} end
     local finish = hold[H_FINISH]
     local state, keep, memo = CAPTURED_STATE, {}, finish[2]
@@ -772,8 +835,21 @@ function Batch:finish(op, was)
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end
 
+-- Changes what an account is granted. Under a key that is done once, whatever is asked how often.
 function Batch:adjust(op, was)
-    local account, delta, at, memo = op[2], op[3], op[4], op[5]
+    local account, delta, at, memo, once = op[2], op[3], op[4], op[5], op[6]
+    if once and was then
+        if self.once[once[1]] then return {DONE, {}, {}} end
+    elseif once then
+        local status, kept = self:key_begins(once, '')
+        if status == KNOWN then
+            if kept[2] ~= once[3] then return {REUSED} end
+            local view = {}
+            put_view(view, 0, self:balance(account))
+            return {AGAIN, {}, view}
+        end
+        if status then return {status} end
+    end
     if self:is_closed(account) and not was then return {CLOSED} end
     local before = self:balance(account)
     local sum = before[ADJUSTED] + delta
@@ -782,6 +858,10 @@ function Batch:adjust(op, was)
     local openings = {}
     local stored = self:open(account, openings)
     stored[ADJUSTED] = sum
+    if once then
+        self:key_begun(once, '', at)
+        self:key_captured(once[1])
+    end
     self:record({ADJUST, '', at, openings, account[A_KEY], delta, memo})
     local view = {}
     put_view(view, 0, self:balance(account))
@@ -835,12 +915,16 @@ function Batch:load(ops, replies)
         elseif kind == AMEND then
             holds[op[2]] = true
             named(op[3])
+            for _, field in ipairs(op[12] and op[12][1] or {}) do key(field) end
         elseif kind == END or kind == LOOK then
             holds[op[2]] = true
         elseif kind == FIND then
-            once[op[2]] = true
+            for _, field in ipairs(type(op[2]) == 'table' and op[2] or {op[2]}) do
+                once[field] = true
+            end
         elseif kind == ADJUST then
             accounts[op[2][A_KEY]] = true
+            if op[6] then key(op[6][1]) end
         elseif kind == READ then
             named(op[2])
         elseif kind == SWEEP then
@@ -857,6 +941,7 @@ function Batch:load(ops, replies)
         if hold then
             for at = 1, #hold[H_LEGS], 3 do accounts[hold[H_LEGS][at]] = true end
             if hold[H_ONCE] then key(hold[H_ONCE][1]) end
+            for _, field in ipairs(hold[H_NAMES] or {}) do key(field) end
         end
         if ended_as then
             for at = 1, #ended_as[E_LEGS], 3 do accounts[ended_as[E_LEGS][at]] = true end
@@ -871,6 +956,7 @@ function Batch:load(ops, replies)
         for at = 1, #hold[H_LEGS], 3 do accounts[hold[H_LEGS][at]] = true end
         for at = 2, #hold[H_NAMED], 6 do accounts[hold[H_NAMED][at]] = true end
         if hold[H_ONCE] then key(hold[H_ONCE][1]) end
+        for _, field in ipairs(hold[H_NAMES] or {}) do key(field) end
     end
     for _, op in ipairs(ops) do
         local resolves = op[1] == RESOLVE or op[1] == AMEND

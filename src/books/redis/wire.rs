@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 use super::pack::{In, Malformed, Out};
 use super::stored::StoredHold;
 use crate::books::{
-    Adjustment, Amendment, Ask, BooksError, InDoubt, KnownCharge, Lasting, MAX_KEYS, MAX_SCOPE,
-    OpenCharge, Resolution, bounded, unowned,
+    Adjustment, Amendment, Ask, BooksError, InDoubt, Key, KnownCharge, Lasting, MAX_KEYS,
+    MAX_NAMED, MAX_SCOPE, MORE_KEYS, OpenCharge, Resolution, bounded, forgotten_before, unowned,
 };
 use crate::core::account::{Account, AccountKey, Balance, LegKind, Legs, Post, Slot, Taken, View};
 use crate::core::amount::MAX_MICRO;
@@ -38,7 +38,7 @@ pub(super) fn hold(ask: &Ask<'_>) -> Result<Vec<u8>, BooksError> {
     match once {
         None => out.flag(false),
         Some(once) => {
-            let before = crate::books::forgotten_before(ask.now.as_microsecond());
+            let before = forgotten_before(ask.now.as_microsecond());
             let field = once_field(once.scope, &once.key);
             out.array(6).bytes(&field).bytes(&field[..8]).bytes(&once.request);
             out.int(before).uint(u64::from(MAX_SCOPE)).uint(MAX_KEYS as u64)
@@ -81,7 +81,7 @@ pub(super) fn resolve(
 
 pub(super) fn amend(charge: ChargeId, amendment: &Amendment<'_>) -> Result<Vec<u8>, BooksError> {
     let mut out = Out::default();
-    out.array(11).uint(kind::AMEND).bytes(&charge.0);
+    out.array(12).uint(kind::AMEND).bytes(&charge.0);
     put_extra(&mut out, amendment.extra)?;
     out.int(amendment.now.as_microsecond());
     out.int(amendment.expires.map_or(0, |at| at.as_microsecond()));
@@ -104,6 +104,15 @@ pub(super) fn amend(charge: ChargeId, amendment: &Amendment<'_>) -> Result<Vec<u
         None => out.flag(false),
         Some(known) => out.bytes(&encode(known)?),
     };
+    match amendment.names {
+        [] => out.flag(false),
+        names => {
+            out.array(4);
+            put_fields(&mut out, names);
+            let most = MAX_KEYS + MORE_KEYS;
+            out.uint(u64::from(MAX_SCOPE)).uint(most as u64).uint(MAX_NAMED as u64)
+        }
+    };
     Ok(out.into_bytes())
 }
 
@@ -112,8 +121,8 @@ pub(super) fn amend(charge: ChargeId, amendment: &Amendment<'_>) -> Result<Vec<u
 pub(super) enum Endable<'a> {
     /// Whichever is asked for.
     Any,
-    /// One whose time is over.
-    Due,
+    /// One whose time is over, and so many microseconds ago where it has names.
+    Due(u64),
     /// One whose owner still has the mark that somebody saw; an empty one of an owner that is not
     /// registered.
     Absent(&'a [u8]),
@@ -123,10 +132,13 @@ pub(super) enum Endable<'a> {
 pub(super) fn end(charge: ChargeId, at: i64, which: Endable<'_>) -> Vec<u8> {
     let mut out = Out::default();
     out.array(6).uint(kind::END).bytes(&charge.0).int(at);
-    out.flag(matches!(which, Endable::Due));
+    match which {
+        Endable::Due(wait) => out.uint(wait),
+        Endable::Any | Endable::Absent(_) => out.flag(false),
+    };
     match which {
         Endable::Absent(mark) => out.bytes(mark),
-        Endable::Any | Endable::Due => out.flag(false),
+        Endable::Any | Endable::Due(_) => out.flag(false),
     };
     out.uint(MAX_ENDED);
     out.into_bytes()
@@ -141,10 +153,19 @@ pub(super) fn adjust(adjustment: &Adjustment<'_>) -> Result<Vec<u8>, BooksError>
         return Err(BooksError::Range);
     }
     let mut out = Out::default();
-    out.array(5).uint(kind::ADJUST);
+    out.array(6).uint(kind::ADJUST);
     put_account(&mut out, adjustment.account)?;
     out.int(adjustment.delta).int(adjustment.now.as_microsecond());
     out.bytes(bounded(adjustment.memo)?);
+    match adjustment.key {
+        None => out.flag(false),
+        Some(Key { scope, key }) => {
+            let before = forgotten_before(adjustment.now.as_microsecond());
+            let field = once_field(scope, &key);
+            out.array(6).bytes(&field).bytes(&field[..8]).bytes(&adjustment.content());
+            out.int(before).uint(u64::from(MAX_SCOPE)).uint((MAX_KEYS + MORE_KEYS) as u64)
+        }
+    };
     Ok(out.into_bytes())
 }
 
@@ -175,6 +196,21 @@ pub(super) fn find(scope: u64, key: &[u8; 16]) -> Vec<u8> {
     let mut out = Out::default();
     out.array(2).uint(kind::FIND).bytes(&once_field(scope, key));
     out.into_bytes()
+}
+
+/// The open charges that have one of these names.
+pub(super) fn named(names: &[Key]) -> Vec<u8> {
+    let mut out = Out::default();
+    out.array(2).uint(kind::FIND);
+    put_fields(&mut out, names);
+    out.into_bytes()
+}
+
+fn put_fields(out: &mut Out, names: &[Key]) {
+    out.array(names.len());
+    for Key { scope, key } in names {
+        out.bytes(&once_field(*scope, key));
+    }
 }
 
 fn once_field(scope: u64, key: &[u8; 16]) -> [u8; 24] {
@@ -292,6 +328,10 @@ pub(super) enum Reply {
     Unknown,
     /// A charge that ended without its owner.
     Already(State),
+    /// Open charges.
+    Found(Vec<ChargeId>),
+    /// What was adjusted under a key before: the balance now.
+    Again(View),
     Refused(BooksError),
 }
 
@@ -370,6 +410,16 @@ fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
         5 => Reply::Refused(BooksError::Range),
         6 => Reply::Refused(BooksError::TooManyKeys),
         7 => Reply::Already(state_of(input.small()?)?),
+        8 => {
+            let count = input.array()?;
+            let charges = (0..count).map(|_| Ok(ChargeId(input.fixed()?)));
+            Reply::Found(charges.collect::<Result<_, Malformed>>()?)
+        }
+        9 => {
+            legs(input)?;
+            Reply::Again(view(input)?)
+        }
+        10 => Reply::Refused(BooksError::KeyReused),
         code => return Err(Malformed(format!("a status {code}"))),
     })
 }

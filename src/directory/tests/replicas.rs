@@ -13,6 +13,7 @@ use super::postgres::PASSWORD;
 use super::*;
 use crate::directory::change::Condition;
 use crate::directory::edit::How;
+use crate::sql::query;
 
 /// How long anything may take that is promised within a second: what it took is printed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -453,4 +454,26 @@ async fn d42_a_copy_holds_everything_and_has_a_higher_epoch() {
     assert_eq!(everything(there).await, everything(back.clone()).await);
     let refused = copy::copy("sqlite:/nowhere/at.all".parse().unwrap(), back).await;
     assert!(matches!(refused, Err(copy::CopyError::Absent(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn whoever_waits_to_be_alone_leaves_nothing_at_the_server_that_waits() {
+    let server = Postgres::shared().await;
+    let url = server.database();
+    let (one, two) = (alone(&url).await, alone(&url).await);
+    let is_alone = one.alone().await.unwrap();
+    let busy = two.alone_within(Duration::ZERO).await;
+    assert!(matches!(busy, Err(ApplyError::Busy)));
+    // Clients that come and go.
+    for _ in 0..3 {
+        let waits = tokio::time::timeout(Duration::from_millis(200), two.alone()).await;
+        assert!(waits.is_err(), "somebody else is");
+    }
+    let mut link = store::link(Place::Server(url.as_str().into()), true);
+    let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let row = query(sql).fetch_one(link.connection().await.unwrap()).await.unwrap();
+    assert_eq!(row.try_get::<i64, _>(0).unwrap(), 0);
+    drop(is_alone);
+    two.alone().await.unwrap();
 }

@@ -139,14 +139,18 @@ impl Jobs {
     }
 }
 
+/// The paths of the jobs that a path may be something of: it itself, and those above it.
+pub(super) fn above<'p>(path: &'p str) -> impl Iterator<Item = &'p str> {
+    let next = |path: &&'p str| Some(path.rsplit_once('/')?.0);
+    std::iter::successors(Some(path), next).take(MAX_BELOW + 1)
+}
+
 impl Index {
     /// The charges whose job this path names, or something of.
-    fn below<'p>(&self, upstream: &str, path: &'p str) -> Charges {
+    pub(super) fn below(&self, upstream: &str, path: &str) -> Charges {
         let Some(backend) = self.backends.get(upstream) else { return Charges::new() };
-        let above = |path: &&'p str| Some(path.rsplit_once('/')?.0);
-        let paths = std::iter::successors(Some(path), above).take(MAX_BELOW + 1);
         let mut charges: Charges =
-            paths.filter_map(|path| backend.paths.get(path)).flatten().copied().collect();
+            above(path).filter_map(|path| backend.paths.get(path)).flatten().copied().collect();
         charges.sort_unstable();
         charges.dedup();
         charges

@@ -4,6 +4,7 @@ use jiff::SignedDuration;
 use serde_json::value::RawValue;
 
 use super::super::pick::Picker;
+use super::super::quote::unescape;
 use super::super::route::check_path;
 use super::status::{self, Standing};
 use crate::config::{self, OnDisconnect};
@@ -36,6 +37,11 @@ pub(super) enum Told {
 }
 
 impl Rules {
+    /// What the path of each of its jobs begins with, with nothing escaped.
+    pub fn above(&self) -> Option<Box<str>> {
+        unescape(&self.path.0, false).ok().map(Box::from)
+    }
+
     /// The rules of a route, if it submits jobs.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use super::super::hold::{Held, Stage};
 use super::super::meter_body::Content;
 use super::super::settle::{self, Actual, Settled};
 use super::super::usage::Reading;
+use super::elsewhere;
 use super::rules::Told;
 use super::status::{Standing, Used};
 use crate::books::{Amended, Amendment, Books, BooksError, Resolved};
@@ -121,12 +122,16 @@ async fn keep<B: Books + 'static>(
     let observed = held.is_observed().then(|| (&observed.unwrap_or_default()).into());
     let note = HoldNote { rates, observed, job: Some(job), ..HoldNote::default() };
     let encoded = note::encode(&note);
+    let org = held.caller.org.id.as_str();
+    let names = note.job.as_ref().map(|job| elsewhere::names(&worker, org, job));
+    let names = names.unwrap_or_default();
     let cost = held.quoted.quote.price.cost.micro();
     let answer = answer(held, cost);
     let amendment = Amendment {
         extra: None,
         known: None,
         expires: Some(expires),
+        names: &names,
         note: Some(&encoded),
         answer: &answer,
         now,

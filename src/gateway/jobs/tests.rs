@@ -90,6 +90,30 @@ fn d34_what_was_over_while_nobody_served_is_asked_for_once_by_all() {
 }
 
 #[test]
+fn d34_a_charge_may_end_here_where_its_job_was_asked_for() {
+    let jobs = Arc::new(Jobs::default());
+    assert!(!jobs.may_end(charge(1)), "it is another gateway's");
+    jobs.put(charge(1), "acme", &note("media", 1), DAY);
+    assert!(jobs.may_end(charge(1)));
+    jobs.take_up(charge(2), "acme", &note("media", 2), SignedDuration::ZERO);
+    assert!(!jobs.may_end(charge(2)), "it was not asked for since");
+    drop(jobs.take_due("media", Instant::now()).unwrap());
+    assert!(jobs.may_end(charge(2)));
+}
+
+#[test]
+fn d34_a_job_that_two_take_up_at_once_is_there_once() {
+    let jobs = Jobs::default();
+    jobs.put(charge(1), "acme", &note("media", 1), DAY);
+    jobs.take_up(charge(1), "acme", &note("media", 1), DAY);
+    jobs.put(charge(1), "acme", &note("media", 1), DAY);
+    assert_eq!((jobs.len(), jobs.index.lock().orgs["acme"]), (1, 1));
+    jobs.remove(charge(1));
+    let index = jobs.index.lock();
+    assert!(index.orgs.is_empty() && index.backends.is_empty());
+}
+
+#[test]
 fn d34_one_org_leaves_some_jobs_to_others() {
     let jobs = Jobs::default();
     for at in 0..MAX_OF_ORG as u128 {

@@ -2,10 +2,10 @@
 
 use super::bench::*;
 use crate::books::{
-    Abandoned, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge, OpenCharge,
-    Posted, Resolution, Resolved, embedded,
+    Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, KnownCharge,
+    OpenCharge, Posted, Resolution, Resolved, embedded,
 };
-use crate::core::account::{Account, AccountKey, Balance, View};
+use crate::core::account::{Account, AccountKey, View};
 use crate::core::amount::Credits;
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
@@ -241,7 +241,7 @@ impl Books for Faulty {
         self.0.known(scope, key).await
     }
 
-    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Balance, BooksError> {
+    async fn adjust(&self, adjustment: &Adjustment<'_>) -> Result<Adjusted, BooksError> {
         self.0.adjust(adjustment).await
     }
 

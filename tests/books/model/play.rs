@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tollgate::books::embedded::{Engine, Options, Session};
 use tollgate::books::snapshot;
 use tollgate::books::{
-    Adjustment, Amended, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved,
+    Adjusted, Adjustment, Amended, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved,
 };
 use tollgate::core::account::{
     Account, Balance, LegKind, Legs, Payer, Post, Slot, Source, Taken, View,
@@ -393,8 +393,8 @@ impl Play {
         self.model.adjust(session, id, delta, grant);
         let (own, now) = (self.sessions[session].clone(), self.now);
         let mut future: Future = Box::pin(async move {
-            let adjustment = Adjustment { account: &account, delta, now, memo: b"why" };
-            Answer::Adjusted(own.adjust(&adjustment).await)
+            let adjustment = Adjustment { key: None, account: &account, delta, now, memo: b"why" };
+            Answer::Adjusted(own.adjust(&adjustment).await.map(Adjusted::balance))
         });
         // An adjustment begins when it is first polled.
         assert!(poll(&mut future).is_none(), "an answer came before its record was written");
@@ -601,7 +601,8 @@ impl Play {
             Ok(Posted::Short(view)) => check_view(&[Some((0, 0, 0, 0))], &view),
             other => panic!("account {id} is closed: {other:?}"),
         }
-        let adjustment = Adjustment { account: &account, delta: 1, now: self.now, memo: b"why" };
+        let adjustment =
+            Adjustment { key: None, account: &account, delta: 1, now: self.now, memo: b"why" };
         let adjusted = ready(Box::pin(self.sessions[0].adjust(&adjustment)));
         assert_eq!(adjusted, Err(BooksError::Closed));
     }

@@ -4,17 +4,51 @@ use std::sync::Arc;
 
 use super::super::table::Entry;
 use super::{After, Session, Written, push};
-use crate::books::{Adjustment, BooksError, bounded};
-use crate::core::account::{Balance, Grant};
+use crate::books::{Adjusted, Adjustment, BooksError, Key, Once, bounded};
+use crate::core::account::{Account, Balance, Grant};
 use crate::core::amount::MAX_MICRO;
+use crate::core::ids::ChargeId;
 use crate::core::record::{self, Opening, Record};
 
 impl Session {
-    /// Adjusts in memory what may be adjusted before the record is written.
-    pub(super) fn adjust_now(
+    /// Adjusts, unless that was done under its key before.
+    pub(super) async fn adjust_once(
         &self,
         adjustment: &Adjustment<'_>,
-    ) -> Result<(Arc<Entry>, Written), BooksError> {
+    ) -> Result<Adjusted, BooksError> {
+        if self.adjusted_before(adjustment)? {
+            let shared = &self.0.shared;
+            // It may wait to be written yet, in whichever session it was asked.
+            for session in shared.sessions() {
+                session.flush()?;
+            }
+            shared.survives(shared.journal.written()).await?;
+            let Account { key, grant, .. } = adjustment.account;
+            return Ok(Adjusted::Before(shared.table.balance(key, grant)));
+        }
+        let begun = self.adjust_now(adjustment);
+        if let Some(once) = once(adjustment) {
+            // From here on it is the journal that decides what becomes of it.
+            self.0.shared.once.end(&once, ChargeId(once.key), begun.is_ok());
+        }
+        let (entry, wait) = begun?;
+        wait.wait().await?;
+        let balance = entry.state.lock().balance;
+        Ok(Adjusted::Done(balance))
+    }
+
+    /// Whether it was done under its key; else the key is its own from now on.
+    fn adjusted_before(&self, adjustment: &Adjustment<'_>) -> Result<bool, BooksError> {
+        let Some(once) = once(adjustment) else { return Ok(false) };
+        let at = adjustment.now.as_microsecond();
+        match self.0.shared.once.begin(&once, ChargeId(once.key), at)? {
+            Some(known) if known.request != once.request => Err(BooksError::KeyReused),
+            known => Ok(known.is_some()),
+        }
+    }
+
+    /// Adjusts in memory what may be adjusted before the record is written.
+    fn adjust_now(&self, adjustment: &Adjustment<'_>) -> Result<(Arc<Entry>, Written), BooksError> {
         let shared = &self.0.shared;
         shared.check_space()?;
         bounded(adjustment.memo)?;
@@ -60,6 +94,12 @@ impl Session {
         drop(record);
         Ok((entry, wait))
     }
+}
+
+/// The key of an adjustment, with what it does.
+fn once(adjustment: &Adjustment<'_>) -> Option<Once> {
+    let Key { scope, key } = adjustment.key?;
+    Some(Once { scope, key, request: adjustment.content() })
 }
 
 /// The sum of an account's adjustments after one more. What waits to be written is not in it, so

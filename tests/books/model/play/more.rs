@@ -85,6 +85,7 @@ impl Play {
             extra: extra.as_ref().map(|extra| (&extra.accounts[..], &extra.post)),
             known: known.as_ref(),
             expires: said.expires.map(|at| Timestamp::from_microsecond(at).unwrap()),
+            names: &[],
             note: said.note.as_deref(),
             answer: if self.random.percent(5) { b"HTTP/1.1 202 Accepted" } else { b"" },
             now: self.now,
