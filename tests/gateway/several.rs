@@ -277,6 +277,36 @@ fn f36_a_gateway_that_was_paused_goes_on_and_its_holds_were_resolved_once() {
 }
 
 #[test]
+fn d30_f25_an_answer_whose_capture_redis_is_silent_to_is_passed_on_and_charged_once() {
+    run(async {
+        let server = Arc::new(RedisServer::start_with(&["--appendonly", "yes"]));
+        let mut shared = Shared::on(server).await;
+        shared.environment.push(("TOLLGATE__BOOKS__SETTLE_TIMEOUT".into(), "300ms".into()));
+        let mut worlds = shared.gateways(2, &Org::new().user("alice", "10", Access::None));
+        let script = Script { gate: Some("later".into()), ..Script::default() };
+        let (to, call) = (worlds[0].gateway(), image().script(&script));
+        let mut asking = JoinSet::new();
+        asking.spawn(async move { Client::connect(to).await.send(&call).await });
+        until("it is forwarded", || (worlds[0].backend.count() == 1).then_some(())).await;
+        shared.redis.pause(true);
+        worlds[0].backend.open("later");
+        let answer = asking.join_next().await.unwrap().unwrap();
+        let answer = answer.is(200);
+        assert_eq!(answer.told("state"), "held");
+        let charge = answer.told("charge");
+        // Its gateway is gone too, before Redis is heard of.
+        worlds[0].kill();
+        shared.redis.pause(false);
+        worlds[0].start();
+        let captured = || (worlds[1].charge(&charge)["state"] == "captured").then_some(());
+        until("it is captured", captured).await;
+        for world in &worlds {
+            world.seat("alice", "1", "9", "0");
+        }
+    });
+}
+
+#[test]
 fn f25_while_redis_is_away_nothing_is_forwarded_and_it_goes_on_by_itself() {
     run(async {
         let server = Arc::new(RedisServer::start_with(&["--appendonly", "yes"]));

@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{frame, frames};
+use super::session::Kind;
+use super::{Engine, Shared};
+use crate::books::{BooksError, Resolved};
 use crate::core::ids::ChargeId;
 
 /// How much of them there may be, in bytes.
@@ -77,5 +80,59 @@ impl Recorded {
     pub(super) fn heard(&self, is_first: bool) -> std::io::Result<()> {
         self.earlier.lock().clear();
         if is_first { self.file.lock().set_len(0) } else { Ok(()) }
+    }
+}
+
+impl Shared {
+    /// Records on this gateway's disk what Redis is silent to; it goes on to be asked.
+    pub(super) async fn record_here(
+        &self,
+        charge: ChargeId,
+        op: Vec<u8>,
+        why: String,
+    ) -> Result<Resolved, BooksError> {
+        let Some(recorded) = self.recorded.clone() else {
+            return Err(BooksError::Unavailable(why));
+        };
+        match recorded.record(charge, op).await {
+            Ok(()) => {
+                tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
+                Ok(Resolved::Recorded)
+            }
+            Err(error) => {
+                tracing::error!(%charge, %error, "a capture is recorded nowhere yet");
+                Err(BooksError::Unavailable(why))
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Captures what an earlier life of this gateway recorded when Redis was silent. Once is enough, and
+    /// more does no harm: a charge is resolved once.
+    pub(super) async fn settle_recorded(&self, is_first: bool) {
+        let Some(recorded) = &self.shared.recorded else { return };
+        let earlier = recorded.earlier();
+        if earlier.is_empty() {
+            return;
+        }
+        let asked: Vec<_> = earlier
+            .iter()
+            .map(|capture| {
+                let (charge, op) = (capture.charge(), Ok(capture.op.clone()));
+                let shard = self.session.of_charge(charge);
+                self.session.ask(shard, charge, Kind::GivesBack, op)
+            })
+            .collect();
+        for asked in asked {
+            if let Err(error @ BooksError::Unavailable(_)) = asked.await {
+                tracing::error!(%error, "captures of this gateway's last life wait for Redis");
+                return;
+            }
+        }
+        match recorded.heard(is_first) {
+            Ok(()) => tracing::info!(captures = earlier.len(), "Redis has what it was silent to"),
+            Err(error) => tracing::error!(%error, "captures are asked once more at the next start"),
+        }
     }
 }

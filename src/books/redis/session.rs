@@ -166,7 +166,7 @@ impl Session {
     }
 
     /// Puts an operation behind those that were asked before. What comes back waits for its reply.
-    fn ask(
+    pub(super) fn ask(
         &self,
         shard: usize,
         charge: ChargeId,
@@ -244,7 +244,7 @@ impl Session {
         Ok(waits)
     }
 
-    fn of_charge(&self, charge: ChargeId) -> usize {
+    pub(super) fn of_charge(&self, charge: ChargeId) -> usize {
         self.inner.shared.shard_of(charge.home())
     }
 
@@ -346,7 +346,7 @@ impl Books for Session {
             let reply = match (asked.await, own) {
                 (Ok(told), _) => told.reply,
                 (Err(BooksError::Unavailable(why)), Some(op)) => {
-                    return shared.record(charge, op, why).await;
+                    return shared.record_here(charge, op, why).await;
                 }
                 (Err(error), _) => return Err(error),
             };
@@ -454,60 +454,6 @@ impl Books for Session {
             Reply::Ended(State::Held, open) => Ok(Some(open)),
             Reply::Unknown => Ok(None),
             other => Err(odd(&other)),
-        }
-    }
-}
-
-impl Shared {
-    /// Records on this gateway's disk what Redis is silent to; it goes on to be asked.
-    async fn record(
-        &self,
-        charge: ChargeId,
-        op: Vec<u8>,
-        why: String,
-    ) -> Result<Resolved, BooksError> {
-        let Some(recorded) = self.recorded.clone() else {
-            return Err(BooksError::Unavailable(why));
-        };
-        match recorded.record(charge, op).await {
-            Ok(()) => {
-                tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
-                Ok(Resolved::Recorded)
-            }
-            Err(error) => {
-                tracing::error!(%charge, %error, "a capture is recorded nowhere yet");
-                Err(BooksError::Unavailable(why))
-            }
-        }
-    }
-}
-
-impl super::Engine {
-    /// Captures what an earlier life of this gateway recorded when Redis was silent. Once is enough, and
-    /// more does no harm: a charge is resolved once.
-    pub(super) async fn settle_recorded(&self, is_first: bool) {
-        let Some(recorded) = &self.shared.recorded else { return };
-        let earlier = recorded.earlier();
-        if earlier.is_empty() {
-            return;
-        }
-        let asked: Vec<_> = earlier
-            .iter()
-            .map(|capture| {
-                let (charge, op) = (capture.charge(), Ok(capture.op.clone()));
-                let shard = self.session.of_charge(charge);
-                self.session.ask(shard, charge, Kind::GivesBack, op)
-            })
-            .collect();
-        for asked in asked {
-            if let Err(error @ BooksError::Unavailable(_)) = asked.await {
-                tracing::error!(%error, "captures of this gateway's last life wait for Redis");
-                return;
-            }
-        }
-        match recorded.heard(is_first) {
-            Ok(()) => tracing::info!(captures = earlier.len(), "Redis has what it was silent to"),
-            Err(error) => tracing::error!(%error, "captures are asked once more at the next start"),
         }
     }
 }
