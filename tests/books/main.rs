@@ -8,7 +8,7 @@
 //! - `folded`: what records add up to, and snapshots of it.
 //! - `grants`: in which records a grant stands, and how far it can be changed.
 //! - `journal`: space, marks and counts.
-//! - `model`: a million random operations against a naive model.
+//! - `model`: a million random operations against a naive model, and fewer on Redis.
 //! - `threads`: sessions on several threads at once, added up at rest.
 //! - `told`: what the engine tells of itself.
 //! - `damage`: torn tails, damage, newer versions, and repairs.
