@@ -8,6 +8,12 @@ pub use amend::*;
 pub use expire::*;
 pub use once::*;
 
+// What the rule decides on balances, on these balances.
+pub use crate::golden::{
+    d14_d17_d24_d26_d31_golden_table_of_refusals, d24_d25_d26_golden_table_of_what_is_paid,
+    d28_golden_table_of_what_is_paid_of_what_would_be_refused,
+};
+
 use tollgate::books::{Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved};
 use tollgate::core::account::{Account, Balance, LegKind, Slot, Source, View};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -20,6 +26,9 @@ use crate::engine::{
 macro_rules! suite {
     ($engine:ty) => {
         crate::contract::suite!($engine:
+            d24_d25_d26_golden_table_of_what_is_paid
+            d14_d17_d24_d26_d31_golden_table_of_refusals
+            d28_golden_table_of_what_is_paid_of_what_would_be_refused
             d24_a_post_is_whole_or_nothing
             d24_sources_are_taken_from_in_order
             guards_decide_at_their_borders
@@ -93,7 +102,11 @@ fn void(session: &impl Books, charge: u64) -> Resolved {
     run(session.resolve(id(charge), &resolution(State::Voided, &[], &memo))).unwrap()
 }
 
-fn adjust(session: &impl Books, account: &Account<'_>, delta: i64) -> Result<Balance, BooksError> {
+pub fn adjust(
+    session: &impl Books,
+    account: &Account<'_>,
+    delta: i64,
+) -> Result<Balance, BooksError> {
     run(session.adjust(&Adjustment { account, delta, now: NOW, memo: b"why" }))
 }
 

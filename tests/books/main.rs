@@ -6,6 +6,7 @@
 //! - `engine`, `engine_redis`: the engines, as the suites need them.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `folded`: what records add up to, and snapshots of it.
+//! - `golden`: the golden tables of the decision, on every engine.
 //! - `grants`: in which records a grant stands, and how far it can be changed.
 //! - `journal`: space, marks and counts.
 //! - `model`: a million random operations against a naive model, and fewer on Redis.
@@ -25,6 +26,9 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 
+/// Where what is shared with the rule's own tests finds it.
+use tollgate::core;
+
 mod archive;
 mod archive_shards;
 mod closed;
@@ -36,6 +40,7 @@ mod engine_redis;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
 mod folded;
+mod golden;
 mod grants;
 mod journal;
 mod model;
