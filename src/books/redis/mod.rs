@@ -11,6 +11,7 @@
 //!
 //! - `pack`: MessagePack, as the library speaks it.
 //! - `wire`: operations and replies.
+//! - `foreign`: both, for whoever tries to break them.
 //! - `link`: the connection, and what its errors mean.
 //! - `library`: the function library.
 //! - `session`: the [`Books`](super::Books) of a worker.
@@ -21,6 +22,8 @@
 //! - `stream`: how far the streams are, and trimming.
 
 mod drive;
+#[doc(hidden)]
+pub mod foreign;
 pub mod ledger;
 mod library;
 mod link;
