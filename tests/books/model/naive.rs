@@ -369,6 +369,15 @@ impl Model {
         }
     }
 
+    /// Whoever asks for a key that was kept for long enough has it forgotten, also where no hold is
+    /// made then.
+    pub fn forget_key(&mut self, key: &Key) {
+        if self.at_once {
+            self.live.owners.remove(key);
+            self.recorded.owners.remove(key);
+        }
+    }
+
     /// Captures what others have voided: what is kept of it whatever there is, and an extra with it
     /// or nothing at all. Else says how everything would be with what is kept.
     pub fn capture_late(

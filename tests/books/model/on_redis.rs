@@ -22,6 +22,8 @@ use crate::redis_server::RedisServer;
 
 /// So long that no world takes it: nothing depends on the machine's speed.
 const LONG: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// After so long an answer does not come any more.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// How many entries of the ledger are read at once.
 const PAGE: usize = 1_000;
 
@@ -50,7 +52,7 @@ impl OnRedis {
         let runtime = EventLoop::start();
         let options = Options {
             call_timeout: LONG,
-            deadline: LONG,
+            deadline: PATIENCE,
             owner_timeout: LONG,
             ..options(&self.server)
         };

@@ -249,6 +249,9 @@ impl<S: Subject> Play<S> {
         if let Ok(Some(owner)) = owner {
             return self.is_known(future, owner);
         }
+        if let Some((key, _)) = once.filter(|_| owner.is_err()) {
+            self.model.forget_key(key);
+        }
         let (is_lasting, is_once) = (more.expires.is_some(), more.once.is_some());
         let legs = Vec::new();
         let hold = Hold { at, more, legs, capture_in_doubt, home: session, resolving: false };
