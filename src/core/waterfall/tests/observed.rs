@@ -6,15 +6,12 @@ use super::super::super::account::{LegKind, Legs, Taken, View};
 use super::super::super::amount::Operations;
 use super::super::super::entitlement::Overage;
 use super::super::super::price::{Price, Quote};
-use super::super::super::refusal::{Code, DecidedBy, Missing};
+use super::super::super::refusal::Code;
 use super::super::{Excess, MAX_PLANS, Observed, Settling, Split, decide, merge};
 use super::races::{changes, disturb, quotes, setups};
 use super::settlement::{actual, capture, sum, used};
 use super::table::{self, full};
-use super::world::{
-    Outcome, PLENTY, Setup, World, cases, covers, premium, price, principal, seat_only, standard,
-    user,
-};
+use super::world::{Outcome, PLENTY, World, cases, covers, premium, price, seat_only, user};
 
 /// Plans and posts in observe mode until something is done; `between` may change balances before
 /// the post of each number.
