@@ -11,6 +11,8 @@ use serde_json::Value;
 use tollgate::books::Durability;
 use tollgate::books::journal::{Cursor, Frames, Journal, Next, Segments};
 use tollgate::books::recover::recover;
+use tollgate::books::redis::foreign;
+use tollgate::books::redis::ledger::Entry;
 use tollgate::config::{self, Pick, Usage};
 use tollgate::core::record::Record;
 use tollgate::directory::file::Source;
@@ -77,6 +79,40 @@ pub fn record(data: &[u8]) {
     record.encode(&mut bytes).unwrap();
     let again = Record::decode(&bytes).unwrap();
     assert_eq!(again, record);
+}
+
+/// What Redis says: a byte tells what the rest is read as, the reply to so many operations, the reply
+/// to `join`, a stored hold, or any values. Nothing has more in it than there are bytes, whatever a
+/// length says, and a value is what it was when it is packed again.
+pub fn redis_reply(data: &[u8]) {
+    let Some((what, said)) = data.split_first() else { return };
+    let values = match what {
+        251 => foreign::welcome(said),
+        252 => foreign::joined(said).map_or(0, |joined| joined.err().unwrap_or_default()),
+        253 => foreign::hold(said).unwrap_or_default(),
+        254.. => {
+            let values = foreign::values(said);
+            for value in &values {
+                let packed = foreign::pack(*value);
+                assert_eq!(foreign::values(&packed).first(), Some(value));
+            }
+            values.len()
+        }
+        operations => foreign::reply(said, usize::from(*operations)).unwrap_or_default(),
+    };
+    assert!(values <= said.len(), "{values} values of {} bytes", said.len());
+}
+
+/// An entry of a shard's ledger: its records are as good as those of a journal.
+pub fn redis_entry(data: &[u8]) {
+    let Ok(entry) = Entry::read(data) else { return };
+    assert!(entry.records.len() <= data.len());
+    for record in entry.records {
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes).unwrap();
+        let again = Record::decode(&bytes).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{record:?}"));
+    }
 }
 
 /// A journal: records of any bytes, whole frames of them, and any bytes behind them. The records

@@ -10,6 +10,12 @@ pub use amend::*;
 pub use expire::*;
 pub use once::*;
 
+// What the rule decides on balances, on these balances.
+pub use crate::golden::{
+    d14_d17_d24_d26_d31_golden_table_of_refusals, d24_d25_d26_golden_table_of_what_is_paid,
+    d28_golden_table_of_what_is_paid_of_what_would_be_refused,
+};
+
 use tollgate::books::{
     Adjusted, Adjustment, Ask, Books, BooksError, InDoubt, Posted, Resolution, Resolved,
 };
@@ -24,6 +30,9 @@ use crate::engine::{
 macro_rules! suite {
     ($engine:ty) => {
         crate::contract::suite!($engine:
+            d24_d25_d26_golden_table_of_what_is_paid
+            d14_d17_d24_d26_d31_golden_table_of_refusals
+            d28_golden_table_of_what_is_paid_of_what_would_be_refused
             d24_a_post_is_whole_or_nothing
             d24_sources_are_taken_from_in_order
             guards_decide_at_their_borders
@@ -99,7 +108,11 @@ fn void(session: &impl Books, charge: u64) -> Resolved {
     run(session.resolve(id(charge), &resolution(State::Voided, &[], &memo))).unwrap()
 }
 
-fn adjust(session: &impl Books, account: &Account<'_>, delta: i64) -> Result<Balance, BooksError> {
+pub fn adjust(
+    session: &impl Books,
+    account: &Account<'_>,
+    delta: i64,
+) -> Result<Balance, BooksError> {
     let adjustment = Adjustment { key: None, account, delta, now: NOW, memo: b"why" };
     run(session.adjust(&adjustment)).map(Adjusted::balance)
 }

@@ -1,11 +1,12 @@
 //! The engine on Redis, with a server of its own.
 
 use std::collections::BTreeMap;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::runtime::{Builder, Handle};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tollgate::books::OpenCharge;
 use tollgate::books::fold::Fold;
 use tollgate::books::redis::ledger::Entry;
@@ -26,7 +27,8 @@ pub struct OnRedis {
 /// An event loop on a thread of its own, as a worker has one.
 pub struct EventLoop {
     pub handle: Handle,
-    _end: DropGuard,
+    end: CancellationToken,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl EventLoop {
@@ -34,8 +36,17 @@ impl EventLoop {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let (handle, end) = (runtime.handle().clone(), CancellationToken::new());
         let ended = end.clone();
-        std::thread::spawn(move || runtime.block_on(ended.cancelled()));
-        Self { handle, _end: end.drop_guard() }
+        let thread = std::thread::spawn(move || runtime.block_on(ended.cancelled()));
+        Self { handle, end, thread: Some(thread) }
+    }
+}
+
+impl Drop for EventLoop {
+    /// When this comes back, nothing runs there any more, and what it had open is closed.
+    fn drop(&mut self) {
+        self.end.cancel();
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(ended.is_none_or(|ended| ended.is_ok()) || std::thread::panicking());
     }
 }
 

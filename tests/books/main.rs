@@ -6,9 +6,10 @@
 //! - `engine`, `engine_redis`: the engines, as the suites need them.
 //! - `contract`: the suite of the `Books` trait, generic over the engine.
 //! - `folded`: what records add up to, and snapshots of it.
+//! - `golden`: the golden tables of the decision, on every engine.
 //! - `grants`: in which records a grant stands, and how far it can be changed.
 //! - `journal`: space, marks and counts.
-//! - `model`: a million random operations against a naive model.
+//! - `model`: a million random operations against a naive model, and fewer on Redis.
 //! - `threads`: sessions on several threads at once, added up at rest.
 //! - `told`: what the engine tells of itself.
 //! - `damage`: torn tails, damage, newer versions, and repairs.
@@ -26,6 +27,9 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 
+/// Where what is shared with the rule's own tests finds it.
+use tollgate::core;
+
 mod archive;
 mod archive_shards;
 mod closed;
@@ -37,6 +41,7 @@ mod engine_redis;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
 mod folded;
+mod golden;
 mod grants;
 mod journal;
 mod model;

@@ -1,6 +1,7 @@
 //! What a bad network between gateway and Redis does to the books: nothing.
 //!
-//! `TOLLGATE_FAULT_CHARGES` makes another number of charges, `TOLLGATE_FAULT_SEED` replays one.
+//! `TOLLGATE_FAULT_CHARGES` makes another number of charges, `TOLLGATE_FAULT_SEED` replays one;
+//! `tests/network-campaign` sets them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

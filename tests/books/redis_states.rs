@@ -118,6 +118,41 @@ fn f31_a_library_that_is_gone_is_loaded_again() {
     assert_eq!(gateway.found(), balance(100, 0, 10, 4));
 }
 
+/// What there is of the books, without their sessions.
+fn contents(gateway: &Gateway) -> Vec<String> {
+    let keys = ["meta", "accounts", "names", "holds", "ending", "once", "kept", "ledger", "ended"];
+    keys.map(|key| gateway.command(&["DUMP", &format!("tollgate:{{s0}}:{key}")])).into()
+}
+
+#[test]
+fn f33_an_error_in_the_middle_of_a_call_leaves_nothing_of_it() {
+    let gateway = Gateway::start(&[]);
+    let accounts = [account("a", 100, 1), account("b", 100, 1)];
+    let ten = [take(10, &[0]), take(10, &[1])];
+    let hold = |charge: u64, slot: usize| gateway.session.hold(&ask(charge, &accounts, &ten[slot]));
+    for slot in [0, 1] {
+        assert!(done(gateway.run(hold(1 + slot as u64, slot)).unwrap()).is_some());
+    }
+    let (hash, field) = ("tollgate:{s0}:accounts", accounts[1].key.to_bytes());
+    let mut connection = gateway.connection();
+    let whole: Vec<u8> = ::redis::cmd("HGET").arg(hash).arg(&field).query(&mut connection).unwrap();
+    let mut store = |value: &[u8]| {
+        ::redis::cmd("HSET").arg(hash).arg(&field).arg(value).exec(&mut connection).unwrap();
+    };
+    // Texts where there are to be numbers: they are met when the first hold is worked on already.
+    store(&b"\xa1x".repeat(6));
+    let before = contents(&gateway);
+    let asked = (hold(3, 0), hold(4, 1), hold(5, 0));
+    let told = gateway.in_one_turn(async { tokio::join!(asked.0, asked.1, asked.2) });
+    for told in [told.0, told.1, told.2] {
+        is_unavailable(told, "");
+    }
+    assert_eq!(contents(&gateway), before);
+    store(&whole);
+    gateway.works_again(10);
+    assert_eq!(gateway.found(), balance(100, 0, 20, 0), "nobody waits for the three any more");
+}
+
 #[test]
 fn f34_what_was_emptied_or_deleted_is_refused_and_fills_no_account_again() {
     let keys =

@@ -50,6 +50,28 @@ const HEADS: [&str; 2] =
 const QUERIES: [&str; 2] =
     [include_str!("../../fuzz/seeds/query/plain"), include_str!("../../fuzz/seeds/query/twice")];
 
+const REPLIES: [&[u8]; 11] = [
+    include_bytes!("../../fuzz/seeds/redis_reply/done"),
+    include_bytes!("../../fuzz/seeds/redis_reply/done-nothing"),
+    include_bytes!("../../fuzz/seeds/redis_reply/ended"),
+    include_bytes!("../../fuzz/seeds/redis_reply/hold"),
+    include_bytes!("../../fuzz/seeds/redis_reply/hold-lasting"),
+    include_bytes!("../../fuzz/seeds/redis_reply/joined"),
+    include_bytes!("../../fuzz/seeds/redis_reply/known"),
+    include_bytes!("../../fuzz/seeds/redis_reply/refused"),
+    include_bytes!("../../fuzz/seeds/redis_reply/short"),
+    include_bytes!("../../fuzz/seeds/redis_reply/unknown"),
+    include_bytes!("../../fuzz/seeds/redis_reply/values"),
+];
+const ENTRIES: [&[u8]; 6] = [
+    include_bytes!("../../fuzz/seeds/redis_entry/adjust"),
+    include_bytes!("../../fuzz/seeds/redis_entry/amend-2"),
+    include_bytes!("../../fuzz/seeds/redis_entry/hold"),
+    include_bytes!("../../fuzz/seeds/redis_entry/hold-4"),
+    include_bytes!("../../fuzz/seeds/redis_entry/resolve-2"),
+    include_bytes!("../../fuzz/seeds/redis_entry/resolve-5"),
+];
+
 /// What tends to matter where it is put.
 const WORDS: &[&str] = &[
     "",
@@ -291,6 +313,20 @@ proptest! {
     #[test]
     fn f74_a_mutated_coding_is_decoded_within_bounds_or_not_at_all(bytes in mutated(coded())) {
         promises::coding(&bytes);
+    }
+
+    #[test]
+    fn a_mutated_reply_of_redis_is_refused_or_read_within_its_bytes(
+        bytes in mutated(REPLIES.map(<[u8]>::to_vec).into()),
+    ) {
+        promises::redis_reply(&bytes);
+    }
+
+    #[test]
+    fn a_mutated_entry_of_a_ledger_in_redis_is_refused_or_reads_back(
+        bytes in mutated(ENTRIES.map(<[u8]>::to_vec).into()),
+    ) {
+        promises::redis_entry(&bytes);
     }
 
     #[test]

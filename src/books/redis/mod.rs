@@ -11,6 +11,7 @@
 //!
 //! - `pack`: MessagePack, as the library speaks it.
 //! - `wire`: operations and replies, with `stored` for a hold as it is there.
+//! - `foreign`: both, for whoever tries to break them.
 //! - `link`: the connection, and what its errors mean.
 //! - `library`: the function library.
 //! - `session`: the [`Books`](super::Books) of a worker.
@@ -26,6 +27,8 @@
 
 mod drive;
 mod entrance;
+#[doc(hidden)]
+pub mod foreign;
 mod journal;
 pub mod ledger;
 mod library;

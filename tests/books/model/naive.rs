@@ -295,9 +295,21 @@ impl State {
     }
 }
 
+/// A charge that was ended by others, who remember it.
+#[derive(Clone, Debug)]
+struct Ended {
+    end: End,
+    /// What it was.
+    hold: Hold,
+    at: i64,
+}
+
 /// The live state, the recorded one, and what each session has decided and not yet written.
 #[derive(Debug, Default)]
 pub struct Model {
+    /// Nothing that was decided waits to be written, and ends by others are remembered.
+    at_once: bool,
+    ended: BTreeMap<u64, Ended>,
     pub live: State,
     pub recorded: State,
     /// Accounts that are over for good.
@@ -314,7 +326,92 @@ type Taken = (Vec<Leg>, Vec<(Id, Grant)>);
 /// What became of the holds of a process that died.
 pub type LeftOpen = (usize, usize, usize);
 
+/// What a late capture takes beyond its hold, and all that it takes.
+type Late = (Vec<Leg>, Vec<Leg>);
+
 impl Model {
+    pub fn new(at_once: bool) -> Self {
+        Self { at_once, ..Self::default() }
+    }
+
+    /// How a charge ended that others have ended.
+    pub fn ended(&self, charge: u64) -> Option<End> {
+        self.ended.get(&charge).map(|ended| ended.end)
+    }
+
+    pub fn ended_count(&self) -> usize {
+        self.ended.len()
+    }
+
+    pub fn ended_at(&self, at: usize) -> Option<u64> {
+        self.ended.keys().nth(at).copied()
+    }
+
+    /// What a charge took that others have voided.
+    pub fn voided_by_others(&self, charge: u64) -> Option<Vec<Leg>> {
+        let ended = self.ended.get(&charge).filter(|ended| ended.end == End::Void);
+        ended.map(|ended| ended.hold.legs.clone())
+    }
+
+    fn remember(&mut self, charge: u64, end: End, hold: Hold, at: i64) {
+        if self.at_once {
+            self.ended.insert(charge, Ended { end, hold, at });
+        }
+    }
+
+    /// What is remembered is forgotten in its time.
+    pub fn forget(&mut self, now: i64) {
+        if self.at_once {
+            let before = now - KEPT;
+            self.ended.retain(|_, ended| ended.at >= before);
+            self.live.owners.retain(|_, owner| !owner.captured || owner.at >= before);
+            self.recorded.owners = self.live.owners.clone();
+        }
+    }
+
+    /// Whoever asks for a key that was kept for long enough has it forgotten, also where no hold is
+    /// made then.
+    pub fn forget_key(&mut self, key: &Key) {
+        if self.at_once {
+            self.live.owners.remove(key);
+            self.recorded.owners.remove(key);
+        }
+    }
+
+    /// Captures what others have voided: what is kept of it whatever there is, and an extra with it
+    /// or nothing at all. Else says how everything would be with what is kept.
+    pub fn capture_late(
+        &mut self,
+        charge: u64,
+        keep: &[u64],
+        extra: Option<Extra<'_>>,
+    ) -> Result<Late, State> {
+        let before = self.live.clone();
+        let Hold { legs, more, at, .. } = self.ended[&charge].hold.clone();
+        let amounts = keep.iter().copied().chain(std::iter::repeat(0));
+        let kept = legs.into_iter().zip(amounts);
+        let kept: Vec<Leg> =
+            kept.map(|(leg, keep)| Leg { amount: keep.min(leg.amount), ..leg }).collect();
+        for leg in &kept {
+            self.live.account(leg.account).captured += i128::from(leg.amount);
+        }
+        let Some((taken, grants)) = self.take(extra) else {
+            return Err(std::mem::replace(&mut self.live, before));
+        };
+        self.live.learn(&grants);
+        for leg in &taken {
+            self.live.account(leg.account).captured += i128::from(leg.amount);
+        }
+        if let Some((key, request)) = more.once {
+            let owner = Owner { charge, request, captured: true, at };
+            self.live.owners.entry(key).or_insert(owner);
+        }
+        self.ended.get_mut(&charge).expect("ended").end = End::Capture;
+        self.recorded = self.live.clone();
+        let all = kept.into_iter().chain(taken.iter().copied()).collect();
+        Ok((taken, all))
+    }
+
     /// Takes what the hold says nothing of yet, or says `None`.
     pub fn hold(&mut self, charge: u64, extra: Extra<'_>, hold: Hold) -> Option<Vec<Leg>> {
         let (legs, grants) = self.take(Some(extra))?;
@@ -349,7 +446,12 @@ impl Model {
         let due = self.live.open.iter().filter(|(_, hold)| is_due(hold));
         let due: Vec<_> = due.map(|(charge, hold)| (*charge, hold.in_doubt())).collect();
         for (charge, (end, keep)) in &due {
+            let hold = self.live.open[charge].clone();
             self.resolve(*charge, *end, keep, None);
+            // Of one that ended in its time, and took nothing, nothing comes late.
+            if *end == End::Capture {
+                self.remember(*charge, *end, hold, now);
+            }
         }
         due.into_iter().map(|(charge, (end, _))| (charge, end)).collect()
     }
@@ -398,7 +500,7 @@ impl Model {
     /// The process dies. Sessions would have written what waits in this order; only the first
     /// `survived` records of it are there. Returns how many holds were voided, were captured and
     /// go on.
-    pub fn crash(&mut self, order: &[usize], survived: usize) -> LeftOpen {
+    pub fn crash(&mut self, order: &[usize], survived: usize, now: i64) -> LeftOpen {
         let tail: Vec<Fact> =
             order.iter().flat_map(|&session| std::mem::take(&mut self.waiting[session])).collect();
         assert!(self.waiting.iter().all(Vec::is_empty) && survived <= tail.len());
@@ -416,6 +518,7 @@ impl Model {
                 continue;
             }
             self.recorded.end(charge, end, &keep);
+            self.remember(charge, end, hold, now);
             *if end == End::Void { &mut voided } else { &mut captured } += 1;
         }
         self.live = self.recorded.clone();
@@ -429,6 +532,9 @@ impl Model {
     fn decide(&mut self, session: usize, fact: Fact) {
         self.live.debit(&fact);
         self.waiting[session].push(fact);
+        if self.at_once {
+            self.flush(session);
+        }
     }
 
     /// The grants that the record of these legs stands on.

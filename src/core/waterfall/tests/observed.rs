@@ -6,14 +6,12 @@ use super::super::super::account::{LegKind, Legs, Taken, View};
 use super::super::super::amount::Operations;
 use super::super::super::entitlement::Overage;
 use super::super::super::price::{Price, Quote};
-use super::super::super::refusal::{Code, DecidedBy, Missing};
+use super::super::super::refusal::Code;
 use super::super::{Excess, MAX_PLANS, Observed, Settling, Split, decide, merge};
 use super::races::{changes, disturb, quotes, setups};
 use super::settlement::{actual, capture, sum, used};
-use super::world::{
-    Outcome, PLENTY, Setup, World, cases, covers, premium, price, principal, seat_only, standard,
-    user,
-};
+use super::table::{self, full};
+use super::world::{Outcome, PLENTY, World, cases, covers, premium, price, seat_only, user};
 
 /// Plans and posts in observe mode until something is done; `between` may change balances before
 /// the post of each number.
@@ -72,43 +70,9 @@ fn describe(world: &World, legs: &Legs, observed: Option<Observed>) -> String {
     format!("{paid} | {code} {credits}/{operations}")
 }
 
-fn full() -> Quote {
-    premium(100, 10)
-}
-
-// A table is read by rows, whatever their width.
-#[rustfmt::skip]
 #[test]
 fn d28_golden_table_of_what_is_paid_of_what_would_be_refused() {
-    let capped = |left| user(&[60]).pool(3).overage(Overage::BillUpTo(Operations::MAX), left);
-    let rows: Vec<(&str, Setup, Quote, &str)> = vec![
-        ("standard tier", user(&[]).owes(5), standard(), "nothing | - 0/0"),
-        ("the seat pays", user(&[100]), full(), "licence0 100 | - 0/0"),
-        ("the pool pays the rest", user(&[60]).pool(4), full(), "licence0 60, pool 4, limit 4 | - 0/0"),
-        ("overage as policy says", user(&[60]).pool(3).overage(Overage::Bill, 9), full(), "licence0 60, pool 3, overage 1, limit 4 | - 0/0"),
-        ("overdrawn, the seat can pay", user(&[100]).owes(1), full(), "licence0 100 | overdrawn 0/0"),
-        ("overdrawn, seat and pool", user(&[60]).pool(9).owes(1), full(), "licence0 60, pool 4, limit 4 | overdrawn 0/0"),
-        ("overdrawn, whole", user(&[60]).pool(10).whole().owes(1), full(), "pool 10, limit 10 | overdrawn 0/0"),
-        ("overdrawn, no overage", user(&[60]).pool(3).overage(Overage::Bill, 9).owes(1), full(), "licence0 60, pool 3, limit 3 | overdrawn 10/1"),
-        ("seat_exhausted", user(&[60]), full(), "licence0 60 | seat_exhausted 40/4"),
-        ("seat_exhausted, burn order", user(&[30, 0, 31]), full(), "licence0 30, licence2 31 | seat_exhausted 39/4"),
-        ("seat_exhausted, nothing left", user(&[0]), full(), "nothing | seat_exhausted 100/10"),
-        ("seat_exhausted, in the red", user(&[-5, 60]), full(), "licence1 60 | seat_exhausted 40/4"),
-        ("seat_exhausted, seat-only feature", user(&[60]).pool(10), seat_only(100, 10), "licence0 60 | seat_exhausted 40/0"),
-        ("no_active_term", user(&[60]).no_term(), full(), "licence0 60 | no_active_term 40/4"),
-        ("pool_limit_reached", user(&[60]).pool(9).limit(3, DecidedBy::User), full(), "licence0 60, pool 3, limit 3 | pool_limit_reached 10/1"),
-        ("pool_limit_reached, less pool", user(&[60]).pool(2).limit(3, DecidedBy::User), full(), "licence0 60, pool 2, limit 2 | pool_limit_reached 20/2"),
-        ("pool_limit_reached, whole", user(&[60]).pool(99).limit(9, DecidedBy::Org).whole(), full(), "licence0 60, pool 4, limit 4 | pool_limit_reached 0/0"),
-        ("pool_exhausted", user(&[60]).pool(3), full(), "licence0 60, pool 3, limit 3 | pool_exhausted 10/1"),
-        ("pool_exhausted, rounded", user(&[1]).pool(3), full(), "licence0 1, pool 3, limit 3 | pool_exhausted 70/7"),
-        ("pool_exhausted, in the red", user(&[60]).pool(-3), full(), "licence0 60 | pool_exhausted 40/4"),
-        ("pool_exhausted, principal", principal().pool(9), full(), "pool 9, limit 9 | pool_exhausted 10/1"),
-        ("overage_cap_reached", capped(0), full(), "licence0 60, pool 3, limit 3 | overage_cap_reached 10/1"),
-        ("overage_cap_reached, some left", user(&[0]).pool(3).overage(Overage::Bill, 6), full(), "pool 3, limit 3 | overage_cap_reached 70/7"),
-        ("pool_access_denied", principal().missing(&[Missing::Offer]), full(), "nothing | pool_access_denied 100/10"),
-        ("pool_access_denied, feature", principal().pool(99), seat_only(100, 10), "nothing | pool_access_denied 100/0"),
-    ];
-    for (name, setup, quote, expected) in rows {
+    for (name, setup, quote, expected) in table::observed() {
         let mut world = setup.world();
         let (legs, _, observed) = observe(&mut world, &quote, |_, _| {});
         assert_eq!(describe(&world, &legs, observed), expected, "{name}");

@@ -1,18 +1,16 @@
 //! A caller with balances, and books that do exactly what the contract of `books` says, for one
-//! caller at a time.
+//! caller at a time. `tests/books` has the same callers on real books.
 
 use proptest::test_runner::Config as ProptestConfig;
 use smallvec::SmallVec;
 
-use super::super::super::account::{
-    Balance, LegKind, Legs, Payer, Post, Slot, Source, Taken, View,
-};
-use super::super::super::amount::{Credits, Operations};
-use super::super::super::cycle::{Anchor, Schedule};
-use super::super::super::entitlement::{DrawLimit, Overage};
-use super::super::super::price::{Price, Quote, Tier};
-use super::super::super::refusal::{DecidedBy, Missing, Refusal};
-use super::super::{MAX_PLANS, Plan, PoolAccess, PoolSide, Position, Split, plan};
+use crate::core::account::{Balance, LegKind, Legs, Payer, Post, Slot, Source, Taken, View};
+use crate::core::amount::{Credits, Operations};
+use crate::core::cycle::{Anchor, Schedule};
+use crate::core::entitlement::{DrawLimit, Overage};
+use crate::core::price::{Price, Quote, Tier};
+use crate::core::refusal::{DecidedBy, Missing, Refusal};
+use crate::core::waterfall::{self, MAX_PLANS, Plan, PoolAccess, PoolSide, Position, Split, plan};
 
 /// What draws and pools without a bound have.
 pub const PLENTY: i64 = 1 << 52;
@@ -180,7 +178,7 @@ pub fn covers(legs: &[Taken], cost: Credits, overdraft: Option<Slot>) -> Vec<u64
         leg.kind == LegKind::Licence || overdraft.is_some_and(|slot| slot == leg.slot)
     };
     let legs: Vec<_> = legs.iter().map(|leg| (leg.kind, leg.amount, in_credits(leg))).collect();
-    super::super::covers(&legs, cost)
+    waterfall::covers(&legs, cost)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +186,26 @@ pub enum Outcome {
     Done(Legs, View),
     Refused(Refusal),
     Contended,
+}
+
+/// Plans and posts until something comes of it; `ask` does a post, by its number.
+pub fn run(
+    position: &Position<'_>,
+    quote: &Quote,
+    mut ask: impl FnMut(usize, &Post) -> Result<(Legs, View), Box<View>>,
+) -> (Outcome, usize) {
+    let mut view: Option<View> = None;
+    for posts in 0..MAX_PLANS {
+        let post = match plan(quote, position, view.as_ref()) {
+            Plan::Post(post) => post,
+            Plan::Refuse(refusal) => return (Outcome::Refused(refusal), posts),
+        };
+        match ask(posts, &post) {
+            Ok((legs, view)) => return (Outcome::Done(legs, view), posts + 1),
+            Err(seen) => view = Some(*seen),
+        }
+    }
+    (Outcome::Contended, MAX_PLANS)
 }
 
 /// A caller's position and the balances behind it.
@@ -233,19 +251,11 @@ impl World {
         quote: &Quote,
         mut between: impl FnMut(usize, &mut Self),
     ) -> (Outcome, usize) {
-        let mut view: Option<View> = None;
-        for posts in 0..MAX_PLANS {
-            let post = match plan(quote, &self.position, view.as_ref()) {
-                Plan::Post(post) => post,
-                Plan::Refuse(refusal) => return (Outcome::Refused(refusal), posts),
-            };
+        let position = self.position.clone();
+        run(&position, quote, |posts, post| {
             between(posts, self);
-            match self.post(&post) {
-                Ok(legs) => return (Outcome::Done(legs, self.view(&post)), posts + 1),
-                Err(seen) => view = Some(*seen),
-            }
-        }
-        (Outcome::Contended, MAX_PLANS)
+            self.post(post).map(|legs| (legs, self.view(post)))
+        })
     }
 
     /// All of the post, or nothing and the balances it named.
@@ -302,40 +312,45 @@ impl World {
 
     /// What came of a request, in one line.
     pub fn describe(&self, outcome: &Outcome) -> String {
-        match outcome {
-            Outcome::Contended => "contended".to_owned(),
-            Outcome::Done(legs, _) if legs.is_empty() => "nothing".to_owned(),
-            Outcome::Done(legs, _) => {
-                let texts: Vec<String> = legs
-                    .iter()
-                    .map(|leg| match leg.kind {
-                        LegKind::Licence => format!("licence{} {}", leg.slot, leg.amount),
-                        kind => format!("{kind:?} {}", leg.amount).to_lowercase(),
-                    })
-                    .collect();
-                texts.join(", ")
-            }
-            Outcome::Refused(refusal) => {
-                let facts = refusal.facts.as_ref().unwrap();
-                let has = facts.available;
-                let mut text = format!(
-                    "{} has {}/{}",
-                    refusal.code.as_str(),
-                    has.credits.micro(),
-                    has.operations.micro()
-                );
-                if let Some(missing) = &facts.missing {
-                    text += " missing";
-                    for missing in missing {
-                        text += &format!(" {missing:?}").to_lowercase();
-                    }
+        describe(outcome)
+    }
+}
+
+/// What came of a request, in one line.
+pub fn describe(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Contended => "contended".to_owned(),
+        Outcome::Done(legs, _) if legs.is_empty() => "nothing".to_owned(),
+        Outcome::Done(legs, _) => {
+            let texts: Vec<String> = legs
+                .iter()
+                .map(|leg| match leg.kind {
+                    LegKind::Licence => format!("licence{} {}", leg.slot, leg.amount),
+                    kind => format!("{kind:?} {}", leg.amount).to_lowercase(),
+                })
+                .collect();
+            texts.join(", ")
+        }
+        Outcome::Refused(refusal) => {
+            let facts = refusal.facts.as_ref().unwrap();
+            let has = facts.available;
+            let mut text = format!(
+                "{} has {}/{}",
+                refusal.code.as_str(),
+                has.credits.micro(),
+                has.operations.micro()
+            );
+            if let Some(missing) = &facts.missing {
+                text += " missing";
+                for missing in missing {
+                    text += &format!(" {missing:?}").to_lowercase();
                 }
-                if let Some((by, profile)) = &facts.decided_by {
-                    text += &format!(" by {by:?}");
-                    text += &profile.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
-                }
-                text
             }
+            if let Some((by, profile)) = &facts.decided_by {
+                text += &format!(" by {by:?}");
+                text += &profile.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
+            }
+            text
         }
     }
 }

@@ -6,7 +6,7 @@ use tollgate::core::charge::{OutcomeMemo, State};
 
 use super::super::ask::Asked;
 use super::super::naive::{self, End, Grant, Key, Leg, More, Owner, RECOVERED, joined};
-use super::{Answer, Expected, Future, Play, Timestamp, charge_id, check_view, ready};
+use super::{Answer, Expected, Future, Play, Subject, Then, Timestamp, charge_id, check_view};
 
 const SCOPES: u64 = 2;
 const KEYS: u8 = 10;
@@ -30,7 +30,7 @@ pub fn lasting(more: &More) -> Option<Lasting<'_>> {
     })
 }
 
-impl Play {
+impl<S: Subject> Play<S> {
     /// What a hold is beyond a plain one: mostly nothing.
     pub(super) fn more(&mut self) -> More {
         let once = self.random.percent(25).then(|| {
@@ -58,7 +58,7 @@ impl Play {
     /// A hold under a key that another charge has.
     pub(super) fn is_known(&mut self, future: Future, owner: Owner) {
         self.saw("known");
-        match ready(future) {
+        match self.ready(future) {
             Answer::Posted(Ok(Posted::Known(known))) => {
                 assert_eq!(known.charge, charge_id(owner.charge));
                 assert_eq!((known.request, known.captured), (name(owner.request), owner.captured));
@@ -112,12 +112,56 @@ impl Play {
             (None, Some(extra)) => {
                 self.saw("amended short");
                 let view = self.view(&extra.named);
-                match ready(future) {
+                match self.ready(future) {
                     Answer::Amended(Ok(Amended::Short(found))) => check_view(&view, &found),
                     _ => panic!("the books took more than there is"),
                 }
             }
             (None, None) => unreachable!("nothing but an extra can be short"),
+        }
+    }
+
+    /// A charge that others have ended: nothing of it changes any more.
+    pub(super) fn is_over(&mut self, ended: End, future: Future) {
+        self.saw("already over");
+        let state = if ended == End::Void { State::Voided } else { State::Captured };
+        self.fly(future, Expected::Already(state), Vec::new(), 0);
+    }
+
+    /// A capture of a charge that others have voided: what its owner keeps of it is taken from
+    /// whoever has it or not (f23).
+    pub(super) fn capture_late(
+        &mut self,
+        number: u64,
+        future: Future,
+        keep: &[u64],
+        extra: Option<Asked>,
+    ) {
+        let named = extra.as_ref().map_or(Vec::new(), Asked::all_named);
+        let with = extra.as_ref().map(|extra| extra.extra(&named));
+        let done = self.model.capture_late(number, keep, with);
+        self.touched.extend(named.iter().map(|(id, _)| *id));
+        match (done, extra) {
+            (Ok((legs, all)), extra) => {
+                self.touched.extend(all.iter().map(|leg| leg.account));
+                self.saw("captured late");
+                if !legs.is_empty() {
+                    self.saw("captured late extra");
+                }
+                let view = self.view(&self.charges[number as usize].0);
+                let ids = extra.map_or(Vec::new(), |extra| extra.ids);
+                self.fly(future, Expected::Resolved(legs, Then::Asked(view)), ids, 0);
+            }
+            (Err(forced), Some(extra)) => {
+                self.saw("captured late short");
+                let seen = |(id, grant)| forced.sums_under(id, grant);
+                let view: Vec<_> = extra.named.iter().map(|named| named.map(seen)).collect();
+                match self.ready(future) {
+                    Answer::Resolved(Ok(Resolved::Short(found))) => check_view(&view, &found),
+                    _ => panic!("the books took an extra that is not there"),
+                }
+            }
+            (Err(_), None) => unreachable!("nothing but an extra can be short"),
         }
     }
 
@@ -140,6 +184,9 @@ impl Play {
     }
 
     fn amend_again(&mut self, number: u64, future: Future) {
+        if let Some(ended) = self.model.ended(number) {
+            return self.is_over(ended, future);
+        }
         match self.model.live.open.get(&number).map(|hold| hold.home) {
             Some(home) => {
                 self.saw("amended already");
@@ -148,7 +195,7 @@ impl Play {
             }
             None => {
                 self.saw("amended unknown");
-                let answer = ready(future);
+                let answer = self.ready(future);
                 assert!(matches!(answer, Answer::Amended(Ok(Amended::Unknown))));
             }
         }
@@ -157,16 +204,12 @@ impl Play {
     /// Holds end whose time is over, and nothing else does.
     pub(super) fn expire(&mut self) {
         let now = self.now;
-        let mut ended: Vec<_> = self
-            .engine()
-            .expire(now)
-            .unwrap()
-            .into_iter()
-            .map(|(open, state)| (open.charge, state))
-            .collect();
+        self.wait_for_all();
+        let mut ended = self.subject.expire(now);
         ended.sort_by_key(|(charge, _)| *charge);
         let expected = self.model.expire(now.as_microsecond());
         self.all_written();
+        self.model.forget(now.as_microsecond());
         for (charge, end) in &expected {
             let hold = &mut self.charges[*charge as usize];
             let (state, what) = match end {
@@ -180,28 +223,31 @@ impl Play {
         let expected: Vec<_> =
             expected.into_iter().map(|(charge, _)| (charge_id(charge), state(charge))).collect();
         assert_eq!(ended, expected);
-        for (charge, _) in ended {
+        for (charge, state) in ended {
             let again = self.sessions[0].resolve(
                 charge,
                 &crate::engine::resolution(State::Voided, &[], &OutcomeMemo::default()),
             );
-            assert!(matches!(ready(Box::pin(again)), Ok(Resolved::Unknown)));
+            let again = self.ready(Box::pin(again));
+            match state {
+                State::Captured if S::AT_ONCE => {
+                    assert!(matches!(again, Ok(Resolved::Already(State::Captured))));
+                }
+                _ => assert!(matches!(again, Ok(Resolved::Unknown))),
+            }
         }
         self.check_everything();
     }
 
     /// All that was decided is written, by whoever writes for all sessions.
-    pub(super) fn all_written(&mut self) {
+    pub(in super::super) fn all_written(&mut self) {
         for session in 0..=RECOVERED {
             self.written(session, self.batches[session]);
         }
     }
 
-    /// Writes what waits. Nobody has the engine's own session; its next answer is given up.
-    pub(super) fn flush(&mut self, session: usize) {
-        if session < RECOVERED {
-            return self.sessions[session].flush().unwrap();
-        }
+    /// The answer of what a session asked last is given up.
+    pub(in super::super) fn give_up(&mut self, session: usize) {
         let waits = |flight: &super::Flight| {
             flight.session == session && flight.batch == self.batches[session]
         };
@@ -210,7 +256,7 @@ impl Play {
     }
 
     /// The slots of holds that outlived their process are their legs.
-    pub(super) fn adopt(&mut self) {
+    pub(in super::super) fn adopt(&mut self) {
         let unseen = Grant { base: 0, version: (0, 0) };
         for (charge, hold) in &self.model.live.open {
             let legs = hold.legs.iter().map(|leg| Some((leg.account, unseen)));
@@ -223,11 +269,15 @@ impl Play {
         let now = self.now.as_microsecond();
         for (scope, key) in (0..SCOPES).flat_map(|scope| (0..KEYS).map(move |key| (scope, key))) {
             let named = name(key);
-            let known = ready(Box::pin(self.sessions[0].known(scope, &named))).unwrap();
+            let known = self.ready(Box::pin(self.sessions[0].known(scope, &named))).unwrap();
             let found = known.map(|known| (known.charge, known.captured));
             let told = |owner: Owner| (charge_id(owner.charge), owner.captured);
             match self.model.live.owner((scope, key), now) {
                 Ok(owner) => assert_eq!(found, owner.map(told), "key {key} of scope {scope}"),
+                // Where it is known when that is, it is not forgotten yet.
+                Err(owner) if S::AT_ONCE => {
+                    assert_eq!(found, Some(told(owner)), "key {key} of scope {scope}");
+                }
                 // It may be forgotten, or not yet.
                 Err(owner) => assert!(found.is_none_or(|found| found == told(owner))),
             }
