@@ -148,7 +148,8 @@ impl Gateway {
             gateway: name.into(),
             shards: SHARDS,
             deadline,
-            owner_timeout: PATIENCE,
+            // It is not heard of by itself: what it writes may be lost with an old master.
+            owner_timeout: 60 * PATIENCE,
             ..options(&RedisServer::shared())
         };
         let opening = redis::Engine::open(options, runtime.handle.clone(), NOW);

@@ -278,8 +278,9 @@ fn tls_is_verified_and_what_does_not_fit_is_told() {
         let refused = refusal(&runtime, &url);
         assert!(refused.contains(told), "{url}: {refused}");
     }
-    // The other way round nothing is said, but the connection ends.
-    refusal(&runtime, &format!("redis://127.0.0.1:{other}"));
+    // The other way round nothing is said: the connection ends.
+    let refused = refusal(&runtime, &format!("redis://127.0.0.1:{other}"));
+    assert!(refused.contains("rediss:// in books.url"), "{refused}");
 }
 
 #[test]

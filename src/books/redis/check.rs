@@ -3,6 +3,7 @@
 
 use super::link::Link;
 use super::node::{CallError, Node};
+use super::place::Kind;
 
 /// The first version that has functions.
 const VERSION: u64 = 7;
@@ -13,9 +14,10 @@ const VERSION: u64 = 7;
 /// Which one cannot, and what to do about it.
 pub(super) async fn servers(link: &Link) -> Result<(), String> {
     for master in link.everyone().await.map_err(|error| error.to_string())? {
-        let told = info(&master).await?;
+        let told = info(&master, link.place().doubt()).await?;
         let server = &master.address;
-        fits(&told, link.is_cluster()).map_err(|why| format!("{server}: {why}"))?;
+        let in_cluster = matches!(link.place().kind, Kind::Cluster(_));
+        fits(&told, in_cluster).map_err(|why| format!("{server}: {why}"))?;
         if field(&told, "aof_enabled") == Some("0") {
             tracing::warn!(
                 redis = %server,
@@ -27,11 +29,12 @@ pub(super) async fn servers(link: &Link) -> Result<(), String> {
     Ok(())
 }
 
-async fn info(master: &Node) -> Result<String, String> {
-    let told = master.ask(&redis::cmd("INFO")).await.map_err(|error| match &error {
-        CallError::NotExecuted(why) if why.contains("NoPerm") => {
+async fn info(master: &Node, doubt: Option<&str>) -> Result<String, String> {
+    let told = master.ask(&redis::cmd("INFO")).await.map_err(|error| match (&error, doubt) {
+        (CallError::NotExecuted(why), _) if why.contains("NoPerm") => {
             format!("{why}; what a user needs is in docs/scaling.md: +info is part of it")
         }
+        (CallError::Unknown(why), Some(doubt)) => format!("{why}; {doubt}"),
         _ => error.to_string(),
     })?;
     redis::from_redis_value(told).map_err(|error| format!("{}: {error}", master.address))

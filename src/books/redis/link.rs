@@ -134,9 +134,9 @@ impl Link {
         addresses.iter().map(|address| self.node(address)).collect()
     }
 
-    /// Whether the place is a Cluster.
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.place.kind, Kind::Cluster(_))
+    /// What it connects to.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Gives all connections up.

@@ -155,10 +155,6 @@ impl Node {
             _ if told.contains("InvalidContentType") => {
                 "it speaks no TLS there: redis:// instead of rediss://, or another port"
             }
-            _ if told.contains("CertificateRequired") => {
-                "it asks for a certificate: name its file and that of its key with ?sslcert= and \
-                 &sslkey= in books.url"
-            }
             _ => return told,
         };
         format!("{told}; {help}")

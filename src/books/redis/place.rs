@@ -93,6 +93,19 @@ impl Place {
         Ok(Self { kind, sentinel: first.sentinel()?, server, tls: first.certificates()? })
     }
 
+    /// What may be wrong with a server that ends a connection as soon as it is used.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        let shows = self.tls.as_ref().is_some_and(|files| files.client_tls.is_some());
+        match self.server.addr() {
+            ConnectionAddr::TcpTls { .. } if shows => None,
+            ConnectionAddr::TcpTls { .. } => Some(
+                "if it asks for a certificate: name its file and that of its key with ?sslcert= \
+                 and &sslkey= in books.url",
+            ),
+            _ => Some("if it speaks TLS there: rediss:// in books.url"),
+        }
+    }
+
     /// A client for a server of this place.
     pub(super) fn server(&self, address: &Address) -> Result<Client, RedisError> {
         self.client(&self.server, address)

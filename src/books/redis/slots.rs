@@ -106,7 +106,12 @@ fn ranges(told: Value, asked: &Address) -> Option<Vec<Range>> {
 pub(super) async fn master_by(node: &Node, master: &str) -> Result<Address, CallError> {
     let mut command = redis::cmd("SENTINEL");
     command.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-    let told = node.ask(&command).await?;
+    let told = node.ask(&command).await.map_err(|error| match error {
+        CallError::Unknown(why) if why.contains("unknown command") => {
+            CallError::NotExecuted(format!("{} is no Sentinel", node.address))
+        }
+        other => other,
+    })?;
     let named: Option<(String, u16)> = redis::from_redis_value(told).map_err(|_| odd())?;
     let (host, port) = named.ok_or_else(|| {
         let sentinel = &node.address;
