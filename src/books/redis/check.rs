@@ -34,7 +34,14 @@ async fn info(master: &Node, doubt: Option<&str>) -> Result<String, String> {
         (CallError::NotExecuted(why), _) if why.contains("NoPerm") => {
             format!("{why}; what a user needs is in docs/scaling.md: +info is part of it")
         }
-        (CallError::Unknown(why), Some(doubt)) => format!("{why}; {doubt}"),
+        // How a connection ends that is not wanted depends on who is first.
+        (CallError::NotExecuted(why) | CallError::Unknown(why), Some(doubt))
+            if ["broken pipe", "timed out", "reset", "closed", "end of file", "eof"]
+                .iter()
+                .any(|end| why.to_lowercase().contains(end)) =>
+        {
+            format!("{why}; {doubt}")
+        }
         _ => error.to_string(),
     })?;
     redis::from_redis_value(told).map_err(|error| format!("{}: {error}", master.address))
