@@ -9,9 +9,6 @@ use super::error::Problem;
 /// The one list: a key (`*` is any element or name), and which of its values ask for the part.
 const NOT_BUILT: &[(&str, Asks)] = &[
     ("books.durability", Asks::Word("replica")),
-    // A cluster.
-    ("books.url.*", Asks::Always),
-    ("books.url", Asks::Prefix("rediss://")),
     ("directory.org_files", Asks::NotEmpty),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
     ("route.*.front", Asks::Always),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Books, Credential, OneOrMany, Report};
+use super::{Books, Credential, OneOrMany, Report, Url};
 
 /// The longest secret; a larger file is not one.
 const MAX_LENGTH: u64 = 64 * 1024;
@@ -101,7 +101,8 @@ pub fn report(
     Err(SecretError::Short(variable.unwrap_or_else(file)))
 }
 
-/// Where the books in Redis are: a URL that may hold a password.
+/// Where the books in Redis are: a URL, or several with spaces between them, that may hold a
+/// password.
 ///
 /// # Errors
 /// See [`SecretError`].
@@ -111,8 +112,9 @@ pub fn books_url(
 ) -> Result<SecretString, SecretError> {
     match &books.url {
         Some(OneOrMany::One(url)) => Ok(url.expose().into()),
-        // Checking the configuration refuses several.
-        Some(OneOrMany::Many(_)) => Err(SecretError::Credential),
+        Some(OneOrMany::Many(urls)) => {
+            Ok(urls.iter().map(Url::expose).collect::<Vec<_>>().join(" ").into())
+        }
         None => from_either(&books.url_env, &books.url_file, look_up),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::document::{Document, Key};
 use super::error::Problem;
-use super::{Config, Credential, Durability, Engine, Gateway, MAX_URLS, OneOrMany, Upstream};
+use super::{Config, Credential, Durability, Engine, Gateway, MAX_URLS, OneOrMany, Upstream, Url};
 
 mod job;
 mod route;
@@ -141,9 +141,25 @@ fn redis(check: &mut Check<'_>, config: &Config, key: &Key) {
             check.that(fits, &key.name("durability"), expected);
         }
     }
-    if let Some(OneOrMany::One(url)) = &books.url {
-        let fine = ["redis://", "rediss://"].iter().any(|scheme| url.expose().starts_with(scheme));
-        check.that(fine, &key.name("url"), "expected a URL like \"redis://127.0.0.1:6379\"");
+    let begins = |url: &Url, schemes: &[&str]| {
+        schemes.iter().any(|scheme| url.expose().starts_with(scheme)) && !url.expose().contains(' ')
+    };
+    let (key, servers) = (key.name("url"), ["redis://", "rediss://"]);
+    match &books.url {
+        Some(OneOrMany::One(url)) => {
+            let sentinels = ["redis+sentinel://", "rediss+sentinel://"];
+            let fine = begins(url, &servers) || begins(url, &sentinels);
+            check.that(fine, &key, "expected a URL like \"redis://127.0.0.1:6379\"");
+        }
+        Some(OneOrMany::Many(urls)) => {
+            let in_range = (1..=MAX_URLS).contains(&urls.len());
+            check.that(in_range, &key, format!("expected 1 to {MAX_URLS} URLs"));
+            for (index, url) in urls.iter().enumerate() {
+                let expected = "expected a URL like \"redis://127.0.0.1:6379\"";
+                check.that(begins(url, &servers), &key.index(index), expected);
+            }
+        }
+        None => {}
     }
 }
 

@@ -19,6 +19,7 @@ use crate::redis_server::RedisServer;
 
 pub struct OnRedis {
     engine: redis::Engine,
+    options: Options,
     // Below the engine, so that it ends before they do.
     runtime: EventLoop,
     server: RedisServer,
@@ -68,17 +69,35 @@ pub fn options(server: &RedisServer) -> Options {
     }
 }
 
-fn open(runtime: &EventLoop, server: &RedisServer, now: Timestamp) -> redis::Engine {
+fn open(runtime: &EventLoop, options: &Options, now: Timestamp) -> redis::Engine {
     let handle = &runtime.handle;
-    handle.block_on(redis::Engine::open(options(server), handle.clone(), now)).unwrap()
+    handle.block_on(redis::Engine::open(options.clone(), handle.clone(), now)).unwrap()
+}
+
+impl OnRedis {
+    /// With another URL of a server of its own.
+    pub fn start_as(url: impl FnOnce(&RedisServer) -> String) -> Self {
+        let (runtime, server) = (EventLoop::start(), RedisServer::start());
+        let options = Options { url: url(&server).into(), ..options(&server) };
+        Self { engine: open(&runtime, &options, NOW), options, runtime, server }
+    }
 }
 
 /// Every account as the ledger's records add up to it.
 pub fn folded(engine: &redis::Engine, handle: &Handle) -> BTreeMap<String, Balance> {
+    folded_in(engine, handle, 0)
+}
+
+/// The same of one shard of several.
+pub fn folded_in(
+    engine: &redis::Engine,
+    handle: &Handle,
+    shard: usize,
+) -> BTreeMap<String, Balance> {
     let mut fold = Fold::default();
     let mut position = 0;
     loop {
-        let entries = handle.block_on(engine.ledger(0, position, 100)).unwrap();
+        let entries = handle.block_on(engine.ledger(shard, position, 100)).unwrap();
         for (at, bytes) in &entries {
             assert_eq!(*at, position + 1);
             position = *at;
@@ -99,8 +118,7 @@ impl Engine for OnRedis {
     const IN_ORDER: bool = false;
 
     fn start() -> Self {
-        let (runtime, server) = (EventLoop::start(), RedisServer::start());
-        Self { engine: open(&runtime, &server, NOW), runtime, server }
+        Self::start_as(RedisServer::url)
     }
 
     fn session(&self) -> Self::Session {
@@ -108,9 +126,9 @@ impl Engine for OnRedis {
     }
 
     fn restart_at(self, now: Timestamp) -> Self {
-        let Self { engine, runtime, server } = self;
+        let Self { engine, options, runtime, server } = self;
         drop(engine);
-        Self { engine: open(&runtime, &server, now), runtime, server }
+        Self { engine: open(&runtime, &options, now), options, runtime, server }
     }
 
     fn expire(&self, now: Timestamp) -> Vec<(OpenCharge, State)> {

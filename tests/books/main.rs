@@ -15,6 +15,8 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_cluster`, `redis_sentinel`: masters that are several, move and die.
+//! - `redis_connect`: users, protocols, TLS, and starts that are refused.
 //! - `redis_faults`: a bad network between the engine and Redis.
 //! - `redis_late`: captures of charges that others have voided.
 //! - `redis_names`: charges that other gateways find.
@@ -50,11 +52,14 @@ mod model;
 mod postgres;
 mod prune;
 mod recorded;
+mod redis_cluster;
+mod redis_connect;
 mod redis_faults;
 mod redis_late;
 mod redis_names;
 mod redis_owners;
 mod redis_rejoin;
+mod redis_sentinel;
 #[path = "../support/redis.rs"]
 #[expect(dead_code, reason = "the gateway's tests need more of it")]
 mod redis_server;
@@ -71,4 +76,9 @@ mod embedded {
 /// The same on a real Redis.
 mod redis {
     crate::contract::suite!(crate::engine_redis::OnRedis);
+}
+
+/// And as a user with no more rights than the documentation gives it.
+mod redis_restricted {
+    crate::contract::suite!(crate::redis_connect::Restricted);
 }

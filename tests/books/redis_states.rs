@@ -142,8 +142,13 @@ fn f33_an_error_in_the_middle_of_a_call_leaves_nothing_of_it() {
     // Texts where there are to be numbers: they are met when the first hold is worked on already.
     store(&b"\xa1x".repeat(6));
     let before = contents(&gateway);
-    let asked = (hold(3, 0), hold(4, 1), hold(5, 0));
-    let told = gateway.in_one_turn(async { tokio::join!(asked.0, asked.1, asked.2) });
+    let session = gateway.session.clone();
+    let told = gateway.in_one_turn(async move {
+        let accounts = [account("a", 100, 1), account("b", 100, 1)];
+        let ten = [take(10, &[0]), take(10, &[1])];
+        let hold = |charge, slot: usize| session.hold(&ask(charge, &accounts, &ten[slot]));
+        tokio::join!(hold(3, 0), hold(4, 1), hold(5, 0))
+    });
     for told in [told.0, told.1, told.2] {
         is_unavailable(told, "");
     }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test waits for a server to start")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,22 @@ use tempfile::TempDir;
 
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A setting that is a free port, another one each time.
+pub const FREE: &str = "(free)";
+
+/// The setting that makes it a Sentinel, which keeps nothing.
+pub const SENTINEL: &str = "--sentinel";
+
+/// What `--requirepass` says.
+fn password(settings: &[String]) -> Option<&str> {
+    let at = settings.iter().position(|word| word == "--requirepass")?;
+    Some(&settings[at + 1])
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
 
 /// A running server.
 pub struct RedisServer {
@@ -30,16 +46,18 @@ impl RedisServer {
         Self::start_with(&[])
     }
 
-    /// One with other settings: `["--appendonly", "yes"]`.
+    /// One with other settings: `["--appendonly", "yes"]`. [`FREE`] is a port that is free.
     pub fn start_with(settings: &[&str]) -> Self {
-        let more = ["--databases", "10000"];
-        let settings: Vec<String> =
-            settings.iter().chain(&more).map(|word| (*word).to_owned()).collect();
         let dir = tempfile::tempdir().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
             // Free now; somebody else may take it first, and then there is another.
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let word = |word: &&str| match *word {
+                FREE => free_port().to_string(),
+                word => word.to_owned(),
+            };
+            let settings: Vec<String> = settings.iter().map(word).collect();
+            let port = free_port();
             if let Some(process) = run(port, &settings, &dir) {
                 return Self { process, port, settings, dir };
             }
@@ -66,7 +84,20 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let password = password(&self.settings).map(|password| format!(":{password}@"));
+        format!("redis://{}127.0.0.1:{}", password.unwrap_or_default(), self.port)
+    }
+
+    /// What a setting came to.
+    pub fn setting(&self, name: &str) -> &str {
+        let at = self.settings.iter().position(|setting| setting == name).unwrap();
+        &self.settings[at + 1]
+    }
+
+    /// A command, on a connection of its own.
+    pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
+        let mut connection = redis::Client::open(self.url())?.get_connection()?;
+        redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
     }
 
     /// Stops it where it stands, or lets it go on.
@@ -83,7 +114,14 @@ impl RedisServer {
 
     /// Starts it again, on the same port and files.
     pub fn start_again(&mut self) {
-        let process = run(self.port, &self.settings, &self.dir);
+        self.start_again_with(&[]);
+    }
+
+    /// With other settings besides.
+    pub fn start_again_with(&mut self, settings: &[&str]) {
+        let more = settings.iter().map(|word| (*word).to_owned());
+        let settings: Vec<String> = self.settings.iter().cloned().chain(more).collect();
+        let process = run(self.port, &settings, &self.dir);
         self.process = process.expect("its port was free, and still is");
     }
 }
@@ -91,14 +129,23 @@ impl RedisServer {
 /// A server that answers; `None` where it ends at once.
 fn run(port: u16, settings: &[String], dir: &TempDir) -> Option<Child> {
     let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-    command.arg("--dir").arg(dir.path()).args(settings).stdout(Stdio::null());
+    let port_text = port.to_string();
+    if settings.iter().any(|word| word == SENTINEL) {
+        // It writes into the file what it knows.
+        let file = dir.path().join("sentinel.conf");
+        std::fs::write(&file, format!("port {port}\nbind 127.0.0.1\n")).unwrap();
+        command.arg(file);
+    } else {
+        command.args(["--port", &port_text, "--bind", "127.0.0.1", "--save", ""]);
+        command.args(["--databases", "10000", "--dir"]).arg(dir.path());
+    }
+    command.args(settings).stdout(Stdio::null());
     let started = command.spawn();
     let mut process =
         started.expect("redis-server does not start: install the package redis-server");
     let deadline = Instant::now() + PATIENCE;
     while process.try_wait().unwrap().is_none() {
-        if is_behind(port, process.id()) {
+        if is_behind(port, password(settings), process.id()) {
             return Some(process);
         }
         assert!(Instant::now() < deadline, "redis-server does not answer");
@@ -108,14 +155,25 @@ fn run(port: u16, settings: &[String], dir: &TempDir) -> Option<Child> {
 }
 
 /// Whether this process is the server behind a port, and not one of another test that was first.
-fn is_behind(port: u16, process: u32) -> bool {
+fn is_behind(port: u16, password: Option<&str>, process: u32) -> bool {
     let Ok(mut connection) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-    let mut told = String::new();
+    let login = password.map(|password| format!("AUTH {password}\r\n")).unwrap_or_default();
     let asked = connection
         .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| connection.write_all(b"INFO server\r\nQUIT\r\n"))
-        .and_then(|()| connection.read_to_string(&mut told));
-    asked.is_ok() && told.contains(&format!("\r\nprocess_id:{process}\r\n"))
+        .and_then(|()| connection.write_all(format!("{login}INFO server\r\n").as_bytes()));
+    let lines = BufReader::new(connection).lines().map_while(Result::ok);
+    // An error is an answer too.
+    let mut answers = lines.filter(|line| line.starts_with("process_id:") || line.starts_with('-'));
+    asked.is_ok() && answers.next().is_some_and(|line| line == format!("process_id:{process}"))
+}
+
+/// Asks until it is so.
+pub fn until(what: &str, mut ask: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !ask() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 impl Drop for RedisServer {

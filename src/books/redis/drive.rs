@@ -217,7 +217,7 @@ impl Driver {
             }
             Err(error) => {
                 // Whatever comes next on this connection may be somebody else's too.
-                self.shared.link.reset().await;
+                self.shared.link.reset();
                 tracing::error!(shard = self.shard, %error, "a reply that cannot be read");
                 Err(Failed::Unknown(error.to_string()))
             }

@@ -1,6 +1,7 @@
 //! The function library: what it is, and how Redis comes to have it.
 
 use super::link::{CallError, Link};
+use super::node::Node;
 
 /// The library, as Redis loads it. Its name and those of its functions end in a version, so that
 /// gateways of two versions can share a Redis; one version is always the same code.
@@ -15,25 +16,34 @@ pub(super) const JOIN: &str = "tollgate_1_join";
 pub(super) const LEAVE: &str = "tollgate_1_leave";
 const NAME: &str = "tollgate_1";
 
-/// Has Redis load the library, unless it has it: where memory is short it loads nothing, and a
-/// gateway has to start all the same.
+/// Has each master load the library, unless it has it: where memory is short it loads nothing, and
+/// a gateway has to start all the same. A master that fails keeps no other from having it.
 pub(super) async fn load(link: &Link) -> Result<(), String> {
-    if is_there(link).await? {
-        return same(link).await;
+    let masters = link.everyone().await.map_err(|error| error.to_string())?;
+    let mut failed = Ok(());
+    for master in masters {
+        failed = failed.and(load_at(&master).await);
+    }
+    failed
+}
+
+async fn load_at(master: &Node) -> Result<(), String> {
+    if is_there(master).await? {
+        return same(master).await;
     }
     let mut command = redis::cmd("FUNCTION");
     command.arg("LOAD").arg(CODE);
-    match link.call(&command).await {
+    match master.ask(&command).await {
         Ok(_) => Ok(()),
-        Err(CallError::Unknown(why)) if why.contains("already exists") => same(link).await,
+        Err(CallError::Unknown(why)) if why.contains("already exists") => same(master).await,
         Err(error) => Err(format!("the books' library cannot be loaded: {error}")),
     }
 }
 
-async fn is_there(link: &Link) -> Result<bool, String> {
+async fn is_there(master: &Node) -> Result<bool, String> {
     let mut command = redis::cmd("FUNCTION");
     command.arg("LIST").arg("LIBRARYNAME").arg(NAME);
-    match link.send(&command).await {
+    match master.ask(&command).await {
         Ok(redis::Value::Array(libraries)) => Ok(!libraries.is_empty()),
         Ok(_) => Ok(false),
         Err(error) => Err(format!("the books' library cannot be looked for: {error}")),
@@ -41,15 +51,16 @@ async fn is_there(link: &Link) -> Result<bool, String> {
 }
 
 /// Whether the library that is there is ours.
-async fn same(link: &Link) -> Result<(), String> {
+async fn same(master: &Node) -> Result<(), String> {
     let mut command = redis::cmd("FUNCTION");
     command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
-    let listed = link.send(&command).await.map_err(|error| error.to_string())?;
+    let listed = master.ask(&command).await.map_err(|error| error.to_string())?;
     match code_of(&listed) {
         Some(code) if code == CODE.as_bytes() => Ok(()),
         _ => Err(format!(
-            "Redis has another library {NAME}: if no gateway of that build runs any more, delete \
-             it with FUNCTION DELETE {NAME}"
+            "{}: Redis has another library {NAME}: if no gateway of that build runs any more, \
+             delete it with FUNCTION DELETE {NAME}",
+            master.address
         )),
     }
 }

@@ -12,7 +12,10 @@
 //! - `pack`: MessagePack, as the library speaks it.
 //! - `wire`: operations and replies, with `stored` for a hold as it is there.
 //! - `foreign`: both, for whoever tries to break them.
-//! - `link`: the connection, and what its errors mean.
+//! - `place`: where the books are, as `books.url` says.
+//! - `node`: a connection to one server, and what its errors mean.
+//! - `link`: whom a call is sent to, with `slots`: which server has which keys.
+//! - `check`: what a server has to be like.
 //! - `library`: the function library.
 //! - `session`: the [`Books`](super::Books) of a worker.
 //! - `welcome`: what a shard says to a session that enters it.
@@ -25,6 +28,7 @@
 //! - `look`: what lists and gauges show.
 //! - `stream`: how far the streams are, and trimming.
 
+mod check;
 mod drive;
 mod entrance;
 #[doc(hidden)]
@@ -34,10 +38,13 @@ pub mod ledger;
 mod library;
 mod link;
 mod look;
+mod node;
 mod owners;
 mod pack;
+mod place;
 mod recorded;
 mod session;
+mod slots;
 mod stored;
 mod stream;
 mod welcome;
@@ -51,7 +58,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use redis::{Client, Cmd, FromRedisValue, Value};
+use redis::{Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -60,6 +67,7 @@ use tokio_util::task::TaskTracker;
 
 use self::link::{CallError, Link};
 use self::pack::In;
+use self::place::Place;
 use self::wire::Endable;
 use super::{BooksError, OpenCharge, forgotten_before};
 use crate::core::account::{AccountKey, Balance};
@@ -103,7 +111,7 @@ impl From<CallError> for OpenError {
 /// Where the books are, and how this gateway uses them.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `redis://` and so on; it may hold a password.
+    /// One URL, or the several of a Cluster with spaces between them; they may hold a password.
     pub url: SecretString,
     /// What every key begins with.
     pub prefix: String,
@@ -274,10 +282,7 @@ impl Engine {
         runtime: Handle,
         now: Timestamp,
     ) -> Result<Self, OpenError> {
-        let client = || {
-            let client = Client::open(options.url.expose_secret());
-            client.map_err(|error| OpenError::Address(error.to_string()))
-        };
+        let place = Place::read(options.url.expose_secret()).map_err(OpenError::Address)?;
         let random = getrandom::u64().map_err(|error| OpenError::Books(error.to_string()))?;
         let journal = |dir: &PathBuf| journal::Journal::open(dir, &options.epoch, options.shards);
         let journal = options.journal.as_ref().map(journal).transpose();
@@ -294,8 +299,8 @@ impl Engine {
             rejoin_timeout: options.rejoin_timeout,
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
             began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),
-            link: Link::new(client()?, options.call_timeout),
-            reads: Link::new(client()?, options.call_timeout.max(Duration::from_secs(5))),
+            link: Link::new(place.clone(), options.call_timeout),
+            reads: Link::new(place, options.call_timeout.max(Duration::from_secs(5))),
             prefix: options.prefix,
             shards: options.shards.max(1),
             gateway: options.gateway,
@@ -309,6 +314,7 @@ impl Engine {
             seen: look::Seen::default(),
             end: CancellationToken::new(),
         });
+        check::servers(&shared.link).await.map_err(OpenError::Redis)?;
         library::load(&shared.link).await.map_err(OpenError::Redis)?;
         for shard in 0..shared.shards {
             shared.find(shard, options.make).await?;

@@ -1,5 +1,7 @@
 //! Files that are not valid, and exactly what is said about them.
 
+use secrecy::ExposeSecret as _;
+
 use super::*;
 
 /// One line, so that a route after it starts on line 2.
@@ -331,18 +333,39 @@ $TOLLGATE__BOOKS__SHARDS: books.shards: expected at least 1";
 }
 
 #[test]
+fn urls_of_redis_are_those_of_a_server_a_cluster_or_sentinels() {
+    let engine = ("TOLLGATE__BOOKS__ENGINE", "redis");
+    let asked = |url| load_text(SAMPLE, &[engine, ("TOLLGATE__BOOKS__URL", url)]);
+    let expected = "expected a URL like \"redis://127.0.0.1:6379\"";
+    for (url, problem) in [
+        ("redis://a", None),
+        ("rediss://u:p@a:1/2?protocol=resp3", None),
+        ("redis+sentinel://a,b/books", None),
+        ("rediss+sentinel://a/books", None),
+        ("[\"redis://a\", \"redis://b:7000\"]", None),
+        ("http://a", Some(format!("books.url: {expected}"))),
+        ("redis://a redis://b", Some(format!("books.url: {expected}"))),
+        ("[\"redis://a\", \"redis+sentinel://b/c\"]", Some(format!("books.url[1]: {expected}"))),
+        ("[]", Some("books.url: expected 1 to 64 URLs".to_owned())),
+    ] {
+        let told = asked(url).err().map(|error| {
+            let [problem] = &*error.problems else { panic!("{error}") };
+            format!("{}: {}", problem.key, problem.expected)
+        });
+        assert_eq!(told, problem, "{url}");
+    }
+    let config = asked("[\"redis://a\", \"redis://b:7000\"]").unwrap().config;
+    let joined = crate::config::secret::books_url(&config.books, |_| None).unwrap();
+    assert_eq!(joined.expose_secret(), "redis://a redis://b:7000");
+}
+
+#[test]
 fn what_is_not_built_yet_says_so_at_its_key() {
     let absent = "not built yet, expected the key to be absent";
     let empty = "not built yet, expected nothing in it";
     let word = "is not built yet, expected another value";
     for (variable, value, expected) in [
         ("BOOKS__DURABILITY", "replica", format!("books.durability: \"replica\" {word}")),
-        ("BOOKS__URL", "[\"redis://127.0.0.1\"]", format!("books.url[0]: {absent}")),
-        (
-            "BOOKS__URL",
-            "rediss://127.0.0.1",
-            "books.url: rediss:// is not built yet, expected redis://".to_owned(),
-        ),
         ("DIRECTORY__ORG_FILES", "[\"*.toml\"]", format!("directory.org_files: {empty}")),
         (
             "UPSTREAM__0__URLS__0",
@@ -354,11 +377,7 @@ fn what_is_not_built_yet_says_so_at_its_key() {
         ("ENVOY__LISTEN", "127.0.0.1:9191", format!("envoy.listen: {absent}")),
     ] {
         let name = format!("TOLLGATE__{variable}");
-        let mut env = vec![(&*name, value)];
-        // Elsewhere it has no place.
-        if variable == "BOOKS__URL" {
-            env.push(("TOLLGATE__BOOKS__ENGINE", "redis"));
-        }
+        let env = [(&*name, value)];
         let error = load_text(SAMPLE, &env).unwrap_err();
         let [problem] = &*error.problems else { panic!("{error}") };
         assert_eq!(format!("{}: {}", problem.key, problem.expected), expected);
