@@ -127,17 +127,16 @@ impl Campaign {
         self.redis.pause(false);
     }
 
-    /// Redis comes back with what it had some time ago, which may be before the last fault.
+    /// Redis comes back with what it had some time ago, which may be before the last faults.
     async fn old_snapshot(&mut self) {
-        let before = self.snapshot.take();
-        let new = self.redis.snapshot();
-        let is_older = self.random.below(2) == 0;
-        let old = before.filter(|_| is_older).unwrap_or_else(|| new.clone());
-        sleep(Duration::from_millis(300)).await;
+        if self.random.below(2) == 0 {
+            self.snapshot = (self.redis.snapshot(), Instant::now());
+            self.some_time(500).await;
+        }
         self.redis.kill();
-        self.redis.put_back(&old);
+        self.redis.put_back(&self.snapshot.0);
+        self.put_back_by = self.snapshot.1.elapsed();
         self.redis.start_again();
-        self.snapshot = Some(new);
     }
 
     /// At `maxmemory` nothing is held, and what is open still ends.
