@@ -154,7 +154,7 @@ impl Shared {
     /// Open for as long as its gate is shut.
     async fn slow(&self, at: usize, kind: usize, user: &str, wanted: &mut Wanted) {
         let gate = Some(self.org.clone());
-        let is_streamed = kind % 2 == 0;
+        let is_streamed = kind.is_multiple_of(2);
         let script = match is_streamed {
             true => Script { half: gate, chunked: true, pad: 200_000, ..Script::default() },
             false => Script { gate, ..Script::default() },
