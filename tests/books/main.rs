@@ -27,6 +27,7 @@
 
 mod archive;
 mod archive_shards;
+mod archive_switch;
 mod closed;
 mod contract;
 mod crash_points;
