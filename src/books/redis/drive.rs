@@ -165,7 +165,10 @@ impl Driver {
             next = name,
             "the books have removed a session that was not heard of in time; what it held is resolved"
         );
-        (self.name, self.number, self.renew_at) = (name, None, None);
+        let retired = std::mem::replace(&mut self.name, name);
+        // Nobody else does again what is lost of it.
+        self.shared.retired[self.shard].lock().insert(retired);
+        (self.number, self.renew_at) = (None, None);
         self.has_entered = false;
         *self.queue().lease.lock() = None;
     }
