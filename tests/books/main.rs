@@ -49,6 +49,7 @@ mod redis_faults;
 mod redis_late;
 mod redis_owners;
 mod redis_rejoin;
+mod redis_retired;
 #[path = "../support/redis.rs"]
 #[expect(dead_code, reason = "the gateway's tests need more of it")]
 mod redis_server;
