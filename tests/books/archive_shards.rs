@@ -28,7 +28,7 @@ use crate::postgres::Postgres;
 use crate::prune::{self, memo_of};
 use crate::redis_server::RedisServer;
 
-const SHARDS: usize = 4;
+pub const SHARDS: usize = 4;
 /// Orgs, of which each shard has some.
 const ORGS: [&str; 8] = ["acme", "b", "c", "d", "e", "f", "g", "h"];
 
@@ -51,7 +51,7 @@ fn refund_of(org: &str, turn: u64) -> ChargeId {
 
 /// In each turn every org begins a charge, amends the one before, ends the one before that, and
 /// gives back an earlier one: what belongs together is in different entries.
-async fn turn<S: Books>(session: &S, turn: u64) {
+pub async fn turn<S: Books>(session: &S, turn: u64) {
     for org in ORGS {
         let accounts = [account(org, "a"), account(org, "b")];
         let (memo, post) = (memo_of(org), take(10 + turn % 5, &[0]));
@@ -103,7 +103,7 @@ async fn end<S: Books>(session: &S, org: &str, turn: u64) {
 }
 
 /// All that an archive says of so many turns.
-async fn told(archive: &Archive, turns: u64) -> Vec<String> {
+pub async fn told(archive: &Archive, turns: u64) -> Vec<String> {
     let mut told = Vec::new();
     let mark = Mark::default();
     for org in ORGS {
@@ -126,7 +126,7 @@ async fn told(archive: &Archive, turns: u64) -> Vec<String> {
 }
 
 /// What the archive of embedded books says after the same.
-async fn expected(turns: u64) -> Vec<String> {
+pub async fn expected(turns: u64) -> Vec<String> {
     let (dir, data) = (temporary(), temporary());
     let engine = embedded::Engine::open(dir.path(), NOW).unwrap();
     let session = engine.session();
@@ -213,13 +213,13 @@ fn open(runtime: &EventLoop, server: &RedisServer, dir: &Path) -> Engine {
     std::thread::scope(|scope| scope.spawn(opening).join().unwrap()).unwrap()
 }
 
-fn stopped() -> CancellationToken {
+pub fn stopped() -> CancellationToken {
     let stop = CancellationToken::new();
     stop.cancel();
     stop
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds().await {
         assert!(Instant::now() < deadline, "never happened: {what}");
@@ -228,7 +228,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// Archives all that there is, also what a connection that ends keeps locked for a while.
-async fn all(archive: &Archive) {
+pub async fn all(archive: &Archive) {
     until("everything is archived", async || {
         archive.follow(stopped()).await.unwrap();
         archive.lag(0) == 0

@@ -34,6 +34,7 @@ use tollgate::core;
 
 mod archive;
 mod archive_shards;
+mod archive_switch;
 mod closed;
 mod contract;
 mod crash_points;
@@ -59,6 +60,7 @@ mod redis_late;
 mod redis_names;
 mod redis_owners;
 mod redis_rejoin;
+mod redis_retired;
 mod redis_sentinel;
 #[path = "../support/redis.rs"]
 #[expect(dead_code, reason = "the gateway's tests need more of it")]

@@ -8,6 +8,8 @@
 //! - `framing`, `deadlines`, `hygiene`: hostile bytes, slow clients, and what is read from both.
 //! - `upstreams`, `early`, `failures`: backends that fail, in every way they can.
 //! - `quoting`: products, forms, uploads, bytes, and what is set in requests.
+//! - `faults`, `fault_load`, `fault_kinds`, `fault_check`: whatever can happen to three gateways, their
+//!   Redis and their PostgreSQL, and that what was told adds up behind it.
 //! - `headers`: what of a request's headers a backend is shown.
 //! - `holds`: the holds API, and quotes.
 //! - `idempotency`, `retries`: what is sent again under one key, by hand and by the thousand.
@@ -41,9 +43,13 @@ mod documents;
 mod early;
 mod elsewhere;
 mod failures;
+mod fault_check;
+mod fault_kinds;
+mod fault_load;
 #[path = "../support/fault_proxy.rs"]
 #[expect(dead_code, reason = "here nothing goes wrong by chance")]
 mod fault_proxy;
+mod faults;
 mod framing;
 mod headers;
 mod holds;

@@ -1,7 +1,7 @@
 //! A proxy between a gateway and a server that does what networks do: cuts a connection after the
 //! request and before the reply, delivers a request after its sender has given it up, delays,
 //! splits, and goes silent. Which of it happens comes from a seed. It also keeps what goes one way,
-//! for as long as a test wants it to.
+//! for as long as a test wants it to, and can be pointed at another server.
 
 #![expect(
     clippy::disallowed_methods,
@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A running proxy. Its threads end with the test's process.
@@ -23,7 +23,9 @@ pub struct FaultProxy {
 
 struct Shared {
     /// Where to.
-    server: u16,
+    server: AtomicU16,
+    /// What was connected there.
+    carried: Mutex<Vec<TcpStream>>,
     /// Nothing goes wrong as long as this is false.
     active: AtomicBool,
     random: AtomicU64,
@@ -47,13 +49,14 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (active, random) = (AtomicBool::new(false), AtomicU64::new(seed));
-        let (counts, keeps, kept) = Default::default();
-        let shared = Arc::new(Shared { server, active, random, counts, keeps, kept });
+        let (carried, counts, keeps, kept) = Default::default();
+        let server = AtomicU16::new(server);
+        let shared = Arc::new(Shared { server, carried, active, random, counts, keeps, kept });
         let own = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
-                let Ok(server) = TcpStream::connect(("127.0.0.1", own.server)) else { continue };
+                let Some(server) = own.connect() else { continue };
                 for is_request in [true, false] {
                     let (client, server) =
                         (client.try_clone().unwrap(), server.try_clone().unwrap());
@@ -69,6 +72,15 @@ impl FaultProxy {
     /// From now on things go wrong, or no longer.
     pub fn set_active(&self, active: bool) {
         self.shared.active.store(active, Ordering::SeqCst);
+    }
+
+    /// What was connected is cut, and from now on another server is behind the port.
+    pub fn point_to(&self, server: u16) {
+        self.shared.server.store(server, Ordering::SeqCst);
+        for carried in self.shared.carried.lock().unwrap().drain(..) {
+            // One that has ended already.
+            let _ = carried.shutdown(Shutdown::Both);
+        }
     }
 
     /// From now on requests that have this in them get no farther.
@@ -98,6 +110,13 @@ impl FaultProxy {
 }
 
 impl Shared {
+    fn connect(&self) -> Option<TcpStream> {
+        let mut carried = self.carried.lock().unwrap();
+        let server = TcpStream::connect(("127.0.0.1", self.server.load(Ordering::SeqCst))).ok()?;
+        carried.push(server.try_clone().unwrap());
+        Some(server)
+    }
+
     fn word(&self) -> u64 {
         let mut word = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst);
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod fault_proxy;
 pub mod faults;
 pub mod org;
 pub mod peer;

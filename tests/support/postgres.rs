@@ -93,6 +93,11 @@ impl Postgres {
         format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/{name}", self.port)
     }
 
+    /// What a database answers, a row a line.
+    pub fn ask(&self, url: &str, sql: &str) -> String {
+        done(psql(self.port, url.rsplit('/').next().unwrap(), sql))
+    }
+
     /// Lets every process of the server stand still, or go on.
     pub fn pause(&self, still: bool) {
         self.signal(if still { Signal::STOP } else { Signal::CONT });

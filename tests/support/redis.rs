@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test waits for a server to start")]
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -110,6 +111,30 @@ impl RedisServer {
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+    }
+
+    /// What it answers to a command.
+    pub fn ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = ::redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let client = ::redis::Client::open(self.url()).unwrap();
+        command.query(&mut client.get_connection().unwrap()).unwrap()
+    }
+
+    /// A snapshot of what it has now.
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.ask::<()>(&["SAVE"]);
+        fs::read(self.dir.path().join("dump.rdb")).unwrap()
+    }
+
+    /// While it does not run: puts a snapshot in the place of its append-only file.
+    pub fn put_back(&self, snapshot: &[u8]) {
+        let dir = self.dir.path().join("appendonlydir");
+        fs::remove_dir_all(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("appendonly.aof.1.base.rdb"), snapshot).unwrap();
+        let manifest = "file appendonly.aof.1.base.rdb seq 1 type b\n";
+        fs::write(dir.join("appendonly.aof.manifest"), manifest).unwrap();
     }
 
     /// Starts it again, on the same port and files.

@@ -92,6 +92,7 @@ impl Driver {
         // When it was sent first of which nobody knows whether it was executed: Redis may have seen
         // the session then and not since, and only the same batch can tell.
         let mut unknown = None;
+        let (began, mut is_told) = (Instant::now(), false);
         loop {
             let sent = unknown.unwrap_or_else(Instant::now);
             match self.attempt(&batch, unknown.is_some()).await {
@@ -102,6 +103,11 @@ impl Driver {
                 }
                 Err(Failed::NoMemory) => batch = give_up(batch, NO_MEMORY, Pending::gives_back),
                 Err(Failed::NotExecuted(why) | Failed::Waits(why)) => {
+                    if !is_told && began.elapsed() >= self.shared.deadline {
+                        is_told = true;
+                        let (shard, session) = (self.shard, &self.name);
+                        tracing::warn!(shard, session, why, "what is asked of the books waits");
+                    }
                     self.tell_the_impatient(&mut batch, &why);
                     // What was asked meanwhile renews it too.
                     if batch.is_empty() && unknown.is_none() {
@@ -159,7 +165,10 @@ impl Driver {
             next = name,
             "the books have removed a session that was not heard of in time; what it held is resolved"
         );
-        (self.name, self.number, self.renew_at) = (name, None, None);
+        let retired = std::mem::replace(&mut self.name, name);
+        // Nobody else does again what is lost of it.
+        self.shared.retired[self.shard].lock().insert(retired);
+        (self.number, self.renew_at) = (None, None);
         self.has_entered = false;
         *self.queue().lease.lock() = None;
     }

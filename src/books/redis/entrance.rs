@@ -257,7 +257,7 @@ fn odd(error: impl std::fmt::Display) -> Failed {
 
 impl Shared {
     /// What is lost of earlier lives of this gateway is done again by whichever session enters first in
-    /// a term.
+    /// a term, and so is what was done under names that were removed since.
     async fn earlier_lives(&self, shard: usize, terms: &[Term]) -> Result<(), Failed> {
         let Some(term) = terms.last() else { return Ok(()) };
         let mut done = self.entered[shard].lock().await;
@@ -279,13 +279,13 @@ impl Shared {
         terms: &[Term],
     ) -> Result<(), Failed> {
         let (mine, this) = (format!("{}/", self.gateway), self.this_life());
-        let all = terms.to_vec();
+        let (all, retired) = (terms.to_vec(), self.retired[shard].lock().clone());
         let find = move || {
             let files = journal.read(shard)?;
             let mut lives = BTreeMap::new();
             for (_, batch) in files.iter().flat_map(|bytes| batches(bytes)) {
-                let is_earlier =
-                    batch.session.starts_with(&mine) && !batch.session.starts_with(&this);
+                let is_earlier = batch.session.starts_with(&mine)
+                    && (!batch.session.starts_with(&this) || retired.contains(batch.session));
                 if is_earlier && (!batch.is_there(&all) || lives.contains_key(batch.session)) {
                     lives.insert(batch.session.to_owned(), batch.number);
                 }

@@ -52,12 +52,14 @@ mod wire;
 
 pub use session::Session;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
@@ -194,6 +196,8 @@ pub(super) struct Shared {
     recorded: Option<Arc<recorded::Recorded>>,
     /// Of each shard the term in which earlier lives of this gateway have entered.
     entered: Box<[tokio::sync::Mutex<String>]>,
+    /// Of each shard the names under which sessions of this life go on no more.
+    retired: Box<[Mutex<BTreeSet<String>>]>,
     /// Of each shard, that a term has begun: sessions that have nothing to ask enter too.
     began: Box<[Notify]>,
     tasks: TaskTracker,
@@ -298,6 +302,7 @@ impl Engine {
             journal: journal.map(Arc::new),
             rejoin_timeout: options.rejoin_timeout,
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
+            retired: (0..options.shards.max(1)).map(|_| Mutex::default()).collect(),
             began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),
             link: Link::new(place.clone(), options.call_timeout),
             reads: Link::new(place, options.call_timeout.max(Duration::from_secs(5))),

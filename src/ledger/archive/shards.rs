@@ -232,8 +232,14 @@ impl Archive {
         let from = from as u64;
         // Read under the lock, so that nobody has archived more than this meanwhile.
         let Some(ledger) = shards.engine.ledger_terms(shard).await? else { return Ok(None) };
-        let terms = Terms::read(&mut transaction, shard, ledger.terms).await?;
+        let terms = Terms::read(&mut transaction, shard, ledger.terms.clone()).await?;
         let read = Read::new(shards, shard, (from, ledger.end), &terms).await?;
+        // Another Redis may have answered in between, whose entries are not of these terms: they would
+        // count as archived, and what is done again of them would not be.
+        let still = shards.engine.ledger_terms(shard).await?;
+        if !still.is_some_and(|now| now.terms == ledger.terms && now.end >= ledger.end) {
+            return Ok(None);
+        }
         let Read { batch, entries, position, .. } = read;
         let mut dead = None;
         if batch.write(&mut transaction).await? {

@@ -1,0 +1,95 @@
+//! What a gateway did before it was given up, and went on under another name, is done again like the
+//! rest when Redis loses it (f27, f36).
+
+use std::path::Path;
+use std::time::Duration;
+
+use ::redis::Commands;
+use tollgate::books::redis::{Engine, Options, Session};
+use tollgate::books::{Books, BooksError, Resolved};
+use tollgate::core::charge::{OutcomeMemo, State};
+
+use crate::engine::{NOW, account, ask, balance, done, id, name, resolution, take, temporary};
+use crate::engine_redis::{EventLoop, options};
+use crate::fault_proxy::FaultProxy;
+use crate::redis_server::RedisServer;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Gateway {
+    engine: Engine,
+    session: Session,
+    runtime: EventLoop,
+}
+
+impl Gateway {
+    fn start(server: &RedisServer, port: u16, gateway: &str, dir: &Path) -> Self {
+        let options = Options {
+            url: format!("redis://127.0.0.1:{port}").into(),
+            gateway: gateway.into(),
+            call_timeout: PATIENCE,
+            deadline: PATIENCE,
+            owner_timeout: Duration::from_millis(800),
+            rejoin_timeout: Duration::from_millis(200),
+            journal: Some(dir.join(gateway)),
+            ..options(server)
+        };
+        let runtime = EventLoop::start();
+        let opening = Engine::open(options, runtime.handle.clone(), NOW);
+        let engine = runtime.handle.block_on(opening).unwrap();
+        Self { session: engine.session(), engine, runtime }
+    }
+
+    /// Charges ten under the first of these ids that is not refused for being late.
+    fn charge_ten(&self, first: u64) {
+        let (accounts, ten) = ([account("a", 1000, 1)], take(10, &[0]));
+        let memo = OutcomeMemo::default();
+        let ended = resolution(State::Captured, &[10], &memo);
+        for charge in first..first + 100 {
+            match self.runtime.handle.block_on(self.session.hold(&ask(charge, &accounts, &ten))) {
+                Ok(posted) => {
+                    assert!(done(posted).is_some());
+                    let resolved = self.session.resolve(id(charge), &ended);
+                    let resolved = self.runtime.handle.block_on(resolved).unwrap();
+                    assert!(matches!(resolved, Resolved::Done(..)));
+                    return;
+                }
+                Err(BooksError::Unavailable(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("it never holds");
+    }
+}
+
+#[test]
+fn f27_f36_what_a_removed_session_did_is_done_again_by_the_gateway_that_went_on() {
+    let (mut server, dir) = (RedisServer::start(), temporary());
+    let proxy = FaultProxy::start(server.port, 1);
+    let one = Gateway::start(&server, proxy.port, "one", dir.path());
+    let other = Gateway::start(&server, server.port, "other", dir.path());
+    server.snapshot();
+    one.charge_ten(1);
+    // It stands still, and is given up.
+    proxy.keep_requests("");
+    let is_there = || {
+        let url = server.url();
+        let mut connection = ::redis::Client::open(url).unwrap().get_connection().unwrap();
+        let names: Vec<String> = connection.hkeys("tollgate:{s0}:sessions").unwrap();
+        names.iter().any(|name| name.starts_with("one/"))
+    };
+    while is_there() {
+        other.runtime.handle.block_on(other.engine.resolve_absent(NOW)).whole().unwrap();
+    }
+    proxy.release();
+    one.charge_ten(1000);
+    server.kill();
+    server.start_again();
+    let accounts = [account("a", 1000, 1)];
+    for gateway in [&one, &other] {
+        gateway.runtime.handle.block_on(gateway.session.balances(&accounts)).unwrap();
+    }
+    let all = one.runtime.handle.block_on(one.engine.balances()).unwrap();
+    let found = all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2;
+    assert_eq!(found, balance(1000, 0, 0, 20));
+}
