@@ -5,6 +5,7 @@ mod changes;
 mod edits;
 mod moves;
 #[path = "../../tests/support/postgres.rs"]
+#[expect(dead_code, reason = "the gateway's tests need more of it")]
 mod postgres;
 mod replicas;
 mod rules;

@@ -46,9 +46,6 @@ mod failures;
 mod fault_check;
 mod fault_kinds;
 mod fault_load;
-#[path = "../support/fault_proxy.rs"]
-#[expect(dead_code, reason = "here nothing goes wrong by chance")]
-mod fault_proxy;
 mod faults;
 mod framing;
 mod headers;

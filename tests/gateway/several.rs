@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::fault_proxy::FaultProxy;
+use crate::support::fault_proxy::FaultProxy;
 use crate::support::postgres::Postgres;
 use crate::support::redis::RedisServer;
 use crate::support::world::{TOKEN, in_redis, tollgate};
