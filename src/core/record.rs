@@ -14,7 +14,7 @@ use super::ids::ChargeId;
 /// before it are read, because the layout of a record never changes, its memos included: what has
 /// to say something new is a new record, at the end of [`Record`], and a new version. A test
 /// compares the bytes.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Why bytes are not a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +47,9 @@ pub enum Record<'a> {
     /// A charge was resolved of which there is more to know.
     #[serde(borrow)]
     Finish(Finish<'a>),
+    /// Accounts come from other books with what was used of them there (since version 4).
+    #[serde(borrow)]
+    Carried(Carried<'a>),
 }
 
 /// An account as a record first names it, or with a grant that no earlier record is sure to
@@ -218,6 +221,42 @@ pub struct Finish<'a> {
     pub answer: &'a [u8],
 }
 
+/// See [`Record::Carried`]. It stands at the beginning of books that go on where others ended, and
+/// is no charge and no adjustment of anybody: those are in the records of the books before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried<'a> {
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// The accounts.
+    #[serde(borrow)]
+    pub openings: SmallVec<[Opening<'a>; 1]>,
+    /// What each of them has, in the same order.
+    pub used: Vec<Used>,
+    /// Keys of charges that were captured there.
+    pub keys: Vec<CarriedKey>,
+}
+
+/// What an account has besides its base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// The sum of its adjustments, in millionths of its unit.
+    pub adjusted: i64,
+    /// The sum of what was captured, in millionths of its unit.
+    pub captured: u64,
+}
+
+/// A key under which a charge was made and captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedKey {
+    /// The key.
+    pub once: Once,
+    /// The charge.
+    #[serde(with = "serde_bytes")]
+    pub charge: [u8; 16],
+    /// When it was held, in microseconds since the Unix epoch.
+    pub held_at: i64,
+}
+
 /// Adds what was taken later to what a hold took: one leg per account and kind.
 pub fn add_legs(legs: &mut SmallVec<[Leg; 2]>, more: &[Leg]) {
     for leg in more {
@@ -275,7 +314,7 @@ impl<'a> Record<'a> {
                 Some(resolve.charge)
             }
             Record::Amend(amend) => Some(amend.charge),
-            Record::Adjust(_) | Record::Synced(_) | Record::Close(_) => None,
+            Record::Adjust(_) | Record::Synced(_) | Record::Close(_) | Record::Carried(_) => None,
         }
         .map(ChargeId)
     }
@@ -287,6 +326,7 @@ impl<'a> Record<'a> {
             Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => Some(resolve.at),
             Record::Amend(amend) => Some(amend.at),
             Record::Adjust(adjust) => Some(adjust.at),
+            Record::Carried(carried) => Some(carried.at),
             Record::Synced(_) | Record::Close(_) => None,
         }
     }
@@ -298,6 +338,7 @@ impl<'a> Record<'a> {
             Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => &resolve.openings,
             Record::Amend(amend) => &amend.openings,
             Record::Adjust(adjust) => &adjust.openings,
+            Record::Carried(carried) => &carried.openings,
             Record::Synced(_) | Record::Close(_) => &[],
         }
     }

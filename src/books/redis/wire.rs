@@ -177,7 +177,7 @@ pub(super) fn find(scope: u64, key: &[u8; 16]) -> Vec<u8> {
     out.into_bytes()
 }
 
-fn once_field(scope: u64, key: &[u8; 16]) -> [u8; 24] {
+pub(super) fn once_field(scope: u64, key: &[u8; 16]) -> [u8; 24] {
     let mut field = [0; 24];
     field[..8].copy_from_slice(&scope.to_be_bytes());
     field[8..].copy_from_slice(key);
