@@ -4,6 +4,7 @@
 //! - `check`: every key of the configuration, with values that it does not take.
 //! - `look`: commands that ask a running gateway.
 //! - `errors`: what they say when it does not work.
+//! - `moving`: books that move into Redis and back.
 //! - `text`: completions, the manual, and where output goes.
 //! - `mutated`: valid inputs with something wrong in them, for everything that reads foreign text.
 
@@ -22,6 +23,7 @@ mod act;
 mod check;
 mod errors;
 mod look;
+mod moving;
 mod mutated;
 mod text;
 
