@@ -9,7 +9,8 @@ use crate::core::account::{AccountKey, Balance, Version};
 use crate::core::charge::{Flags, InDoubt, State};
 use crate::core::cycle::Label;
 use crate::core::record::{
-    Adjust, Amend, Carried, CarriedKey, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve, add_legs,
+    Adjust, Amend, Carried, CarriedKey, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve,
+    add_legs,
 };
 use smallvec::SmallVec;
 

@@ -404,7 +404,7 @@ mod tests {
     }
 
     /// What there is since version 3.
-    fn later<'a>() -> [Record<'a>; 4] {
+    fn later<'a>() -> [Record<'a>; 5] {
         let Record::Hold(hold) = sample() else { unreachable!() };
         let Opening { key, .. } = hold.openings[0];
         let once = Once { scope: 300, key: [1; 16], request: [2; 16] };
@@ -440,15 +440,22 @@ mod tests {
             note: None,
             answer: b"",
         };
+        let carried = Carried {
+            at: 1,
+            openings: smallvec![],
+            used: vec![Used { adjusted: -300, captured: 300 }],
+            keys: vec![CarriedKey { once, charge: [7; 16], held_at: 1 }],
+        };
         [
             Record::Lasting(Lasting { hold, expires: Some(300), once: Some(once), note: b"note" }),
             Record::Amend(amend),
             Record::Amend(nothing),
             Record::Finish(Finish { resolve, note: b"note", answer: b"HTTP" }),
+            Record::Carried(carried),
         ]
     }
 
-    const LAYOUTS: [&str; 9] = [
+    const LAYOUTS: [&str; 10] = [
         "0010070707070707070707070707070707078080dd9095b6a20600011035338625ef0c74c21567f534aa\
          6a7753edd1d409002361636d652f6c6963656e63652f6c69632d312f616c6963652f323032362d31312d\
          303180d0acf30e0107011035338625ef0c74c21567f534aa6a7753edd1d4090000c0843d046d656d6f",
@@ -471,6 +478,8 @@ mod tests {
         "06100707070707070707070707070707070702000000000000",
         "0710070707070707070707070707070707070201020102000008302e3030303030350102010201046e6f\
          74650448545450",
+        "08020001d704ac0201ac0210010101010101010101010101010101011002020202020202020202020202\
+         020202100707070707070707070707070707070702",
     ];
 
     fn hex(bytes: &[u8]) -> String {
@@ -562,6 +571,7 @@ mod tests {
             (later()[0].clone(), Some([7; 16]), &openings),
             (later()[1].clone(), Some([7; 16]), &openings),
             (later()[3].clone(), Some([7; 16]), &[]),
+            (later()[4].clone(), None, &[]),
         ] {
             assert_eq!(record.charge(), charge.map(ChargeId), "{record:?}");
             assert_eq!(record.openings(), opens, "{record:?}");

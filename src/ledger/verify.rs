@@ -202,7 +202,8 @@ impl Verifier {
         for (opening, used) in carried.openings.iter().zip(&carried.used) {
             let Some(tally) = self.accounts.get_mut(&opening.key) else { continue };
             if (tally.adjusted, tally.held, tally.captured) != (0, 0, 0) {
-                let (subject, what) = (tally.name.clone(), "comes from other books when it is used");
+                let (subject, what) =
+                    (tally.name.clone(), "comes from other books when it is used");
                 self.findings.push(Finding { subject, what: what.to_owned() });
             }
             tally.adjusted += i128::from(used.adjusted);

@@ -14,6 +14,7 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_carry`: books in Redis as a whole, where they move.
 //! - `redis_faults`: a bad network between the engine and Redis.
 //! - `redis_late`: captures of charges that others have voided.
 //! - `redis_owners`: gateways that are not heard of any more.
@@ -44,6 +45,7 @@ mod model;
 mod postgres;
 mod prune;
 mod recorded;
+mod redis_carry;
 mod redis_faults;
 mod redis_late;
 mod redis_owners;

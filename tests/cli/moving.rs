@@ -139,7 +139,7 @@ fn d37_d35_books_move_into_redis_and_back_and_no_credit_is_lost_or_doubled() {
         assert_eq!(refund(&world, &given_back).await.status, 409);
         assert_eq!(world.charge(&charge)["state"], "captured");
         world.send(&image("alice", 1)).await.is(200);
-        assert_eq!(world.metric("tollgate_dead_letters", &[]), 0.0);
+        assert_eq!(world.metric("tollgate_ledger_dead_letters", &[]), 0.0);
     });
 }
 
@@ -169,9 +169,8 @@ fn d37_books_do_not_move_while_anything_is_open_behind_or_in_the_way() {
         std::fs::rename(&aside, &archive).unwrap();
         // There are books.
         let mut connection = redis_at(&url);
-        let set = |key: &str, field: &str| {
-            ::redis::cmd("HSET").arg(key).arg(field).arg("other").clone()
-        };
+        let set =
+            |key: &str, field: &str| ::redis::cmd("HSET").arg(key).arg(field).arg("other").clone();
         set("tollgate:{s1}:meta", "epoch").exec(&mut connection).unwrap();
         refused(&world, &on_redis, "redis", "Redis has books already (other)");
         ::redis::cmd("FLUSHDB").exec(&mut connection).unwrap();

@@ -77,7 +77,6 @@ fn odd(error: Malformed) -> OpenError {
     OpenError::Books(error.to_string())
 }
 
-
 /// The epoch of books that are not these any more.
 fn shut_epoch(epoch: &str) -> String {
     format!("{epoch}/moved")
@@ -181,7 +180,9 @@ impl Shards {
         let accounts: Vec<(Vec<u8>, Vec<u8>)> =
             self.ask(&redis::cmd("HGETALL").arg(&keys[1]).clone()).await?;
         if accounts.len() as u64 != number("accounts")? {
-            return Err(OpenError::Books(format!("shard {shard} is damaged: accounts are missing")));
+            return Err(OpenError::Books(format!(
+                "shard {shard} is damaged: accounts are missing"
+            )));
         }
         for (key, bytes) in accounts {
             let name = names.get(&key).map(String::as_str).unwrap_or_default();
@@ -465,11 +466,7 @@ if redis.call('HGET', KEYS[1], 'epoch') == ARGV[2] then
 end";
 
 /// An account as it is stored.
-fn account(
-    key: &[u8],
-    name: &str,
-    bytes: &[u8],
-) -> Result<(AccountKey, FoldAccount), Malformed> {
+fn account(key: &[u8], name: &str, bytes: &[u8]) -> Result<(AccountKey, FoldAccount), Malformed> {
     let key = key.try_into().ok().and_then(AccountKey::from_bytes);
     let key = key.ok_or_else(|| Malformed("an account of no kind".into()))?;
     let mut input = In::new(bytes);

@@ -8,7 +8,8 @@ use super::wire::{leg_kind, state_of};
 use crate::core::account::{AccountKey, Grant, Version};
 use crate::core::charge::{InDoubt, OutcomeMemo};
 use crate::core::record::{
-    Adjust, Amend, Carried, CarriedKey, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve, Used,
+    Adjust, Amend, Carried, CarriedKey, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record,
+    Resolve, Used,
 };
 
 /// What one call changed.

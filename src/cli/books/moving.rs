@@ -12,8 +12,8 @@ use clap::ValueEnum;
 use super::line;
 use crate::app::{PREFIX, identity, new_name, redis_url};
 use crate::books::fold::Fold;
-use crate::books::redis::carry::{Found, Here, Shards};
 use crate::books::recover::recover;
+use crate::books::redis::carry::{Found, Here, Shards};
 use crate::books::{carry, embedded};
 use crate::clock::Clock;
 use crate::config::{Config, Engine};
@@ -209,7 +209,9 @@ impl<'a> Move<'a> {
 
     fn other_archive(&self) -> anyhow::Result<()> {
         match self.config.directory.url {
-            Some(_) => line("charges made before are in the archive of the books they were made in"),
+            Some(_) => {
+                line("charges made before are in the archive of the books they were made in")
+            }
             None => Ok(()),
         }
     }

@@ -136,7 +136,8 @@ async fn rewind(db: &mut Connection, journal: &Path) -> Result<u64, ArchiveError
         delete.execute(&mut transaction).await?;
         let delete = query("DELETE FROM answers WHERE charge > $1").bind(&newest_hold[..]);
         delete.execute(&mut transaction).await?;
-        let delete = query("DELETE FROM dead_letters WHERE position > $1 AND shard = -1").bind(first as i64);
+        let delete =
+            query("DELETE FROM dead_letters WHERE position > $1 AND shard = -1").bind(first as i64);
         delete.execute(&mut transaction).await?;
     }
     // An adjustment must not be said to be made that the balances do not have. Not all are made
