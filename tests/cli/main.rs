@@ -2,6 +2,7 @@
 //!
 //! - `act`: quotes, holds and tokens.
 //! - `check`: every key of the configuration, with values that it does not take.
+//! - `deploy`: what is in deploy/.
 //! - `look`: commands that ask a running gateway.
 //! - `errors`: what they say when it does not work.
 //! - `moving`: books that move into Redis and back.
@@ -21,6 +22,7 @@ mod support;
 
 mod act;
 mod check;
+mod deploy;
 mod errors;
 mod look;
 mod moving;

@@ -116,7 +116,7 @@ impl<'a> Move<'a> {
         ensure!(
             Archive::has_journal(self.own_archive(), recovered.position).await?,
             "the archive is behind the books: start the gateway, and stop it when \
-             tollgate_archive_lag_records is 0"
+             tollgate_ledger_lag_records is 0"
         );
         match self.shards.find(&self.its.name).await? {
             Found::Nothing => {}
@@ -143,11 +143,31 @@ impl<'a> Move<'a> {
             self.directory.move_books(&self.its, &to).await?,
             "the directory has other books by now; nothing was moved"
         );
+        if let Err(error) = self.forget_in_data_dir(&to).await {
+            line(&format!(
+                "warning: the old directory in the data dir still says that these are its books, so \
+                 start no gateway on it: {error:#}"
+            ))?;
+        }
         // What it is called in Redis does no harm where it stays.
         let _ = self.shards.moved().await;
         told(&fold, "Redis", &epoch)?;
         line(&format!("{} is not used any more, and can be put aside", dir.display()))?;
         self.other_archive()
+    }
+
+    /// A directory of the data dir that was copied to a server is for these books too: a gateway that
+    /// is started on it would give out again what was used since.
+    async fn forget_in_data_dir(&self, to: &ItsBooks) -> anyhow::Result<()> {
+        let data_dir = &self.config.data.dir;
+        if self.config.directory.url.is_none() || !data_dir.join("directory.db").is_file() {
+            return Ok(());
+        }
+        let directory = Directory::open(data_dir.as_path(), 0).await?;
+        if let Some(its) = directory.books().await?.filter(|its| its.engine == "embedded") {
+            directory.move_books(&its, to).await?;
+        }
+        Ok(())
     }
 
     async fn to_embedded(self) -> anyhow::Result<()> {
@@ -182,7 +202,7 @@ impl<'a> Move<'a> {
         if let Some(shard) = Archive::lacks_of_shards(self.shared_archive(), &ledgers).await? {
             bail!(
                 "the archive is behind shard {shard}: start a gateway, and stop it when \
-                 tollgate_archive_lag_records is 0"
+                 tollgate_ledger_lag_records is 0"
             );
         }
         let dir = self.config.data.dir.join("books");
