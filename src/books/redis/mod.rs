@@ -22,8 +22,9 @@
 //! - `ledger`: the records of a shard's stream.
 //! - `look`: what lists and gauges show.
 //! - `stream`: how far the streams are, and trimming.
-//! - `carry`: books as a whole, where they move.
+//! - `carry`: books as a whole, where they move, with `carried` (what it says to a shard).
 
+mod carried;
 pub mod carry;
 mod drive;
 mod entrance;

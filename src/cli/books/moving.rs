@@ -57,8 +57,8 @@ pub fn run(config: &Config, to: Kind) -> anyhow::Result<()> {
     runtime.block_on(async {
         let work = Move::begin(config).await?;
         match to {
-            Kind::Redis => work.to_redis().await,
-            Kind::Embedded => work.to_embedded().await,
+            Kind::Redis => work.into_redis().await,
+            Kind::Embedded => work.into_embedded().await,
         }
     })
 }
@@ -99,7 +99,7 @@ impl<'a> Move<'a> {
         Place::File(self.config.data.dir.join("archive.db"))
     }
 
-    async fn to_redis(self) -> anyhow::Result<()> {
+    async fn into_redis(self) -> anyhow::Result<()> {
         let dir = self.config.data.dir.join("books");
         ensure!(self.its.engine == "embedded", "the directory's books are in Redis already");
         ensure!(
@@ -170,7 +170,7 @@ impl<'a> Move<'a> {
         Ok(())
     }
 
-    async fn to_embedded(self) -> anyhow::Result<()> {
+    async fn into_embedded(self) -> anyhow::Result<()> {
         ensure!(self.its.engine == "redis", "the directory's books are in a data dir already");
         ensure!(
             self.its.shards == self.config.books.shards,
@@ -179,7 +179,7 @@ impl<'a> Move<'a> {
             self.its.shards
         );
         let epoch = self.its.name.clone();
-        let done = self.from_redis(&epoch).await;
+        let done = self.copy_out(&epoch).await;
         // Where it is not known whether the directory changed over they stay shut: gateways on these
         // books have to wait for somebody who looks.
         if done.is_err() {
@@ -191,7 +191,7 @@ impl<'a> Move<'a> {
         done
     }
 
-    async fn from_redis(&self, epoch: &str) -> anyhow::Result<()> {
+    async fn copy_out(&self, epoch: &str) -> anyhow::Result<()> {
         let silence = self.config.books.owner_timeout;
         let read = self.shards.read(epoch, silence).await?;
         let fold = &read.fold;
