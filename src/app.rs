@@ -24,6 +24,7 @@ use self::backends::Backends;
 use self::generation::Parts;
 use self::keeping::Keeping;
 use self::stores::{Lent, Stores};
+pub(crate) use self::stores::{PREFIX, identity, new_name, redis_url};
 use self::upkeep::upkeep;
 use crate::admin::{self, Admin, Token};
 use crate::books::{Engine, Session};

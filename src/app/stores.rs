@@ -23,7 +23,7 @@ use crate::directory::{Directory, Place};
 use crate::ledger::archive::{Archive, KEPT_ENTRIES};
 
 /// What every key in Redis begins with.
-const PREFIX: &str = "tollgate";
+pub(crate) const PREFIX: &str = "tollgate";
 /// How long a call to Redis may take before its connection is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a request waits for Redis.
@@ -98,7 +98,7 @@ impl Stores {
 }
 
 /// The id of a data dir, made where there is none; no other process has it while the file is open.
-fn identity(data_dir: &Path) -> anyhow::Result<(File, String)> {
+pub(crate) fn identity(data_dir: &Path) -> anyhow::Result<(File, String)> {
     let path = data_dir.join("gateway-id");
     let of = || format!("{}", path.display());
     let mut options = File::options();
@@ -122,7 +122,8 @@ fn identity(data_dir: &Path) -> anyhow::Result<(File, String)> {
     Ok((file, id))
 }
 
-fn new_name() -> anyhow::Result<String> {
+/// A name that nothing else has.
+pub(crate) fn new_name() -> anyhow::Result<String> {
     let random = || getrandom::u64().context("no randomness for a name");
     Ok(format!("{:016x}{:016x}", random()?, random()?))
 }
@@ -247,7 +248,8 @@ fn open_redis(
     Ok((Arc::new(engine), thread))
 }
 
-fn redis_url(config: &Config) -> anyhow::Result<SecretString> {
+/// Where the books in Redis are.
+pub(crate) fn redis_url(config: &Config) -> anyhow::Result<SecretString> {
     let look_up = |name: &str| std::env::var_os(name);
     config::secret::books_url(&config.books, look_up).context("books")
 }

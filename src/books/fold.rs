@@ -9,7 +9,8 @@ use crate::core::account::{AccountKey, Balance, Version};
 use crate::core::charge::{Flags, InDoubt, State};
 use crate::core::cycle::Label;
 use crate::core::record::{
-    Adjust, Amend, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve, add_legs,
+    Adjust, Amend, Carried, CarriedKey, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve,
+    add_legs,
 };
 use smallvec::SmallVec;
 
@@ -153,6 +154,7 @@ impl Fold {
             Record::Adjust(adjust) => self.adjust(adjust),
             Record::Synced(_) => Ok(()),
             Record::Close(close) => self.close(close.below),
+            Record::Carried(carried) => self.carried(carried),
         }
     }
 
@@ -258,6 +260,26 @@ impl Fold {
         for Leg { key, amount, .. } in &resolve.extra {
             let balance = self.balance(*key)?;
             balance.captured = balance.captured.checked_add(*amount).ok_or(FoldError::Range)?;
+        }
+        Ok(())
+    }
+
+    /// What other books knew.
+    fn carried(&mut self, carried: &Carried<'_>) -> Result<(), FoldError> {
+        if carried.used.len() != carried.openings.len() {
+            return Err(FoldError::Range);
+        }
+        for (opening, used) in carried.openings.iter().zip(&carried.used) {
+            let balance = self.balance(opening.key)?;
+            let captured = balance.captured.checked_add(used.captured);
+            balance.captured = captured.ok_or(FoldError::Range)?;
+            let adjusted = balance.adjusted.checked_add(used.adjusted);
+            balance.adjusted = adjusted.ok_or(FoldError::Range)?;
+        }
+        for CarriedKey { once, charge, held_at } in &carried.keys {
+            let (charge, request) = (*charge, once.request);
+            let known = FoldOnce { charge, request, at: *held_at, captured: true };
+            self.once.insert((once.scope, once.key), known);
         }
         Ok(())
     }

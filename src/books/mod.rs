@@ -4,6 +4,7 @@
 //! it. An engine is a dumb, atomic ledger: it knows accounts, posts and legs, and nothing of
 //! seats, profiles, prices or overage. All policy is in [`crate::core::waterfall`].
 
+pub mod carry;
 pub mod embedded;
 pub mod engine;
 pub mod fold;

@@ -400,6 +400,11 @@ fn lost(segments: &Segments, position: u64, before: &Fold) -> Result<Loss, Repai
             }
             // What is lost is closed again by whoever goes on.
             Record::Synced(_) | Record::Close(_) => continue,
+            Record::Carried(carried) => {
+                let opened = carried.openings.iter().map(|opening| opening.name.to_owned());
+                loss.accounts.extend(opened);
+                (carried.at, smallvec::SmallVec::new())
+            }
             Record::Adjust(adjust) => {
                 loss.adjustments += 1;
                 loss.accounts.extend(names.get(&adjust.key).cloned());
@@ -424,6 +429,10 @@ fn describe(record: &Record<'_>) -> Option<String> {
         Record::Synced(_) => return None,
         Record::Close(close) => {
             format!("{} cycles before {} closed", instant(close.at), close.below)
+        }
+        Record::Carried(carried) => {
+            let (at, accounts) = (instant(carried.at), carried.openings.len());
+            format!("{at} {accounts} accounts from other books")
         }
         Record::Hold(hold) | Record::Lasting(Lasting { hold, .. }) => {
             format!("{} hold {}{}", instant(hold.at), ChargeId(hold.charge), legs(&hold.legs))

@@ -1,5 +1,7 @@
 //! `tollgate books`: the books' files themselves, while no gateway runs on them.
 
+mod moving;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -28,16 +30,44 @@ tollgate books repair -c tollgate.toml --apply"
         #[arg(long)]
         apply: bool,
     },
+    /// Move balances and keys from a data dir into Redis, or back, while no gateway runs
+    #[command(
+        after_help = "The configuration is the one with engine = \"redis\", and data.dir is that of \
+the embedded books. Every account is read back and compared before the directory changes over, in one \
+step; a move that is interrupted before that changes nothing, and is begun again. Refused while a \
+gateway runs, while holds are open or records not archived, and where there are books already.\n\n\
+Examples:\n  tollgate books move --from embedded --to redis -c tollgate.toml\n  \
+tollgate books move --from redis --to embedded -c tollgate.toml"
+    )]
+    Move {
+        /// The configuration [default: tollgate.toml]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Where the books are
+        #[arg(long)]
+        from: moving::Kind,
+        /// Where they go
+        #[arg(long)]
+        to: moving::Kind,
+    },
 }
 
 /// Runs the command.
 pub fn run(command: &Command) -> ExitCode {
-    let Command::Repair { config, apply } = command;
+    let (Command::Repair { config, .. } | Command::Move { config, .. }) = command;
     let loaded = match config::load(config.as_deref(), config::environment()) {
         Ok(loaded) => loaded,
         Err(error) => return fail(USAGE, error),
     };
-    match repair(&loaded.config.data.dir.join("books"), *apply) {
+    let config = &loaded.config;
+    let done = match command {
+        Command::Repair { apply, .. } => repair(&config.data.dir.join("books"), *apply),
+        Command::Move { from, to, .. } if from == to => {
+            return fail(USAGE, "--to: expected the other one than --from");
+        }
+        Command::Move { to, .. } => moving::run(config, *to),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(FAILED, format!("{error:#}")),
     }

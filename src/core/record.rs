@@ -14,7 +14,7 @@ use super::ids::ChargeId;
 /// before it are read, because the layout of a record never changes, its memos included: what has
 /// to say something new is a new record, at the end of [`Record`], and a new version. A test
 /// compares the bytes.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Why bytes are not a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +47,9 @@ pub enum Record<'a> {
     /// A charge was resolved of which there is more to know.
     #[serde(borrow)]
     Finish(Finish<'a>),
+    /// Accounts come from other books with what was used of them there (since version 4).
+    #[serde(borrow)]
+    Carried(Carried<'a>),
 }
 
 /// An account as a record first names it, or with a grant that no earlier record is sure to
@@ -218,6 +221,42 @@ pub struct Finish<'a> {
     pub answer: &'a [u8],
 }
 
+/// See [`Record::Carried`]. It stands at the beginning of books that go on where others ended, and
+/// is no charge and no adjustment of anybody: those are in the records of the books before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried<'a> {
+    /// Microseconds since the Unix epoch.
+    pub at: i64,
+    /// The accounts.
+    #[serde(borrow)]
+    pub openings: SmallVec<[Opening<'a>; 1]>,
+    /// What each of them has, in the same order.
+    pub used: Vec<Used>,
+    /// Keys of charges that were captured there.
+    pub keys: Vec<CarriedKey>,
+}
+
+/// What an account has besides its base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// The sum of its adjustments, in millionths of its unit.
+    pub adjusted: i64,
+    /// The sum of what was captured, in millionths of its unit.
+    pub captured: u64,
+}
+
+/// A key under which a charge was made and captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedKey {
+    /// The key.
+    pub once: Once,
+    /// The charge.
+    #[serde(with = "serde_bytes")]
+    pub charge: [u8; 16],
+    /// When it was held, in microseconds since the Unix epoch.
+    pub held_at: i64,
+}
+
 /// Adds what was taken later to what a hold took: one leg per account and kind.
 pub fn add_legs(legs: &mut SmallVec<[Leg; 2]>, more: &[Leg]) {
     for leg in more {
@@ -275,7 +314,7 @@ impl<'a> Record<'a> {
                 Some(resolve.charge)
             }
             Record::Amend(amend) => Some(amend.charge),
-            Record::Adjust(_) | Record::Synced(_) | Record::Close(_) => None,
+            Record::Adjust(_) | Record::Synced(_) | Record::Close(_) | Record::Carried(_) => None,
         }
         .map(ChargeId)
     }
@@ -287,6 +326,7 @@ impl<'a> Record<'a> {
             Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => Some(resolve.at),
             Record::Amend(amend) => Some(amend.at),
             Record::Adjust(adjust) => Some(adjust.at),
+            Record::Carried(carried) => Some(carried.at),
             Record::Synced(_) | Record::Close(_) => None,
         }
     }
@@ -298,6 +338,7 @@ impl<'a> Record<'a> {
             Record::Resolve(resolve) | Record::Finish(Finish { resolve, .. }) => &resolve.openings,
             Record::Amend(amend) => &amend.openings,
             Record::Adjust(adjust) => &adjust.openings,
+            Record::Carried(carried) => &carried.openings,
             Record::Synced(_) | Record::Close(_) => &[],
         }
     }
@@ -363,7 +404,7 @@ mod tests {
     }
 
     /// What there is since version 3.
-    fn later<'a>() -> [Record<'a>; 4] {
+    fn later<'a>() -> [Record<'a>; 5] {
         let Record::Hold(hold) = sample() else { unreachable!() };
         let Opening { key, .. } = hold.openings[0];
         let once = Once { scope: 300, key: [1; 16], request: [2; 16] };
@@ -399,15 +440,22 @@ mod tests {
             note: None,
             answer: b"",
         };
+        let carried = Carried {
+            at: 1,
+            openings: smallvec![],
+            used: vec![Used { adjusted: -300, captured: 300 }],
+            keys: vec![CarriedKey { once, charge: [7; 16], held_at: 1 }],
+        };
         [
             Record::Lasting(Lasting { hold, expires: Some(300), once: Some(once), note: b"note" }),
             Record::Amend(amend),
             Record::Amend(nothing),
             Record::Finish(Finish { resolve, note: b"note", answer: b"HTTP" }),
+            Record::Carried(carried),
         ]
     }
 
-    const LAYOUTS: [&str; 9] = [
+    const LAYOUTS: [&str; 10] = [
         "0010070707070707070707070707070707078080dd9095b6a20600011035338625ef0c74c21567f534aa\
          6a7753edd1d409002361636d652f6c6963656e63652f6c69632d312f616c6963652f323032362d31312d\
          303180d0acf30e0107011035338625ef0c74c21567f534aa6a7753edd1d4090000c0843d046d656d6f",
@@ -430,6 +478,8 @@ mod tests {
         "06100707070707070707070707070707070702000000000000",
         "0710070707070707070707070707070707070201020102000008302e3030303030350102010201046e6f\
          74650448545450",
+        "08020001d704ac0201ac0210010101010101010101010101010101011002020202020202020202020202\
+         020202100707070707070707070707070707070702",
     ];
 
     fn hex(bytes: &[u8]) -> String {
@@ -521,6 +571,7 @@ mod tests {
             (later()[0].clone(), Some([7; 16]), &openings),
             (later()[1].clone(), Some([7; 16]), &openings),
             (later()[3].clone(), Some([7; 16]), &[]),
+            (later()[4].clone(), None, &[]),
         ] {
             assert_eq!(record.charge(), charge.map(ChargeId), "{record:?}");
             assert_eq!(record.openings(), opens, "{record:?}");

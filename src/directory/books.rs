@@ -4,7 +4,7 @@
 
 use super::store::StoreError;
 use super::{ApplyError, Directory};
-use crate::sql::{Query, query};
+use crate::sql::{Query, Row, query};
 
 /// The books that give out what a directory grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,16 @@ pub struct ItsBooks {
     pub shards: u16,
     /// True once they have been made: where they are gone then, they are lost and not new.
     pub made: bool,
+}
+
+fn read(row: &Row) -> Result<ItsBooks, StoreError> {
+    let shards = u16::try_from(row.try_get::<i64, _>("shards")?);
+    Ok(ItsBooks {
+        engine: row.try_get("engine")?,
+        name: row.try_get("name")?,
+        shards: shards.map_err(|_| StoreError::Damaged("shards of books".into()))?,
+        made: row.try_get::<i64, _>("made")? == 1,
+    })
 }
 
 impl Directory {
@@ -39,18 +49,36 @@ impl Directory {
             .map_err(StoreError::from)?;
         let row = query("SELECT engine, name, shards, made FROM books");
         let row = row.fetch_one(&mut transaction).await.map_err(StoreError::from)?;
-        let read = || {
-            let shards = u16::try_from(row.try_get::<i64, _>("shards")?);
-            Ok(ItsBooks {
-                engine: row.try_get("engine")?,
-                name: row.try_get("name")?,
-                shards: shards.map_err(|_| StoreError::Damaged("shards of books".into()))?,
-                made: row.try_get::<i64, _>("made")? == 1,
-            })
-        };
-        let found = read().map_err(|error: StoreError| error)?;
+        let found = read(&row)?;
         transaction.commit().await.map_err(StoreError::from)?;
         Ok(found)
+    }
+
+    /// Which books this directory has, if it has any yet.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn books(&self) -> Result<Option<ItsBooks>, ApplyError> {
+        let mut writer = self.database.lock().await;
+        let mut transaction = writer.link.begin().await?;
+        let row = query("SELECT engine, name, shards, made FROM books");
+        let row = row.fetch_optional(&mut transaction).await.map_err(StoreError::from)?;
+        let found = row.as_ref().map(read).transpose()?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(found)
+    }
+
+    /// Its books are others from now on, which have been made of those that it had. False, and
+    /// nothing is changed, where it has others.
+    ///
+    /// # Errors
+    /// When the database fails: then it is not known which ones it has.
+    pub async fn move_books(&self, from: &ItsBooks, to: &ItsBooks) -> Result<bool, ApplyError> {
+        let sql = "UPDATE books SET engine = $1, name = $2, shards = $3, made = 1 \
+                   WHERE engine = $4 AND name = $5";
+        let change = query(sql).bind(to.engine.as_str()).bind(to.name.as_str());
+        let change = change.bind(i64::from(to.shards));
+        self.change_books(change.bind(from.engine.as_str()).bind(from.name.as_str())).await
     }
 
     /// Writes down that its books have been made.

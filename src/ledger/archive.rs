@@ -8,6 +8,7 @@ mod answers;
 mod batch;
 mod database;
 mod dead;
+mod moving;
 mod rebuild;
 mod records;
 mod shards;

@@ -9,7 +9,7 @@ use std::fmt;
 use crate::core::account::{AccountKey, Balance, LegKind, Version};
 use crate::core::charge::{Flags, State};
 use crate::core::cycle::Label;
-use crate::core::record::{Amend, Finish, Lasting, Leg, Record, Resolve};
+use crate::core::record::{Amend, Carried, Finish, Lasting, Leg, Record, Resolve};
 
 /// Something that does not add up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +190,26 @@ impl Verifier {
             },
             Record::Synced(_) => {}
             Record::Close(close) => self.close(close.below),
+            Record::Carried(carried) => self.carried(carried),
+        }
+    }
+
+    /// What accounts had in other books: whatever they overdrew there is not judged again here.
+    fn carried(&mut self, carried: &Carried<'_>) {
+        if carried.used.len() != carried.openings.len() {
+            self.find("accounts of other books".to_owned(), "are not as many as what they had");
+        }
+        for (opening, used) in carried.openings.iter().zip(&carried.used) {
+            let Some(tally) = self.accounts.get_mut(&opening.key) else { continue };
+            if (tally.adjusted, tally.held, tally.captured) != (0, 0, 0) {
+                let (subject, what) =
+                    (tally.name.clone(), "comes from other books when it is used");
+                self.findings.push(Finding { subject, what: what.to_owned() });
+            }
+            tally.adjusted += i128::from(used.adjusted);
+            tally.captured += i128::from(used.captured);
+            tally.peak = tally.peak.max(tally.base + tally.adjusted);
+            tally.forced += (tally.captured - tally.peak).max(0);
         }
     }
 

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+use tollgate::books::carry::write;
 use tollgate::books::embedded::Engine;
 use tollgate::books::journal::{Frames, Journal, SEGMENT_SIZE, Segments};
+use tollgate::books::recover::recover;
 use tollgate::books::{
     Adjustment, Amended, Amendment, Ask, Books, Durability, InDoubt, KEPT_KEYS, Lasting,
     Resolution, Resolved,
@@ -15,6 +17,7 @@ use tollgate::core::adjustment::AdjustMemo;
 use tollgate::core::charge::{ChargeDocument, OutcomeMemo, State};
 use tollgate::core::ids::ChargeId;
 use tollgate::core::record::{Adjust, Record};
+use tollgate::directory::Place;
 use tollgate::ledger::archive::{Archive, Mark};
 
 use crate::engine::{
@@ -351,6 +354,56 @@ fn d35_an_answer_is_kept_as_long_as_its_key() {
         assert_eq!(archived.forget_answers(NOW + KEPT_KEYS * 2).await.unwrap(), 2);
         assert_eq!(kept(&archived, 1).await, None);
         assert_ne!(archived.charge(id(1), mark(&engine)).await.unwrap(), None);
+        archived.close().await;
+    });
+}
+
+/// What came before a move is in no journal any more: an archive that is built again keeps it.
+#[test]
+fn f38_an_archive_that_is_built_again_keeps_what_was_before_the_books_moved() {
+    let (before, dir, data) = (temporary(), temporary(), temporary());
+    let path = dir.path().join("books");
+    let charge = |day: u64| at_day(day).as_millisecond() as u64;
+    let place = || Place::File(data.path().join("archive.db"));
+    let (kept, lost) = (id(charge(0) + 1), id(charge(2) + 1));
+    run(async {
+        let engine = prune::open(before.path(), 0).unwrap();
+        hold(&engine, charge(0), 0);
+        capture(&engine, charge(0), 0);
+        adjust(&engine, kept, 0, None);
+        archive(&data, before.path(), &engine).await.close().await;
+        let end = engine.written();
+        assert!(Archive::has_journal(place(), end).await.unwrap());
+        assert!(!Archive::has_journal(place(), end + 1).await.unwrap());
+        drop(engine);
+        let fold = recover(before.path(), None).unwrap().fold;
+        write(&path, "others", &fold, at_day(1).as_microsecond()).unwrap();
+        Archive::begin_journal(place()).await.unwrap();
+
+        let engine = prune::open(&path, 2).unwrap();
+        let end = engine.written();
+        hold(&engine, charge(2), 2);
+        capture(&engine, charge(2), 2);
+        adjust(&engine, lost, 2, None);
+        let archived = archive(&data, &path, &engine).await;
+        let written = mark(&engine);
+        for made in [charge(0), charge(2)] {
+            let found = archived.charge(id(made), written).await.unwrap().unwrap();
+            assert_eq!(found.state, State::Captured);
+        }
+        assert_eq!(known(&archived, written).await.len(), 2);
+        archived.close().await;
+        drop(engine);
+        lose(&path, end);
+
+        let engine = prune::open(&path, 3).unwrap();
+        let archived = archive(&data, &path, &engine).await;
+        let written = mark(&engine);
+        let found = archived.charge(id(charge(0)), written).await.unwrap();
+        assert_eq!(found.unwrap().state, State::Captured);
+        assert!(archived.charge(id(charge(2)), written).await.unwrap().is_none());
+        assert_eq!(known(&archived, written).await, [kept.to_string()]);
+        assert_eq!(archived.dead_letters(), 0);
         archived.close().await;
     });
 }

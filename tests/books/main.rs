@@ -15,6 +15,7 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_carry`: books in Redis as a whole, where they move.
 //! - `redis_cluster`, `redis_sentinel`: masters that are several, move and die.
 //! - `redis_connect`: users, protocols, TLS, and starts that are refused.
 //! - `redis_faults`: a bad network between the engine and Redis.
@@ -53,6 +54,7 @@ mod model;
 mod postgres;
 mod prune;
 mod recorded;
+mod redis_carry;
 mod redis_cluster;
 mod redis_connect;
 mod redis_faults;

@@ -241,6 +241,7 @@ impl Naive {
                 sum.adjusted += i128::from(adjust.delta);
                 *self.adjusted.entry(adjust.delta).or_default() += 1;
             }
+            Record::Carried(_) => panic!("nothing is moved"),
             Record::Synced(_) | Record::Close(_) => {}
         }
         for sum in self.accounts.values_mut() {
@@ -360,7 +361,7 @@ fn f01_f02_f38_every_torn_byte_of_what_workers_wrote_at_once_recovers_as_a_naive
                 Record::Resolve(resolve) if resolve.state == State::Voided => "voided",
                 Record::Resolve(_) => "captured",
                 Record::Adjust(_) => "adjusted",
-                Record::Synced(_) | Record::Close(_) => "mark",
+                Record::Synced(_) | Record::Close(_) | Record::Carried(_) => "mark",
             };
             *seen.entry(kind).or_default() += 1;
             naive.read(&record);

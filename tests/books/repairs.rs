@@ -41,9 +41,10 @@ fn f39_a_repair_counts_what_it_loses_exactly() {
             Record::Hold(_) => expected.holds += 1,
             Record::Resolve(_) => expected.captures += 1,
             Record::Adjust(_) => expected.adjustments += 1,
-            other @ (Record::Lasting(_) | Record::Amend(_) | Record::Finish(_)) => {
-                panic!("{other:?}")
-            }
+            other @ (Record::Lasting(_)
+            | Record::Amend(_)
+            | Record::Finish(_)
+            | Record::Carried(_)) => panic!("{other:?}"),
             Record::Synced(_) | Record::Close(_) => continue,
         }
         expected.records += 1;

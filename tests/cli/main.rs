@@ -2,8 +2,10 @@
 //!
 //! - `act`: quotes, holds and tokens.
 //! - `check`: every key of the configuration, with values that it does not take.
+//! - `deploy`: what is in deploy/.
 //! - `look`: commands that ask a running gateway.
 //! - `errors`: what they say when it does not work.
+//! - `moving`: books that move into Redis and back.
 //! - `text`: completions, the manual, and where output goes.
 //! - `mutated`: valid inputs with something wrong in them, for everything that reads foreign text.
 
@@ -20,8 +22,10 @@ mod support;
 
 mod act;
 mod check;
+mod deploy;
 mod errors;
 mod look;
+mod moving;
 mod mutated;
 mod text;
 

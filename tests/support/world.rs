@@ -284,6 +284,11 @@ impl World {
         self.setup.environment.clear();
     }
 
+    /// From the next start on this is in its environment.
+    pub fn environment(&mut self, environment: &[(String, String)]) {
+        self.setup.environment = environment.to_vec();
+    }
+
     /// Stops and starts it, with the clock somewhere else.
     pub async fn move_clock(&mut self, to: &str) {
         self.terminate();

@@ -8,7 +8,8 @@ use super::wire::{leg_kind, state_of};
 use crate::core::account::{AccountKey, Grant, Version};
 use crate::core::charge::{InDoubt, OutcomeMemo};
 use crate::core::record::{
-    Adjust, Amend, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record, Resolve,
+    Adjust, Amend, Carried, CarriedKey, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record,
+    Resolve, Used,
 };
 
 /// What one call changed.
@@ -58,6 +59,7 @@ fn record<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
         (2, 10) => resolve(input),
         (3, 9) => amend(input),
         (5, 7) => adjust(input),
+        (CARRIED, 5) => carried(input),
         _ => Err(Malformed(format!("a record of kind {kind} with {count} values"))),
     }
 }
@@ -86,11 +88,20 @@ fn once(input: &mut In<'_>) -> Result<Option<Once>, Malformed> {
         return Ok(None);
     }
     input.tuple(2)?;
-    let field: [u8; 24] = input.fixed()?;
+    let (scope, key) = field(input)?;
+    Ok(Some(Once { scope, key, request: input.fixed()? }))
+}
+
+/// A scope, and a key in it.
+fn field(input: &mut In<'_>) -> Result<(u64, [u8; 16]), Malformed> {
+    Ok(scope_and_key(input.fixed()?))
+}
+
+pub(super) fn scope_and_key(field: [u8; 24]) -> (u64, [u8; 16]) {
     let (mut scope, mut key) = ([0; 8], [0; 16]);
     scope.copy_from_slice(&field[..8]);
     key.copy_from_slice(&field[8..]);
-    Ok(Some(Once { scope: u64::from_be_bytes(scope), key, request: input.fixed()? }))
+    (u64::from_be_bytes(scope), key)
 }
 
 fn resolve<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
@@ -133,6 +144,24 @@ fn adjust<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
     let openings = openings(input)?;
     let (key, delta, memo) = (account(input)?, input.int()?, input.bytes()?);
     Ok(Record::Adjust(Adjust { at, openings, key, delta, memo }))
+}
+
+/// The kind of a record of accounts that come from other books.
+pub(super) const CARRIED: u8 = 10;
+
+fn carried<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (at, openings) = (input.int()?, openings(input)?);
+    let count = input.array()?;
+    let used = (0..count / 2).map(|_| Ok(Used { adjusted: input.int()?, captured: input.uint()? }));
+    let used = used.collect::<Result<Vec<Used>, Malformed>>()?;
+    let count = input.array()?;
+    let keys = (0..count / 4).map(|_| {
+        let (scope, key) = field(input)?;
+        let once = Once { scope, key, request: input.fixed()? };
+        Ok(CarriedKey { once, charge: input.fixed()?, held_at: input.int()? })
+    });
+    let keys = keys.collect::<Result<Vec<CarriedKey>, Malformed>>()?;
+    Ok(Record::Carried(Carried { at, openings, used, keys }))
 }
 
 fn openings<'a>(input: &mut In<'a>) -> Result<SmallVec<[Opening<'a>; 1]>, Malformed> {

@@ -27,7 +27,10 @@
 //! - `ledger`: the records of a shard's stream.
 //! - `look`: what lists and gauges show.
 //! - `stream`: how far the streams are, and trimming.
+//! - `carry`: books as a whole, where they move, with `carried` (what it says to a shard).
 
+mod carried;
+pub mod carry;
 mod check;
 mod drive;
 mod entrance;
@@ -219,6 +222,14 @@ const SESSIONS: usize = 7;
 const LEDGER: usize = 8;
 
 impl Keys {
+    fn new(prefix: &str, shard: usize) -> Self {
+        let names = [
+            "meta", "accounts", "names", "holds", "ending", "once", "kept", "sessions", "ledger",
+            "ended",
+        ];
+        Self(names.map(|name| format!("{prefix}:{{s{shard}}}:{name}")))
+    }
+
     fn function(&self, name: &str, args: &[Vec<u8>]) -> Cmd {
         let mut command = redis::cmd("FCALL");
         command.arg(name).arg(self.0.len()).arg(&self.0[..]).arg(args);
@@ -233,11 +244,7 @@ impl Shared {
     }
 
     fn keys(&self, shard: usize) -> Keys {
-        let names = [
-            "meta", "accounts", "names", "holds", "ending", "once", "kept", "sessions", "ledger",
-            "ended",
-        ];
-        Keys(names.map(|name| format!("{}:{{s{shard}}}:{name}", self.prefix)))
+        Keys::new(&self.prefix, shard)
     }
 
     /// Sees that a shard is of these books; makes it where that may be.

@@ -213,7 +213,7 @@ fn put_fields(out: &mut Out, names: &[Key]) {
     }
 }
 
-fn once_field(scope: u64, key: &[u8; 16]) -> [u8; 24] {
+pub(super) fn once_field(scope: u64, key: &[u8; 16]) -> [u8; 24] {
     let mut field = [0; 24];
     field[..8].copy_from_slice(&scope.to_be_bytes());
     field[8..].copy_from_slice(key);

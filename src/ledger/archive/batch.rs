@@ -91,6 +91,8 @@ impl Batch {
                 }
                 self.adjustments.extend(row);
             }
+            // Its charges and adjustments are in the archive of the books they were made in.
+            Record::Carried(carried) => self.newest = carried.at,
             Record::Synced(_) | Record::Close(_) => {}
         }
     }

@@ -122,9 +122,9 @@ async fn begin_later(
 async fn rewind(db: &mut Connection, journal: &Path) -> Result<u64, ArchiveError> {
     let first = first(journal)?;
     tracing::warn!(from = first, "the archive knows of more than the journal: it is built again");
-    let Found { newest_hold, adjustments } = Found::read(journal, first)?;
+    let Found { newest_hold, adjustments, moved } = Found::read(journal, first)?;
     let mut transaction = db.begin().await?;
-    if first == 0 {
+    if first == 0 && moved.is_none() {
         query("DELETE FROM charges").execute(&mut transaction).await?;
         query("DELETE FROM accounts").execute(&mut transaction).await?;
         query("DELETE FROM dead_letters").execute(&mut transaction).await?;
@@ -136,16 +136,19 @@ async fn rewind(db: &mut Connection, journal: &Path) -> Result<u64, ArchiveError
         delete.execute(&mut transaction).await?;
         let delete = query("DELETE FROM answers WHERE charge > $1").bind(&newest_hold[..]);
         delete.execute(&mut transaction).await?;
-        let delete = query("DELETE FROM dead_letters WHERE position > $1").bind(first as i64);
+        let delete =
+            query("DELETE FROM dead_letters WHERE position > $1 AND shard = -1").bind(first as i64);
         delete.execute(&mut transaction).await?;
     }
     // An adjustment must not be said to be made that the balances do not have. Not all are made
     // anew, as charges are: lists go by their places. Before the journal's beginning it lost none.
-    let select = query("SELECT id FROM adjustments WHERE position > $1 OR $1 = 0");
+    let sql = "SELECT id, record FROM adjustments WHERE position > $1 OR $1 = 0";
+    let select = query(sql);
     let mut lost = 0;
     for row in select.bind(first as i64).fetch_all(&mut transaction).await? {
-        let id: Vec<u8> = row.try_get(0)?;
-        if !adjustments.contains(&id) {
+        let (id, record): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let at = Record::decode(&record).ok().and_then(|record| record.at());
+        if !adjustments.contains(&id) && moved <= at {
             let delete = query("DELETE FROM adjustments WHERE id = $1").bind(id);
             lost += delete.execute(&mut transaction).await?;
         }
@@ -165,6 +168,8 @@ struct Found {
     newest_hold: [u8; 16],
     /// Ids.
     adjustments: HashSet<Vec<u8>>,
+    /// When its books came from others, if they did: what is older is in the archive only.
+    moved: Option<i64>,
 }
 
 impl Found {
@@ -176,6 +181,10 @@ impl Found {
                 Ok(Record::Hold(hold) | Record::Lasting(Lasting { hold, .. })) => {
                     found.newest_hold = found.newest_hold.max(hold.charge);
                 }
+                Ok(Record::Carried(carried)) => {
+                    found.moved = Some(carried.at);
+                    found.newest_hold = found.newest_hold.max(last_id_before(carried.at));
+                }
                 Ok(Record::Adjust(adjust)) => {
                     found.adjustments.extend(own_id(adjust.memo).map(Vec::from));
                 }
@@ -184,6 +193,14 @@ impl Found {
         }
         Ok(found)
     }
+}
+
+/// The last id that a charge can have which was held before an instant.
+fn last_id_before(at: i64) -> [u8; 16] {
+    let millis = u64::try_from(at / 1_000).unwrap_or(0).to_be_bytes();
+    let mut id = [0; 16];
+    id[..6].copy_from_slice(&millis[2..]);
+    id
 }
 
 /// How many records there are from a position on.
