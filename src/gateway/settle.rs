@@ -338,12 +338,15 @@ pub(super) fn ended<B: Books + 'static>(
             return Err(refused);
         }
         Ok(Resolved::Already(state)) => state,
+        // It may even be captured, by this very call: where its reply was lost and its session
+        // removed meanwhile, nobody here knows. What it is stands at `/.tollgate/v1/charges/{id}`.
+        Ok(Resolved::Unknown) => State::Held,
         Ok(_) => State::Voided,
     };
     tracing::warn!(%charge, %state, "the charge was resolved by someone else");
     held.caller.meters.request(Some(held.route.index), Outcome::InDoubt, status);
-    let captured = state == State::Captured;
-    let cost = if captured { held.quoted.quote.price.cost.micro() } else { 0 };
-    let legs = if captured { held.legs.clone() } else { Legs::new() };
+    let costs = matches!(state, State::Captured | State::Held);
+    let cost = if costs { held.quoted.quote.price.cost.micro() } else { 0 };
+    let legs = if costs { held.legs.clone() } else { Legs::new() };
     Ok(Settled { state, cost, legs })
 }

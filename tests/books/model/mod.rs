@@ -82,7 +82,6 @@ fn play_all<S: Subject>(steps: u64) {
     });
     // A generator that misses a kind of operation proves nothing about it.
     let seen: BTreeMap<&str, u64> = seen.into_inner().unwrap();
-    eprintln!("{seen:?}");
     for what in play::KINDS.iter().chain(S::KINDS) {
         let count = seen.get(what).copied().unwrap_or(0);
         assert!(count * 10_000 >= steps, "{what}: only {count} of {steps}; {seen:?}");
