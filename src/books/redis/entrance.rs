@@ -207,7 +207,7 @@ impl Shared {
             }
             Ok::<_, std::io::Error>(lost.into_values().collect())
         };
-        let found = tokio::task::spawn_blocking(find).await.map_err(odd)?;
+        let found = self.read_journal(find).await?;
         found.map_err(|error| Failed::NotExecuted(format!("the journal of shard {shard}: {error}")))
     }
 
@@ -292,7 +292,7 @@ impl Shared {
             }
             Ok::<_, std::io::Error>(lives)
         };
-        let lives = tokio::task::spawn_blocking(find).await.map_err(odd)?.map_err(odd)?;
+        let lives = self.read_journal(find).await?.map_err(odd)?;
         for (name, last) in lives {
             let here = self.look_in(shard, &name, last).await?;
             // Done again already.
@@ -305,6 +305,16 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Reads something of the journal, one shard's files at a time: all of them at once would be more
+    /// than there is memory.
+    async fn read_journal<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        let _turn = self.reading.lock().await;
+        tokio::task::spawn_blocking(read).await.map_err(odd)
     }
 
     /// What the names of all sessions of this life begin with.

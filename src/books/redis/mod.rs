@@ -197,6 +197,8 @@ pub(super) struct Shared {
     journal: Option<Arc<journal::Journal>>,
     settle_timeout: Duration,
     recorded: Option<Arc<recorded::Recorded>>,
+    /// Whoever reads the journal has it.
+    reading: tokio::sync::Mutex<()>,
     /// Of each shard the term in which earlier lives of this gateway have entered.
     entered: Box<[tokio::sync::Mutex<String>]>,
     /// Of each shard the names under which sessions of this life go on no more.
@@ -308,6 +310,7 @@ impl Engine {
             settle_timeout: options.settle_timeout,
             journal: journal.map(Arc::new),
             rejoin_timeout: options.rejoin_timeout,
+            reading: tokio::sync::Mutex::default(),
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
             retired: (0..options.shards.max(1)).map(|_| Mutex::default()).collect(),
             began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),

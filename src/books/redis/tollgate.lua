@@ -1226,10 +1226,9 @@ end
 local function absent_of(keys)
     local names, absent = {}, {}
     for _, name in ipairs(redis.call('HKEYS', keys[SESSIONS])) do
-        if string.sub(name, -2) ~= ':r' then names[#names + 1] = name end
+        if string.sub(name, -2) ~= ':r' then names[name] = true end
     end
-    for _, name in ipairs(names) do
-        local mark = redis.call('HGET', keys[SESSIONS], name)
+    for name, mark in pairs(fetch(keys[SESSIONS], names)) do
         if select(3, cmsgpack.unpack(mark)) ~= this_run() then absent[#absent + 1] = name end
     end
     return absent
