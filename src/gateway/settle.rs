@@ -338,9 +338,10 @@ pub(super) fn ended<B: Books + 'static>(
             return Err(refused);
         }
         Ok(Resolved::Already(state)) => state,
-        // It may even be captured, by this very call: where its reply was lost and its session
-        // removed meanwhile, nobody here knows. What it is stands at `/.tollgate/v1/charges/{id}`.
-        Ok(Resolved::Unknown) => State::Held,
+        // It may even be captured, by this very call: where books are elsewhere, its reply was lost
+        // and its session removed meanwhile, nobody here knows. What it is stands at
+        // `/.tollgate/v1/charges/{id}`.
+        Ok(Resolved::Unknown) if held.worker.books.is_shared() => State::Held,
         Ok(_) => State::Voided,
     };
     tracing::warn!(%charge, %state, "the charge was resolved by someone else");
