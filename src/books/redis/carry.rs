@@ -388,7 +388,7 @@ impl Shards {
             loop {
                 let mut read = redis::cmd("XRANGE");
                 read.arg(&keys.0[8]).arg(format!("({position}-0")).arg("+").arg("COUNT").arg(PAGE);
-                let entries: Vec<super::StreamEntry> = self.ask(&read).await?;
+                let entries: Vec<super::stream::StreamEntry> = self.ask(&read).await?;
                 if entries.is_empty() {
                     break;
                 }

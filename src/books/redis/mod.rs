@@ -54,6 +54,7 @@ mod welcome;
 mod wire;
 
 pub use session::Session;
+pub use stream::LedgerEntry;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -460,37 +461,6 @@ impl Engine {
             }
         }
         Ok(all)
-    }
-}
-
-/// An entry of a stream: its id, and its fields.
-type StreamEntry = (String, Vec<(Vec<u8>, Vec<u8>)>);
-
-/// An entry of a shard's ledger: its position, and its bytes for [`ledger::Entry::read`].
-pub type LedgerEntry = (u64, Vec<u8>);
-
-impl Engine {
-    /// Entries of a shard's ledger behind a position, so many at most.
-    ///
-    /// # Errors
-    /// When Redis does not answer, or not as expected.
-    pub async fn ledger(
-        &self,
-        shard: usize,
-        behind: u64,
-        most: usize,
-    ) -> Result<Vec<LedgerEntry>, OpenError> {
-        let mut command = redis::cmd("XRANGE");
-        command.arg(&self.shared.keys(shard).0[LEDGER]).arg(format!("({behind}-0")).arg("+");
-        command.arg("COUNT").arg(most);
-        let entries: Vec<StreamEntry> = self.read(&command).await?;
-        let odd = || OpenError::Books("an entry of the ledger that nobody of ours wrote".into());
-        let entry = |(id, fields): StreamEntry| {
-            let position = id.strip_suffix("-0").and_then(|id| id.parse().ok()).ok_or_else(odd)?;
-            let (_, bytes) = fields.into_iter().next().ok_or_else(odd)?;
-            Ok((position, bytes))
-        };
-        entries.into_iter().map(entry).collect()
     }
 }
 
