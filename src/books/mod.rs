@@ -144,6 +144,13 @@ pub struct Amendment<'a> {
     pub now: Timestamp,
 }
 
+impl Amendment<'_> {
+    /// One that changes nothing.
+    pub fn nothing(now: Timestamp) -> Self {
+        Self { extra: None, known: None, expires: None, names: &[], note: None, answer: &[], now }
+    }
+}
+
 /// What became of an amendment.
 #[derive(Clone, Debug)]
 pub enum Amended {

@@ -211,15 +211,7 @@ pub fn known(keep: &[u64]) -> Known {
 
 /// An amendment of nothing.
 pub fn amendment<'a>() -> Amendment<'a> {
-    Amendment {
-        extra: None,
-        known: None,
-        expires: None,
-        names: &[],
-        note: None,
-        answer: &[],
-        now: NOW,
-    }
+    Amendment::nothing(NOW)
 }
 
 pub fn resolution<'a>(state: State, keep: &'a [u64], memo: &'a OutcomeMemo) -> Resolution<'a> {

@@ -140,22 +140,14 @@ impl Several {
     }
 }
 
-fn ten<'a>(
-    charge: u64,
-    accounts: &'a [Account<'a>],
-    post: &'a tollgate::core::account::Post,
-) -> Ask<'a> {
-    ask(charge, accounts, post)
-}
-
 #[test]
 fn f27_f34_what_an_older_file_does_not_have_is_done_again_and_nothing_twice() {
     let mut books = Several::start(2, Duration::from_millis(200));
     let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
-    books.hold(0, &ten(1, &accounts, &take_ten)).unwrap();
+    books.hold(0, &ask(1, &accounts, &take_ten)).unwrap();
     books.save();
-    books.hold(0, &ten(2, &accounts, &take_ten)).unwrap();
-    books.hold(1, &ten(3, &accounts, &take_ten)).unwrap();
+    books.hold(0, &ask(2, &accounts, &take_ten)).unwrap();
+    books.hold(1, &ask(3, &accounts, &take_ten)).unwrap();
     assert!(matches!(books.capture(0, 1, 4), Resolved::Done(..)));
     assert!(matches!(books.capture(1, 3, 7), Resolved::Done(..)));
     assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 10, 11));
@@ -169,7 +161,7 @@ fn f27_f34_what_an_older_file_does_not_have_is_done_again_and_nothing_twice() {
     // And goes on.
     assert!(matches!(books.capture(0, 2, 10), Resolved::Done(..)));
     assert!(matches!(books.capture(0, 1, 4), Resolved::Already(State::Captured)));
-    assert!(done(books.hold(1, &ten(4, &accounts, &take_ten)).unwrap()).is_some());
+    assert!(done(books.hold(1, &ask(4, &accounts, &take_ten)).unwrap()).is_some());
     assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 10, 21));
     books.is_as_recorded(1);
 }
@@ -178,8 +170,8 @@ fn f27_f34_what_an_older_file_does_not_have_is_done_again_and_nothing_twice() {
 fn f27_a_shard_that_lost_nothing_opens_when_all_have_entered_and_not_before() {
     let mut books = Several::start(2, Duration::from_secs(3600));
     let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
-    books.hold(0, &ten(1, &accounts, &take_ten)).unwrap();
-    books.hold(1, &ten(2, &accounts, &take_ten)).unwrap();
+    books.hold(0, &ask(1, &accounts, &take_ten)).unwrap();
+    books.hold(1, &ask(2, &accounts, &take_ten)).unwrap();
     books.save();
     books.crash();
     let mark: Option<Vec<u8>> = books.connection().hget("tollgate:{s0}:meta", "run").unwrap();
@@ -203,15 +195,15 @@ fn f27_what_was_spent_meanwhile_is_an_overdraft_that_is_seen() {
     let mut books = Several::start(2, Duration::from_millis(100));
     let (accounts, take_ten) = ([account("a", 10, 1)], take(10, &[0]));
     books.save();
-    books.hold(0, &ten(1, &accounts, &take_ten)).unwrap();
+    books.hold(0, &ask(1, &accounts, &take_ten)).unwrap();
     assert!(matches!(books.capture(0, 1, 10), Resolved::Done(..)));
     books.crash();
     // The other one is not waited for, and what is there is spent.
-    assert!(done(books.hold(1, &ten(2, &accounts, &take_ten)).unwrap()).is_some());
+    assert!(done(books.hold(1, &ask(2, &accounts, &take_ten)).unwrap()).is_some());
     assert!(matches!(books.capture(1, 2, 10), Resolved::Done(..)));
     books.all_enter();
     assert_eq!(books.balances(0)[&name("a")], balance(10, 0, 0, 20));
-    assert!(matches!(books.hold(1, &ten(3, &accounts, &take_ten)).unwrap(), Posted::Short(_)));
+    assert!(matches!(books.hold(1, &ask(3, &accounts, &take_ten)).unwrap(), Posted::Short(_)));
     books.is_as_recorded(0);
 }
 
@@ -220,8 +212,8 @@ fn f27_a_gateway_that_was_killed_too_does_it_again_when_it_starts() {
     let mut books = Several::start(2, Duration::from_millis(100));
     let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
     books.save();
-    books.hold(0, &ten(1, &accounts, &take_ten)).unwrap();
-    books.hold(0, &ten(2, &accounts, &take_ten)).unwrap();
+    books.hold(0, &ask(1, &accounts, &take_ten)).unwrap();
+    books.hold(0, &ask(2, &accounts, &take_ten)).unwrap();
     assert!(matches!(books.capture(0, 1, 6), Resolved::Done(..)));
     books.gateways[0].running = None;
     books.crash();

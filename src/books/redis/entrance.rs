@@ -95,6 +95,20 @@ impl Shared {
         Ok(Entered::At(mark))
     }
 
+    /// Asks as a session, with numbers.
+    async fn ask_as(
+        &self,
+        session: &str,
+        shard: usize,
+        function: &str,
+        numbers: &[u128],
+    ) -> Result<Vec<u8>, Failed> {
+        let names = [&*self.epoch, session].map(|name| name.as_bytes().to_vec());
+        let numbers = numbers.iter().map(|number| number.to_string().into_bytes());
+        let args: Vec<Vec<u8>> = names.into_iter().chain(numbers).collect();
+        self.ask(shard, function, &args).await
+    }
+
     /// A call that may be made as often as one likes.
     async fn ask(&self, shard: usize, function: &str, args: &[Vec<u8>]) -> Result<Vec<u8>, Failed> {
         let called = self.call(&self.keys(shard), function, args).await;
@@ -106,27 +120,19 @@ impl Shared {
 
     /// What a shard says to a session that enters.
     async fn look_in(&self, shard: usize, session: &str, last: u64) -> Result<Here, Failed> {
-        let args = [self.epoch.as_bytes(), session.as_bytes(), last.to_string().as_bytes()]
-            .map(<[u8]>::to_vec);
-        let told = self.ask(shard, library::ENTER, &args).await?;
+        let told = self.ask_as(session, shard, library::ENTER, &[last.into()]).await?;
         welcome::here(&told).map_err(odd)?.map_err(|why| refused(shard, &why))
     }
 
     async fn join(&self, shard: usize, session: &str, number: u64) -> Result<(), Failed> {
-        let args = [self.epoch.as_bytes(), session.as_bytes(), number.to_string().as_bytes()]
-            .map(<[u8]>::to_vec);
-        let told = self.ask(shard, library::JOIN, &args).await?;
+        let told = self.ask_as(session, shard, library::JOIN, &[number.into()]).await?;
         welcome::joined(&told).map_err(odd)?.map_err(|why| refused(shard, &why)).map(|_| ())
     }
 
     /// Waits no longer than a call: a shard that is closed is asked again.
     async fn ready(&self, shard: usize, session: &str, number: u64) -> Result<(), Failed> {
-        let patience = self.rejoin_timeout.as_micros().to_string();
-        let number = number.to_string();
-        let args =
-            [self.epoch.as_bytes(), session.as_bytes(), number.as_bytes(), patience.as_bytes()]
-                .map(<[u8]>::to_vec);
-        let told = self.ask(shard, library::READY, &args).await?;
+        let numbers = [number.into(), self.rejoin_timeout.as_micros()];
+        let told = self.ask_as(session, shard, library::READY, &numbers).await?;
         let (is_open, absent) = match welcome::ready(&told).map_err(odd)? {
             Ok(ready) => ready,
             // Yet another run, or removed meanwhile: enters again.

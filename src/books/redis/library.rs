@@ -5,7 +5,25 @@ use super::node::Node;
 
 /// The library, as Redis loads it. Its name and those of its functions end in a version, so that
 /// gateways of two versions can share a Redis; one version is always the same code.
-pub const CODE: &str = include_str!("tollgate.lua");
+pub const CODE: &str = concat!(
+    include_str!("lua/books.lua"),
+    "\n",
+    include_str!("lua/post.lua"),
+    "\n",
+    include_str!("lua/keys.lua"),
+    "\n",
+    include_str!("lua/holds.lua"),
+    "\n",
+    include_str!("lua/ended.lua"),
+    "\n",
+    include_str!("lua/look.lua"),
+    "\n",
+    include_str!("lua/batch.lua"),
+    "\n",
+    include_str!("lua/shard.lua"),
+    "\n",
+    include_str!("lua/terms.lua"),
+);
 
 pub(super) const APPLY: &str = "tollgate_1_apply";
 pub(super) const SETTLE: &str = "tollgate_1_settle";

@@ -1,7 +1,7 @@
 //! The engine on Redis: balances in Redis, shared by many gateways.
 //!
 //! An org's accounts are all in one **shard**, whose keys share a hash slot. One call of a small
-//! function library (`tollgate.lua`) applies a batch of operations to a shard: balances, open
+//! function library (`lua/`) applies a batch of operations to a shard: balances, open
 //! holds and the ledger's entry change in the same step, or none of them does.
 //!
 //! A batch is done exactly once, because a **session** numbers its batches for each shard and has

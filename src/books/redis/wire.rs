@@ -1,6 +1,6 @@
 //! Operations as the library takes them, and its replies.
 //!
-//! The arrays here are those of the head comment of `tollgate.lua`, value by value.
+//! The arrays here are those of the head comment of `lua/books.lua`, value by value.
 
 use smallvec::SmallVec;
 

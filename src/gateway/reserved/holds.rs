@@ -134,15 +134,7 @@ async fn repeat<B: Books>(
     }
     // Its record, or that of its end, may still wait to be written, and nobody is told before. An
     // amendment of nothing waits behind it.
-    let nothing = Amendment {
-        extra: None,
-        known: None,
-        expires: None,
-        names: &[],
-        note: None,
-        answer: &[],
-        now,
-    };
+    let nothing = Amendment::nothing(now);
     if !made.captured {
         let waited = worker.books.amend(made.charge, &nothing).await;
         waited.map_err(|error| unavailable(&error))?;

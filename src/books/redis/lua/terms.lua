@@ -1,0 +1,117 @@
+-- Sessions and terms: what a shard asks before it is open.
+
+-- Begins a term of which nobody has entered yet. So many are known at most.
+local MAX_TERMS = 1000
+local function begin_term(keys, shard)
+    local run, at = this_run(), now()
+    local terms = shard.terms
+    terms[#terms + 1] = {string.format('%s-%.0f', string.sub(run, 1, 8), at), shard.counts.seq or 0}
+    if #terms > MAX_TERMS then table.remove(terms, 1) end
+    redis.call('HSET', keys[META], 'opening', run, 'since', string.format('%.0f', at), 'lost', 0,
+        'terms', cmsgpack.pack(terms))
+    shard.opening = run
+end
+
+-- Makes empty books, unless there are some: {epoch}.
+local function create(keys, args)
+    local epoch = redis.call('HGET', keys[META], 'epoch')
+    if epoch then return epoch end
+    redis.call('HSET', keys[META], 'epoch', args[1], 'closed', 0)
+    for _, name in ipairs(COUNTS) do redis.call('HSET', keys[META], name, 0) end
+    begin_term(keys, {terms = {}, counts = {}})
+    redis.call('HSET', keys[META], 'run', this_run())
+    return args[1]
+end
+
+-- Before anything else in a run of the server: {epoch}, {session}, {last number it has used}. Says the
+-- last number that is known of the session, -1 where it is not registered, and the terms.
+--
+-- A session that has entered in this run and is behind its own number since tells that the server
+-- went back without a new run (a master that was a replica in between): the shard closes for all.
+local function enter(keys, args)
+    local epoch, session, number = args[1], args[2], tonumber(args[3])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if not is_whole(keys, shard.counts) then return refused('damaged') end
+    local known, last, run = redis.call('HGET', keys[SESSIONS], session), -1, nil
+    if known then last, run = select(1, cmsgpack.unpack(known)), select(3, cmsgpack.unpack(known)) end
+    local went_back = known and run == this_run() and last < number
+    if shard.run == this_run() and went_back then
+        redis.call('HSET', keys[META], 'run', '')
+        begin_term(keys, shard)
+    elseif shard.run ~= this_run() and shard.opening ~= this_run() then
+        begin_term(keys, shard)
+    end
+    return refused('done', last, shard.terms)
+end
+
+-- Registers a session, unless it is: {epoch}, {session}, {the last number it has used}.
+local function join(keys, args)
+    local epoch, session, number = args[1], args[2], tonumber(args[3])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if not is_whole(keys, shard.counts) then return refused('damaged') end
+    local known = redis.call('HGET', keys[SESSIONS], session)
+    if known then return refused('done', (cmsgpack.unpack(known))) end
+    redis.call('HINCRBY', keys[META], 'sessions', 1)
+    put_mark(keys, session, number, '', '')
+    return refused('done', number)
+end
+
+-- Which sessions have not entered in this run.
+local function absent_of(keys)
+    local names, absent = {}, {}
+    for _, name in ipairs(redis.call('HKEYS', keys[SESSIONS])) do
+        if string.sub(name, -2) ~= ':r' then names[name] = true end
+    end
+    for name, mark in pairs(fetch(keys[SESSIONS], names)) do
+        if select(3, cmsgpack.unpack(mark)) ~= this_run() then absent[#absent + 1] = name end
+    end
+    return absent
+end
+
+-- A session has done again what was lost of its own, and goes on behind this number: {epoch},
+-- {session}, {number}, {how long is waited for the others, in microseconds}. Says whether the shard is
+-- open, and who was not waited for any longer.
+local function ready(keys, args)
+    local epoch, session, number, patience = args[1], args[2], tonumber(args[3]), tonumber(args[4])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if shard.run ~= this_run() and shard.opening ~= this_run() then return refused('closed') end
+    local known = redis.call('HGET', keys[SESSIONS], session)
+    if not known then return refused('session') end
+    local last = cmsgpack.unpack(known)
+    put_mark(keys, session, math.max(number, last), this_run(), number > last and '' or nil)
+    if shard.run == this_run() then return refused('done', 1, {}) end
+    local absent, waited = absent_of(keys), now() - shard.since
+    if waited < patience and (#absent > 0 or shard.lost ~= '0') then return refused('done', 0, {}) end
+    redis.call('HSET', keys[META], 'run', this_run())
+    return refused('done', 1, absent)
+end
+
+-- A session that is over, and of which nothing is open, goes unless it has another mark by now:
+-- {epoch}, {session}, {mark}.
+local function leave(keys, args)
+    local epoch, session, mark = args[1], args[2], args[3]
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if shard.run ~= this_run() then return refused('closed') end
+    if redis.call('HGET', keys[SESSIONS], session) ~= mark then return refused('done', 0) end
+    redis.call('HINCRBY', keys[META], 'sessions', -1)
+    redis.call('HDEL', keys[SESSIONS], session, session .. ':r')
+    return refused('done', 1)
+end
+
+redis.register_function('tollgate_1_apply', apply)
+redis.register_function('tollgate_1_create', create)
+-- What gives back, what was taken already, and who comes back: not refused where memory is short (f28).
+local function register(name, callback)
+    redis.register_function{
+        function_name = 'tollgate_1_' .. name, callback = callback, flags = {'allow-oom'},
+    }
+end
+register('settle', apply)
+register('enter', enter)
+register('join', join)
+register('ready', ready)
+register('leave', leave)
