@@ -1,7 +1,8 @@
 -- What wrk sends: one POST for a user drawn by Zipf, from strings made before the clock starts.
 --
--- Arguments after `--`: users, exponent, seed, seconds, path, key, and the letter that users' names
--- begin with.
+-- Arguments after `--`: users, exponent, seed, seconds, path, key, the letter that users' names begin
+-- with, and in how many orgs they are: the user i in the org i modulo that, whose key has its number
+-- behind it.
 -- After `seconds` a connection that has its answer is given nothing to send, so that none is cut
 -- off in flight: what was sent, what was answered and what the backend saw are then one number.
 -- `done` prints it all as one line of JSON.
@@ -73,11 +74,12 @@ function init(args)
   users, length = tonumber(args[1]), tonumber(args[4])
   prepare(tonumber(args[2]))
   math.randomseed(tonumber(args[3]))
-  local path, key, letter = args[5], args[6], args[7] or "u"
+  local path, key, letter, orgs = args[5], args[6], args[7] or "u", tonumber(args[8] or 1)
   local bodies = { body(1), body(2), body(3), body(4) }
   requests = {}
   for i = 0, users - 1 do
-    requests[i] = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. key
+    local of = orgs > 1 and ("%05d"):format(i % orgs) or ""
+    requests[i] = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. key .. of
       .. "\r\nTollgate-User: " .. letter .. ("%07d"):format(i)
       .. "\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n" .. bodies[quantity(i)]
   end

@@ -49,9 +49,9 @@ def tree(root: int) -> frozenset[int]:
     return frozenset(found)
 
 
-def read(root: int) -> Cpu:
-    """What the tree under `root` has used so far."""
-    pids = tree(root)
+def read(roots: list[int]) -> Cpu:
+    """What the trees under `roots` have used so far."""
+    pids = frozenset(pid for root in roots for pid in tree(root))
     total = archive = 0
     for pid in pids:
         # The process's own line includes threads that have ended, so an archive thread that ended

@@ -20,6 +20,7 @@ class Load:
     users: int
     key: str
     core: int
+    orgs: int = 1
 
 
 def run(load: Load, port: int, path: str, seconds: float, seed: int, core: int | None = None,
@@ -32,7 +33,7 @@ def run(load: Load, port: int, path: str, seconds: float, seed: int, core: int |
     command += ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{length}s", "--timeout", "10s"]
     command += ["-s", str(SCRIPT), f"http://127.0.0.1:{port}{path}", "--"]
     command += [str(load.users), str(ZIPF), str(seed), str(seconds), path, load.key]
-    command += ["x" if refused else "u"]
+    command += ["x" if refused else "u", str(load.orgs)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=length + 120)
     line = next((l for l in done.stdout.splitlines() if l.startswith("RESULT ")), None)
     if done.returncode != 0 or line is None:
@@ -57,13 +58,13 @@ def check(result: dict, refused: bool = False) -> None:
         raise Failed("no answer at all")
 
 
-def measure(load: Load, root: int, port: int, path: str, seconds: float, seed: int,
+def measure(load: Load, roots: list[int], port: int, path: str, seconds: float, seed: int,
             refused: bool = False) -> dict:
-    """A run, with the CPU time that the processes under `root` took from before the first request
+    """A run, with the CPU time that the processes under `roots` took from before the first request
     to after the last answer."""
-    before = cpu.read(root)
+    before = cpu.read(roots)
     result = run(load, port, path, seconds, seed, refused=refused)
-    used = cpu.read(root).since(before)
+    used = cpu.read(roots).since(before)
     answers = result["responses"]
     return result | {
         "cpu_us_per_request": used.system / answers,

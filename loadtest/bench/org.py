@@ -5,7 +5,7 @@ from pathlib import Path
 
 HEAD = """\
 [org]
-id = "load"
+id = "@ORG@"
 contract = "etla"
 products = ["firefly-services", "cce-4"]
 
@@ -70,11 +70,17 @@ acts_for = "*"
 """
 
 
-def write(to: Path, users: int, secret: str) -> Path:
+def head(name: str = "load") -> str:
+    return HEAD.replace("@ORG@", name)
+
+
+def write(to: Path, users: int, secret: str, org: int = 0, orgs: int = 1) -> Path:
+    """One of `orgs` among which the users are shared out; only one for all has those with nothing."""
+    several = orgs > 1
     with to.open("w") as out:
-        out.write(HEAD)
-        out.write(f'secret = "{secret}"\n')
-        for i in range(users):
+        out.write(head(f"load-{org:05}") if several else head())
+        out.write(f'secret = "{secret}{org:05}"\n' if several else f'secret = "{secret}"\n')
+        for i in range(org, users, orgs):
             user = f"u{i:07}"
             plans = ("cc-pro", "addon-2000", "bottomless")
             licences = ", ".join(
@@ -82,7 +88,7 @@ def write(to: Path, users: int, secret: str) -> Path:
                 for n, plan in enumerate(plans, 1)
             )
             out.write(f'\n[[user]]\nid = "{user}"\ngroups = ["everyone"]\nlicences = [{licences}]\n')
-        for i in range(users):
+        for i in range(0 if several else users):
             user = f"x{i:07}"
             licences = ", ".join(
                 f'{{ id = "{user}-{n}", plan = "crumb", priority = {n} }}' for n in (1, 2, 3)

@@ -13,7 +13,7 @@ SECONDS = 20
 
 def write(to: Path, users: int, secret: str) -> Path:
     with to.open("w") as out:
-        out.write(org.HEAD)
+        out.write(org.head())
         out.write(f'secret = "{secret}"\n')
         for i in range(users):
             licence = f'{{ id = "lic-{i:07}", plan = "cc-pro" }}'

@@ -3,17 +3,31 @@
 import http.client
 import os
 import signal
+import shutil
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+SYSTEM_CORE, DRIVER_CORE = 0, 1
 PEERS = Path(__file__).resolve().parent.parent / "peers"
 BODY = ('{"data":[{"url":"' + "x" * 400)[: 256 - 4] + '"}]}'
 
 
 class Failed(Exception):
     """The run has no result, and this is why."""
+
+
+def check_machine(packages: dict[str, str]) -> None:
+    """Ends the program unless these commands, each of a package, and two cores are there."""
+    absent = [name for name in packages if not shutil.which(name)]
+    if absent:
+        names = " ".join(sorted({packages[name] for name in absent}))
+        sys.exit(f"not installed: {', '.join(absent)}; on Debian: apt-get install {names}")
+    if not {SYSTEM_CORE, DRIVER_CORE} <= os.sched_getaffinity(0):
+        sys.exit("needs cores 0 and 1: one for the system, one for driver and backend")
 
 
 def free_ports(count: int) -> list[int]:
@@ -58,7 +72,7 @@ def post(port: int, path: str, headers: dict, body: str) -> tuple[int, str | Non
 class Process:
     """A server pinned to a core."""
 
-    def __init__(self, name: str, command: list[str], core: int, log: Path, env: dict | None = None):
+    def __init__(self, name: str, command: list[str], core: int | str, log: Path, env: dict | None = None):
         self.name, self.log = name, log
         with log.open("w") as out:
             self.child = subprocess.Popen(
@@ -76,15 +90,21 @@ class Process:
 
     def wait_for(self, port: int, path: str, seconds: float = 60) -> None:
         """Until `path` answers 200."""
+        def answers() -> bool:
+            try:
+                return get(port, path)[0] == 200
+            except OSError:
+                return False
+
+        self.wait_until(answers, seconds)
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.child.poll() is not None:
                 raise Failed(f"{self.name} ended with {self.child.returncode}:\n{self.tail()}")
-            try:
-                if get(port, path)[0] == 200:
-                    return
-            except OSError:
-                pass
+            if ready():
+                return
             time.sleep(0.05)
         raise Failed(f"{self.name} is not ready after {seconds} s:\n{self.tail()}")
 
