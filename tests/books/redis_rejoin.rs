@@ -10,7 +10,8 @@ use ::redis::Commands;
 use tempfile::TempDir;
 use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{
-    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, OpenCharge, Posted, Resolved,
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, Lasting, OpenCharge, Posted,
+    Resolved,
 };
 use tollgate::core::account::{Account, Balance};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -229,14 +230,43 @@ fn f27_a_gateway_that_was_killed_too_does_it_again_when_it_starts() {
     assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 6));
 }
 
-/// One gateway that does not wait long for a capture, with a hold of ten that the server keeps.
+#[test]
+fn f27_f20_what_was_only_told_in_a_batch_does_not_keep_the_rest_of_it_from_being_done_again() {
+    let mut books = Several::start(1, Duration::from_millis(100));
+    let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
+    let used = || Ask { lasting: under(key(0, 1, 1)), ..ask(1, &accounts, &take_ten) };
+    books.hold(0, &used()).unwrap();
+    assert!(matches!(books.capture(0, 1, 10), Resolved::Done(..)));
+    books.save();
+    // What is asked behind the first goes in one call, because that one waits.
+    let pause = ::redis::cmd("CLIENT").arg("PAUSE").arg(300).arg("WRITE").clone();
+    pause.exec(&mut books.connection()).unwrap();
+    books.run(0, async |session| {
+        let first = session.hold(&ask(2, &accounts, &take_ten));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let again = session.hold(&Ask { charge: id(3), ..used() });
+        let other = session.hold(&ask(4, &accounts, &take_ten));
+        assert!(done(first.await.unwrap()).is_some());
+        assert!(matches!(again.await.unwrap(), Posted::Known(_)));
+        assert!(done(other.await.unwrap()).is_some());
+    });
+    books.crash();
+    books.all_enter();
+    assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 20, 10));
+    books.is_as_recorded(0);
+}
+
+/// One gateway that does not wait long for a capture, with a hold of ten for ten seconds that the server
+/// keeps.
 fn impatient() -> Several {
     let mut books = Several::start(2, Duration::from_millis(100));
     books.settle_timeout = Duration::from_millis(50);
     books.gateways[0].running = None;
     books.open(0);
     let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
-    books.hold(0, &ask(1, &accounts, &take_ten)).unwrap();
+    let lasting =
+        Lasting { expires: Some(NOW + jiff::SignedDuration::from_secs(10)), ..Lasting::default() };
+    books.hold(0, &Ask { lasting: Some(lasting), ..ask(1, &accounts, &take_ten) }).unwrap();
     books.save();
     books
 }
@@ -254,19 +284,25 @@ fn d30_f25_a_capture_that_redis_is_silent_to_counts_by_this_gateways_disk() {
 
 #[test]
 fn d30_f23_what_a_killed_gateway_had_recorded_is_captured_at_its_next_start() {
-    for others_gave_it_up in [false, true] {
+    for since in ["nothing", "given up", "expired"] {
         let mut books = impatient();
         books.server.kill();
         assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
         books.gateways[0].running = None;
         books.server.start_again();
-        if others_gave_it_up {
+        if since == "given up" {
             books.run(1, async |session| session.abandon(id(1), NOW).await.unwrap().unwrap());
-            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 0));
+        } else if since == "expired" {
+            let Running { engine, runtime, .. } = books.gateways[1].running.as_ref().unwrap();
+            let later = NOW + jiff::SignedDuration::from_secs(20);
+            let ended = runtime.handle.block_on(engine.expire(later)).whole().unwrap();
+            assert_eq!(ended.len(), 1);
         }
+        let held = if since == "nothing" { 10 } else { 0 };
+        assert_eq!(books.balances(1)[&name("a")], balance(100, 0, held, 0));
         for _ in 0..2 {
             books.open(0);
-            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 4), "{others_gave_it_up}");
+            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 4), "{since}");
             books.gateways[0].running = None;
         }
         books.is_as_recorded(1);

@@ -68,14 +68,16 @@ struct Writer {
 }
 
 impl Journal {
-    /// Opens the journal of these books in a directory; that of other books goes.
+    /// Opens the journal of these books in a directory. That of other books stays: a gateway may have
+    /// been started with the wrong directory, and nobody else has what is in it.
     pub(super) fn open(dir: &Path, epoch: &str, shards: usize) -> std::io::Result<Self> {
         let ours = dir.join(epoch);
         std::fs::create_dir_all(&ours)?;
         for other in std::fs::read_dir(dir)? {
             let other = other?;
             if other.path() != ours && other.file_type()?.is_dir() {
-                std::fs::remove_dir_all(other.path())?;
+                let path = other.path();
+                tracing::warn!(path = %path.display(), "the journal of other books is here too");
             }
         }
         let writer = |shard| Ok(Mutex::new(Writer::open(&current(&ours, shard))?));
@@ -96,7 +98,11 @@ impl Journal {
         let mut writer = self.writers[shard].lock();
         if writer.length >= MAX_FILE {
             let path = current(&self.dir, shard);
-            std::fs::rename(&path, before(&self.dir, shard))?;
+            match std::fs::rename(&path, before(&self.dir, shard)) {
+                // It was renamed before, and the next one could not be opened then.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
             *writer = Writer::open(&path)?;
         }
         let written = writer.file.write_all(&frame);
@@ -213,7 +219,13 @@ mod tests {
         }
         let other = Journal::open(dir.path(), "other", 2).unwrap();
         assert_eq!(numbers(&other, 1), [0; 0]);
-        assert!(!path.exists(), "what belongs to other books is never done in these");
+        drop(other);
+        let again = Journal::open(dir.path(), "books", 2).unwrap();
+        assert_eq!(
+            numbers(&again, 1).last(),
+            Some(&9),
+            "what belongs to other books is theirs still"
+        );
     }
 
     #[test]
@@ -228,6 +240,23 @@ mod tests {
         assert_eq!(kept.last(), Some(&100));
         assert!(kept.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{kept:?}");
         assert!((32..=66).contains(&kept.len()), "{}", kept.len());
+    }
+
+    #[test]
+    fn f27_a_file_that_could_not_be_begun_is_begun_with_the_next_batch() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "books", 1).unwrap();
+        let ops = vec![7; MAX_FILE as usize];
+        journal.keep(0, &Batch { ops: &ops, ..batch(1) });
+        // Where the next file is to be, nothing can be opened.
+        let path = dir.path().join("books/s0");
+        std::fs::rename(&path, dir.path().join("books/s0.before")).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        std::fs::create_dir(path.join("full")).unwrap();
+        journal.keep(0, &batch(2));
+        std::fs::remove_dir_all(&path).unwrap();
+        journal.keep(0, &batch(3));
+        assert_eq!(numbers(&journal, 0), [1, 3]);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{frame, frames};
-use super::session::Kind;
-use super::{Engine, Shared};
+use super::session::{Kind, Session};
+use super::{Engine, wire};
 use crate::books::{BooksError, Resolved};
 use crate::core::ids::ChargeId;
 
@@ -83,19 +83,24 @@ impl Recorded {
     }
 }
 
-impl Shared {
-    /// Records on this gateway's disk what Redis is silent to; it goes on to be asked.
+impl Session {
+    /// Records on this gateway's disk a capture that Redis is silent to. It is asked once more, behind
+    /// the one that Redis was silent to, because from now on it is a promise.
     pub(super) async fn record_here(
-        &self,
+        self,
         charge: ChargeId,
-        op: Vec<u8>,
+        op: &[u8],
         why: String,
     ) -> Result<Resolved, BooksError> {
-        let Some(recorded) = self.recorded.clone() else {
+        let Some(recorded) = self.shared().recorded.clone() else {
             return Err(BooksError::Unavailable(why));
         };
-        match recorded.record(charge, op).await {
+        let op = wire::promised(op);
+        match recorded.record(charge, op.clone()).await {
             Ok(()) => {
+                let asked = self.ask(self.of_charge(charge), charge, Kind::GivesBack, Ok(op));
+                // Nobody waits for it.
+                drop(asked);
                 tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
                 Ok(Resolved::Recorded)
             }

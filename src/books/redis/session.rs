@@ -244,6 +244,10 @@ impl Session {
         Ok(waits)
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
     pub(super) fn of_charge(&self, charge: ChargeId) -> usize {
         self.inner.shared.shard_of(charge.home())
     }
@@ -342,11 +346,12 @@ impl Books for Session {
         // The disk has it where Redis is silent.
         let own = op.as_ref().ok().filter(|_| captures).cloned();
         let asked = self.ask_for(self.of_charge(charge), charge, Kind::GivesBack, op, patience);
+        let session = own.is_some().then(|| self.clone());
         async move {
-            let reply = match (asked.await, own) {
+            let reply = match (asked.await, own.zip(session)) {
                 (Ok(told), _) => told.reply,
-                (Err(BooksError::Unavailable(why)), Some(op)) => {
-                    return shared.record_here(charge, op, why).await;
+                (Err(BooksError::Unavailable(why)), Some((op, session))) => {
+                    return session.record_here(charge, &op, why).await;
                 }
                 (Err(error), _) => return Err(error),
             };

@@ -1,9 +1,9 @@
 -- Charges that are not open: holds that end without their owner, and what is captured late.
 
--- What is said of a charge that is not open.
+-- What is said of a charge that is not open. One whose time was over is as if it had never been.
 function Batch:already(charge)
     local ended = self.ended[charge]
-    if not ended then return {UNKNOWN} end
+    if not ended or ended[E_STATE] == EXPIRED_STATE then return {UNKNOWN} end
     return {ALREADY, ended[E_STATE]}
 end
 
@@ -44,16 +44,18 @@ function Batch:late_legs(legs, keep)
 end
 
 -- A resolution of a charge that is not open. `late` is the memo of one that may come after the charge
--- was voided without its owner: then it is captured all the same.
+-- was voided without its owner: then it is captured all the same. So is one that has ended in its time,
+-- where its capture was promised to somebody (D30).
 function Batch:resolve_ended(op, was)
-    local charge, keep, accounts, sources, look, at, note, answer, late =
-        op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12]
+    local charge, keep, accounts, sources, look, at, note, answer, late, promised =
+        op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12], op[13]
     local ended, openings = self.ended[charge], {}
     if was and not ended then
         local _, names, had_ended = carried(was)
         ended = had_ended
         if ended then self:open_legs(ended[E_LEGS], ended[E_NAMED], names, openings) end
     end
+    if ended and ended[E_STATE] == EXPIRED_STATE and not promised then late = false end
     local kept = ended and ended[E_LEGS] and late and self:late_legs(ended[E_LEGS], keep)
     if not kept then return self:already(charge) end
     if not self:force(kept) then return {RANGE} end
@@ -140,12 +142,13 @@ function Batch:finish(op, was)
     if was then state, keep = was[4][1], was[4][2] end
     local kept = self:settle(charge, hold, state, keep)
     local ended = {state}
-    if state == VOIDED_STATE then
+    if state ~= CAPTURED_STATE then
         local once = hold[H_ONCE]
         ended = {state, hold[H_LEGS], hold[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
+        -- There may be many of those, and few of them are captured late.
+        if state == EXPIRED_STATE and not was then most = most / 2 end
     end
-    -- Of one that ended in its time nothing comes late.
-    if was or state ~= EXPIRED_STATE then self:remember(charge, ended, at, most) end
+    self:remember(charge, ended, at, most)
     self:record({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''})
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end

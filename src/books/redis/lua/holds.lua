@@ -13,7 +13,7 @@ end
 -- What this session has in its reply of another's charge: the hold, or false; the names of its legs'
 -- accounts; and how it had ended where it was captured late.
 local function carried(was)
-    if not was then return false end
+    if not was or was[1] ~= DONE then return false end
     if was[4] then return was[4][3], was[4][4] end
     if not was[5] then return false end
     local hold, names, ended = unpack(cmsgpack.unpack(was[5]))
