@@ -20,7 +20,11 @@ use super::price::{Price, Quote, Tier};
 use super::refusal::{Both, Code, Facts, Missing, Refusal};
 
 /// How often a post that failed is planned again before `books_contended`.
-pub const MAX_PLANS: usize = 8;
+pub const MAX_PLANS: usize = 32;
+
+/// How often it is planned on what there is in the step of the post. Who was overtaken as often pays by
+/// what there was when it was read, if that is still there: as if it had been done right then.
+const EXACT_PLANS: usize = 4;
 
 /// What a seat does with a charge it can pay only in part (D25).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -362,6 +366,14 @@ fn clamp_credits(micro: u64) -> Credits {
 
 fn clamp_operations(micro: u64) -> Operations {
     Operations::from_micro(micro).unwrap_or(Operations::MAX)
+}
+
+/// Lets the plan of this number stand although accounts have more by now than it says, where it was
+/// overtaken too often.
+fn stand(post: &mut Post, plans: usize) {
+    if plans >= EXACT_PLANS {
+        post.sources.iter_mut().for_each(|source| source.below = None);
+    }
 }
 
 /// How many credits of `cost` each paying leg covers, by the legs' order (D25): legs in credits

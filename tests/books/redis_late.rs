@@ -192,6 +192,34 @@ fn f23_what_else_is_late_is_told_how_it_ended() {
 }
 
 #[test]
+fn f23_what_somebody_else_ended_by_a_word_is_told_to_its_owner() {
+    let books = Two::start();
+    let (accounts, ten) = ([account("a", 100, 1)], take(10, &[0]));
+    for charge in [1, 2] {
+        books.hold(&ask(charge, &accounts, &ten));
+    }
+    books.hold(&Ask { lasting: until(60), ..ask(3, &accounts, &ten) });
+    let memo = OutcomeMemo::default();
+    for (charge, state, keep) in
+        [(1, State::Voided, 0), (2, State::Captured, 4), (3, State::Voided, 0)]
+    {
+        let keep = [keep];
+        let by_other = books.other.resolve(id(charge), &resolution(state, &keep, &memo));
+        assert!(matches!(books.run(by_other).unwrap(), Resolved::Done(..)));
+    }
+    // Nothing of it comes late: whoever ended it knew how.
+    for (charge, state) in [(1, State::Voided), (2, State::Captured)] {
+        for _ in 0..2 {
+            let resolved = books.resolve(charge, State::Captured, &[10]);
+            assert_eq!(already(&resolved), Some(state), "{charge}");
+        }
+    }
+    // Nobody is at work on one that lasts: whoever sees its end asks for it.
+    assert!(matches!(books.resolve(3, State::Captured, &[10]), Resolved::Unknown));
+    assert_eq!(books.found()[&name("a")], balance(100, 0, 0, 4));
+}
+
+#[test]
 fn f23_d31_what_a_late_capture_takes_beyond_its_hold_is_done_with_it_or_not_at_all() {
     let books = Two::start();
     let held = [account("a", 10, 1), account("full", MAX_MICRO, 1)];

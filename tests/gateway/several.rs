@@ -90,6 +90,36 @@ fn d24_f22_three_gateways_admit_exactly_k_for_seat_and_pool() {
     });
 }
 
+/// A seat near its end that is held for more than is used is never the same twice: what is planned on
+/// it at one gateway is overtaken by what the others hold and give back.
+#[test]
+fn d24_d25_whoever_shares_a_seat_that_does_not_hold_still_is_served() {
+    run(async {
+        let shared = Shared::new().await;
+        let org = Org::new().pool("1000000").user("alice", "100", Access::Pool);
+        let worlds = shared.gateways(3, &org);
+        let to: Vec<_> = worlds.iter().map(World::gateway).collect();
+        let unused = Call::post("/v1/told", "{\"n\":3}").user("alice").script(&Script::usage(0));
+        let began = Instant::now();
+        let answers = burst_over(&to, vec![unused; 2000], 64).await;
+        let contended = answers.iter().filter(|answer| answer.status == 503).count();
+        let posts = |result: &str| -> f64 {
+            let labels = ["operation=\"hold\"", result];
+            let metric = "tollgate_books_duration_seconds_count";
+            worlds.iter().map(|world| world.metric(metric, &labels)).sum()
+        };
+        let (done, short) = (posts("done"), posts("short"));
+        println!("{contended} contended, {done} holds, {short} overtaken, {:?}", began.elapsed());
+        for answer in &answers {
+            answer.is(200).tells(&[("state", "captured"), ("cost", "0")]);
+        }
+        for world in &worlds {
+            world.settled().await;
+            world.seat("alice", "0", "100", "0");
+        }
+    });
+}
+
 #[test]
 fn d09_d13_what_is_taken_at_one_gateway_pays_at_none_within_a_second() {
     run(async {

@@ -62,7 +62,7 @@ pub(super) fn resolve(
     resolution: &Resolution<'_>,
 ) -> Result<Vec<u8>, BooksError> {
     let mut out = Out::default();
-    out.array(12).uint(kind::RESOLVE).bytes(&charge.0).uint(code(resolution.state));
+    out.array(13).uint(kind::RESOLVE).bytes(&charge.0).uint(code(resolution.state));
     put_keep(&mut out, resolution.keep);
     put_extra(&mut out, resolution.extra)?;
     out.int(resolution.now.as_microsecond()).bytes(&encode(resolution.memo)?);
@@ -76,6 +76,7 @@ pub(super) fn resolve(
         }
         _ => out.flag(false),
     };
+    out.uint(MAX_ENDED);
     Ok(out.into_bytes())
 }
 

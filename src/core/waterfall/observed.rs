@@ -5,7 +5,9 @@ use super::super::account::{LegKind, Payer, Post, Source, Taken, View};
 use super::super::price::{Price, Quote};
 use super::super::refusal::{Both, Code, Refusal};
 use super::settlement::{settle_beside, side_of, spread};
-use super::{Excess, MAX_PLANS, Plan, Position, Settlement, clamp_credits, clamp_operations, plan};
+use super::{
+    Excess, MAX_PLANS, Plan, Position, Settlement, clamp_credits, clamp_operations, plan, stand,
+};
 
 /// What there is to a charge of observe mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +36,10 @@ pub fn decide(
     let planned =
         if plans < MAX_PLANS { plan(quote, position, known) } else { Plan::Refuse(contended()) };
     let refusal = match planned {
-        Plan::Post(post) => return Ok((post, None)),
+        Plan::Post(mut post) => {
+            stand(&mut post, plans);
+            return Ok((post, None));
+        }
         Plan::Refuse(refusal) if observed => refusal,
         Plan::Refuse(refusal) => return Err(refusal),
     };
@@ -53,6 +58,7 @@ pub fn decide(
     post.sources
         .extend(named.map(|(slot, kind, cap)| Source::take(0, [Payer { slot, kind, cap }])));
     post.look = (0..position.licences).chain(position.look()).collect();
+    stand(&mut post, plans);
     Ok((post, Some(Observed { code: Some(refusal.code), uncovered: both(&unpaid) })))
 }
 

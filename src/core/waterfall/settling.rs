@@ -6,7 +6,7 @@ use super::super::account::{Post, Taken, View};
 use super::super::amount::Credits;
 use super::super::price::Price;
 use super::settlement::{Keep, owe, plan_excess, settle, side_of};
-use super::{Excess, MAX_PLANS, Observed, Position, Settlement};
+use super::{Excess, MAX_PLANS, Observed, Position, Settlement, stand};
 
 /// Where a settlement stands. The default keeps and charges nothing.
 #[derive(Clone, Debug, Default)]
@@ -67,12 +67,17 @@ impl Settling {
         let (view, last) = (&self.known.0, !self.may_be_short());
         if let Some(observed) = &self.observed {
             let from = position.filter(|_| !last).map(|position| (position, view));
-            let (post, observed) = observed.pay(excess, self.pool, from);
+            let (mut post, observed) = observed.pay(excess, self.pool, from);
+            stand(&mut post, self.known.1);
             return (Some(post), Some(observed));
         }
         let post = position.map(|position| match last {
             true => owe(excess, self.pool, position),
-            false => plan_excess(excess, self.pool, position, view),
+            false => {
+                let mut post = plan_excess(excess, self.pool, position, view);
+                stand(&mut post, self.known.1);
+                post
+            }
         });
         (post, None)
     }

@@ -302,6 +302,8 @@ struct Ended {
     /// What it was.
     hold: Hold,
     at: i64,
+    /// On somebody's word, who knew how: nothing of it comes late.
+    is_final: bool,
 }
 
 /// The live state, the recorded one, and what each session has decided and not yet written.
@@ -349,13 +351,21 @@ impl Model {
 
     /// What a charge took that others have voided.
     pub fn voided_by_others(&self, charge: u64) -> Option<Vec<Leg>> {
-        let ended = self.ended.get(&charge).filter(|ended| ended.end == End::Void);
+        let is_late = |ended: &&Ended| ended.end == End::Void && !ended.is_final;
+        let ended = self.ended.get(&charge).filter(is_late);
         ended.map(|ended| ended.hold.legs.clone())
     }
 
     fn remember(&mut self, charge: u64, end: End, hold: Hold, at: i64) {
         if self.at_once {
-            self.ended.insert(charge, Ended { end, hold, at });
+            self.ended.insert(charge, Ended { end, hold, at, is_final: false });
+        }
+    }
+
+    /// A session has resolved a charge. Another one that is still at work on it is told at its end.
+    pub fn tell(&mut self, session: usize, charge: u64, end: End, hold: Hold, at: i64) {
+        if self.at_once && session != hold.home && hold.more.expires.is_none() {
+            self.ended.insert(charge, Ended { end, hold, at, is_final: true });
         }
     }
 

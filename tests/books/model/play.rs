@@ -331,6 +331,7 @@ impl<S: Subject> Play<S> {
         self.touched.extend(hold.legs.iter().map(|leg| leg.account));
         match (done, extra) {
             (Some(legs), extra) => {
+                self.model.tell(session, number, end, hold.clone(), self.now.as_microsecond());
                 self.saw(if capture { "captured" } else { "voided" });
                 if is_finish {
                     self.saw("finished");

@@ -152,8 +152,8 @@ function Batch:settle(charge, hold, state, keep)
 end
 
 function Batch:resolve(op, was)
-    local charge, state, keep, accounts, sources, look, at, memo, note, answer =
-        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11]
+    local charge, state, keep, accounts, sources, look, at, memo, note, answer, most =
+        op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[13]
     local hold = self.holds[charge]
     if was then hold = hold or self:carry(charge, was) end
     if not hold then return self:resolve_ended(op, was) end
@@ -166,8 +166,13 @@ function Batch:resolve(op, was)
         legs, extra = taken, by_account(taken, accounts)
     end
     local kept = self:settle(charge, hold, state, keep)
-    -- Its hold may still come, from whoever made it or changed it.
-    if was then self:remember(charge, {state}, at, math.huge) end
+    if was then
+        -- Its hold may still come, from whoever made it or changed it.
+        self:remember(charge, {state}, at, math.huge)
+    elseif most and hold[H_OWNER] ~= self.session and hold[H_EXPIRES] == 0 then
+        -- Its owner is still at work on it, and is told at its end.
+        self:remember(charge, {state}, at, most)
+    end
     self:record({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer})
     return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, hold)
 end

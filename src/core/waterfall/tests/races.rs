@@ -3,15 +3,15 @@
 
 use proptest::prelude::*;
 
-use super::super::super::account::{LegKind, Slot};
+use super::super::super::account::{LegKind, Legs, Slot, View};
 use super::super::super::entitlement::Overage;
 use super::super::super::price::Quote;
-use super::super::super::refusal::{Code, DecidedBy, Missing};
-use super::super::{MAX_PLANS, PoolAccess, Split};
+use super::super::super::refusal::{Code, DecidedBy, Missing, Refusal};
+use super::super::{EXACT_PLANS, MAX_PLANS, PoolAccess, Split, decide};
 use super::world::{Outcome, Setup, World, cases, premium, principal, seat_only, user};
 
 /// The sums that a charge takes from the seat, the pool and overage.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Paid {
     seat: u64,
     pool: u64,
@@ -176,8 +176,86 @@ fn d24_a_decision_that_balances_overtake_every_time_ends_as_contended() {
     assert_eq!((outcome, posts), (Outcome::Contended, MAX_PLANS));
 }
 
+/// Plans and posts, from the plan of number `first` on, until something comes of it. Also gives the
+/// balances that the last plan was made on.
+fn ask(
+    world: &mut World,
+    quote: &Quote,
+    first: usize,
+    mut between: impl FnMut(usize, &mut World),
+) -> (Result<Legs, Refusal>, World) {
+    let (mut known, mut read): (Option<View>, _) = (None, world.clone());
+    for plans in first.. {
+        let planned = decide(quote, &world.position, (known.as_ref(), plans), false);
+        let post = match planned {
+            Ok((post, _)) => post,
+            Err(refusal) => return (Err(refusal), read),
+        };
+        between(plans - first, world);
+        match world.post(&post) {
+            Ok(legs) => return (Ok(legs), read),
+            Err(seen) => (known, read) = (Some(*seen), world.clone()),
+        }
+    }
+    unreachable!("there is a last plan")
+}
+
+#[test]
+fn d25_who_is_overtaken_each_time_pays_by_what_was_read() {
+    // A seat that has more each time, and one that can pay every other time.
+    let more = |posts: usize| 60 + posts as i64;
+    let whole = |posts: usize| if posts.is_multiple_of(2) { 0 } else { 100 };
+    let cases: [(fn(usize) -> i64, _, _); 2] =
+        [(more, "licence0 63, pool 4, limit 4", EXACT_PLANS), (whole, "pool 10, limit 10", 5)];
+    for (seat, expected, plans) in cases {
+        let mut world = user(&[60]).pool(10).world();
+        let mut asked = 0;
+        let (done, _) = ask(&mut world, &premium(100, 10), 0, |posts, world| {
+            asked = posts;
+            world.set(0, seat(posts));
+        });
+        let done = Outcome::Done(done.unwrap(), View::default());
+        assert_eq!((world.describe(&done), asked), (expected.to_owned(), plans));
+    }
+}
+
+fn took(legs: &Legs) -> Paid {
+    let sum =
+        |kind| -> u64 { legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum() };
+    let (seat, pool) = (sum(LegKind::Licence), sum(LegKind::Pool));
+    Paid { seat, pool, overage: sum(LegKind::Overage) }
+}
+
 proptest! {
     #![proptest_config(cases(4_000))]
+
+    #[test]
+    fn d25_who_was_overtaken_takes_what_the_rule_says_of_the_seat_that_was_read(
+        setup in setups(), quote in quotes(), changes in changes(),
+    ) {
+        let mut world = setup.world();
+        let mut step = world.clone();
+        let (done, read) = ask(&mut world, &quote, EXACT_PLANS, |posts, world| {
+            disturb(world, changes.get(posts));
+            step = world.clone();
+        });
+        match done {
+            Ok(legs) => {
+                // The seat as it was read, all others as they were in the step of the post. What
+                // was planned without a look at anything is posted to a seat that can pay it.
+                let took = took(&legs);
+                let mut told = step.clone();
+                let licences = 0..step.position.licences;
+                for slot in licences.clone().map(usize::from) {
+                    told.balances[slot] = read.balances[slot];
+                }
+                let is_either = [&told, &step].iter().any(|on| rule(on, &quote) == Ok(took));
+                prop_assert!(is_either, "{:?}", took);
+                prop_assert!(took.seat <= licences.map(|slot| step.available(slot)).sum());
+            }
+            Err(refusal) => prop_assert_eq!(rule(&read, &quote), Err(refusal.code)),
+        }
+    }
 
     #[test]
     fn d24_what_is_done_is_the_rule_on_the_balances_of_that_step(
@@ -194,12 +272,7 @@ proptest! {
                 let sum = |kind| -> u64 {
                     legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum()
                 };
-                let took = Paid {
-                    seat: sum(LegKind::Licence),
-                    pool: sum(LegKind::Pool),
-                    overage: sum(LegKind::Overage),
-                };
-                prop_assert_eq!(&took, &paid);
+                prop_assert_eq!(took(legs), paid);
                 let side = world.side();
                 prop_assert_eq!(sum(LegKind::Limit), paid.pool + paid.overage);
                 let capped = side.is_some_and(|side| side.profile_cap.is_some());
