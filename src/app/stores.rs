@@ -130,7 +130,7 @@ pub(crate) fn new_name() -> anyhow::Result<String> {
 
 fn open_embedded(config: &Config, clock: &Clock) -> anyhow::Result<Arc<embedded::Engine>> {
     let durability = match config.books.durability {
-        // Without Redis there is no `replica`: checking the configuration refuses that.
+        // Checking the configuration refuses `replica` here.
         config::Durability::Process | config::Durability::Replica => Durability::Process,
         config::Durability::Power => Durability::Power,
     };
@@ -228,6 +228,7 @@ fn open_redis(
         owner_timeout: config.books.owner_timeout,
         rejoin_timeout: config.books.rejoin_timeout,
         settle_timeout: config.books.settle_timeout,
+        replica: config.books.durability == config::Durability::Replica,
         journal: Some(config.data.dir.join("redis-journal")),
     };
     let (handle, thread) = redis_thread()?;

@@ -8,7 +8,6 @@ use super::error::Problem;
 
 /// The one list: a key (`*` is any element or name), and which of its values ask for the part.
 const NOT_BUILT: &[(&str, Asks)] = &[
-    ("books.durability", Asks::Word("replica")),
     ("directory.org_files", Asks::NotEmpty),
     ("upstream.*.urls.*", Asks::Prefix("https://")),
     ("route.*.front", Asks::Always),
@@ -22,7 +21,6 @@ const NOT_BUILT: &[(&str, Asks)] = &[
 enum Asks {
     Always,
     NotEmpty,
-    Word(&'static str),
     Prefix(&'static str),
     /// Always, unless the program was built with this feature.
     Feature(&'static str, bool),
@@ -53,7 +51,6 @@ impl Asks {
             Self::Always => true,
             Self::Feature(_, built) => !built,
             Self::NotEmpty => !empty(),
-            Self::Word(word) => value.as_str() == Some(word),
             Self::Prefix(prefix) => value.as_str().is_some_and(|text| text.starts_with(prefix)),
         }
     }
@@ -65,7 +62,6 @@ impl Asks {
                 format!("this program was built without `{name}`, expected the key to be absent")
             }
             Self::NotEmpty => "not built yet, expected nothing in it".to_owned(),
-            Self::Word(word) => format!("{word:?} is not built yet, expected another value"),
             Self::Prefix(prefix) => {
                 let other = prefix.replacen("s://", "://", 1);
                 format!("{prefix} is not built yet, expected {other}")

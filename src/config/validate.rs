@@ -132,11 +132,15 @@ fn redis(check: &mut Check<'_>, config: &Config, key: &Key) {
                 let expected = "expected engine = \"redis\" beside it, or the key to be absent";
                 check.that(false, &key.name(name), expected);
             }
+            let expected =
+                "expected process or power: replicas are those of Redis (engine = \"redis\")";
+            let fits = books.durability != Durability::Replica;
+            check.that(fits, &key.name("durability"), expected);
         }
         Engine::Redis => {
             let expected = "expected exactly one of url, url_env and url_file beside it";
             check.that(given.count() == 1, &key.name("engine"), expected);
-            let expected = "expected process: what Redis survives is configured there";
+            let expected = "expected process or replica: what Redis survives is configured there";
             let fits = books.durability != Durability::Power;
             check.that(fits, &key.name("durability"), expected);
         }

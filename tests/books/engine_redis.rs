@@ -65,6 +65,7 @@ pub fn options(server: &RedisServer) -> Options {
         owner_timeout: Duration::from_secs(10),
         rejoin_timeout: Duration::from_secs(10),
         settle_timeout: Duration::from_secs(10),
+        replica: false,
         journal: None,
     }
 }

@@ -22,6 +22,7 @@
 //! - `redis_late`: captures of charges that others have voided.
 //! - `redis_names`: charges that other gateways find.
 //! - `redis_owners`: gateways that are not heard of any more.
+//! - `redis_replica`: changes that count only when a replica has them.
 //! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
@@ -62,6 +63,7 @@ mod redis_late;
 mod redis_names;
 mod redis_owners;
 mod redis_rejoin;
+mod redis_replica;
 mod redis_retired;
 mod redis_sentinel;
 #[path = "../support/redis.rs"]

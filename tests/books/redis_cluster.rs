@@ -142,15 +142,21 @@ struct Gateway {
 
 impl Gateway {
     fn on(url: &str, name: &str, deadline: Duration) -> Self {
-        let runtime = EventLoop::start();
-        let options = Options {
+        Self::with(Options {
             url: url.into(),
             gateway: name.into(),
-            shards: SHARDS,
             deadline,
+            ..options(&RedisServer::shared())
+        })
+    }
+
+    fn with(options: Options) -> Self {
+        let runtime = EventLoop::start();
+        let options = Options {
+            shards: SHARDS,
             // It is not heard of by itself: what it writes may be lost with an old master.
             owner_timeout: 60 * PATIENCE,
-            ..options(&RedisServer::shared())
+            ..options
         };
         let opening = redis::Engine::open(options, runtime.handle.clone(), NOW);
         let engine = runtime.handle.block_on(opening).unwrap();
@@ -388,6 +394,38 @@ fn f29_a_server_that_is_loading_is_waited_for() {
     server.command::<()>(&["CONFIG", "SET", "key-load-delay", "0"]).unwrap();
     let view = gateway.run(waiting.join_next()).unwrap().unwrap().unwrap();
     assert_eq!(view.get(0), Some(balance(GRANT, 0, 20, 0)));
+}
+
+/// Without a look at what the replica has: whatever was told is there.
+#[test]
+fn f27_a_replica_in_a_cluster_has_all_that_was_acknowledged_when_it_takes_over() {
+    let mut cluster = Cluster::start(2, true);
+    let (url, other) = (cluster.url(), server());
+    let shared = options(&RedisServer::shared());
+    let options = Options { url: url.into(), replica: true, deadline: PATIENCE, ..shared };
+    let gateway = Gateway::with(options);
+    let replica = 2 + cluster.master_of(0);
+    // One more, which the one that takes over waits for then.
+    cluster.meet(&other);
+    cluster.servers.push(other);
+    cluster.settled();
+    let follow = |cluster: &Cluster, master: usize| {
+        let master_id: String = cluster.servers[master].command(&["CLUSTER", "MYID"]).unwrap();
+        // It hears of the new master in its time.
+        let _ = cluster.servers[4].command::<()>(&["CLUSTER", "REPLICATE", &master_id]);
+    };
+    let load = Load::start(&gateway);
+    load.goes_on();
+    cluster.servers[replica - 2].kill();
+    cluster.servers[replica].command::<()>(&["CLUSTER", "FAILOVER", "TAKEOVER"]).unwrap();
+    until("the other one knows of it", || {
+        follow(&cluster, replica);
+        let told: String = cluster.servers[replica].command(&["INFO", "replication"]).unwrap();
+        told.contains("state=online")
+    });
+    load.goes_on();
+    let captured = load.end(&gateway);
+    assert_eq!(gateway.captured(), captured);
 }
 
 #[test]

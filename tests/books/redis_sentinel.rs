@@ -43,19 +43,33 @@ impl Watched {
     }
 }
 
-fn opened(runtime: &EventLoop, url: &str) -> Result<redis::Engine, redis::OpenError> {
+fn opened(
+    runtime: &EventLoop,
+    url: &str,
+    replica: bool,
+) -> Result<redis::Engine, redis::OpenError> {
     // It is not heard of by itself: what it writes may be lost with the old master.
     let owner_timeout = 60 * PATIENCE;
     let shared = options(&RedisServer::shared());
-    let options = Options { url: url.into(), deadline: PATIENCE, owner_timeout, ..shared };
+    let options = Options { url: url.into(), deadline: PATIENCE, owner_timeout, replica, ..shared };
     runtime.handle.block_on(redis::Engine::open(options, runtime.handle.clone(), NOW))
 }
 
 #[test]
 fn f27_whoever_sentinels_name_after_a_failover_is_asked() {
+    goes_on_after_a_failover(false);
+}
+
+/// The old master follows the new one, which waits for it then.
+#[test]
+fn f27_whoever_sentinels_name_after_a_failover_waits_for_its_own_replica() {
+    goes_on_after_a_failover(true);
+}
+
+fn goes_on_after_a_failover(replica: bool) {
     let watched = Watched::start();
     let runtime = EventLoop::start();
-    let engine = opened(&runtime, &watched.url("books")).unwrap();
+    let engine = opened(&runtime, &watched.url("books"), replica).unwrap();
     let session = engine.session();
     let hold = |number: u64| -> Result<bool, BooksError> {
         let (accounts, ten) = ([account("a", 1000, 1)], take(10, &[0]));
@@ -105,7 +119,7 @@ fn f81_what_sentinels_do_not_know_is_told() {
         (format!("redis+sentinel://127.0.0.1:{}/books", watched.servers[0].port), "is no Sentinel"),
         ("redis+sentinel://127.0.0.1:1/books".to_owned(), "127.0.0.1:1: "),
     ] {
-        let error = opened(&runtime, &url).unwrap_err().to_string();
+        let error = opened(&runtime, &url, false).unwrap_err().to_string();
         assert!(error.contains(told) && !error.contains(PASSWORD), "{url}: {error}");
     }
 }

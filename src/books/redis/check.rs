@@ -8,16 +8,20 @@ use super::place::Kind;
 /// The first version that has functions.
 const VERSION: u64 = 7;
 
-/// Sees that each master can keep the books.
+/// Sees that each master can keep the books, and has a replica where changes count only then.
 ///
 /// # Errors
 /// Which one cannot, and what to do about it.
-pub(super) async fn servers(link: &Link) -> Result<(), String> {
+pub(super) async fn servers(link: &Link, replica: bool) -> Result<(), String> {
     for master in link.everyone().await.map_err(|error| error.to_string())? {
         let told = info(&master, link.place().doubt()).await?;
         let server = &master.address;
         let in_cluster = matches!(link.place().kind, Kind::Cluster(_));
         fits(&told, in_cluster).map_err(|why| format!("{server}: {why}"))?;
+        if replica {
+            has_replica(&told).map_err(|why| format!("{server}: {why}"))?;
+            may_wait(&master).await.map_err(|why| format!("{server}: {why}"))?;
+        }
         if field(&told, "aof_enabled") == Some("0") {
             tracing::warn!(
                 redis = %server,
@@ -72,6 +76,30 @@ fn fits(told: &str, in_cluster: bool) -> Result<(), String> {
                  set `maxmemory-policy noeviction`"
             ))
         }
+    }
+}
+
+/// Whether a replica follows it.
+fn has_replica(told: &str) -> Result<(), String> {
+    let follows = |value: &str| value.split(',').any(|part| part == "state=online");
+    let replicas = told.lines().filter(|line| line.starts_with("slave"));
+    match replicas.filter_map(|line| line.trim_end().split_once(':')).any(|(_, is)| follows(is)) {
+        true => Ok(()),
+        false => Err("no replica follows it, and with books.durability = \"replica\" nothing is \
+                      acknowledged that none has: start one (`replicaof`), or set `durability = \
+                      \"process\"`"
+            .into()),
+    }
+}
+
+/// Whether the user may wait for replicas: no call is to find out.
+async fn may_wait(master: &Node) -> Result<(), String> {
+    match master.ask(redis::cmd("WAIT").arg(0).arg(0)).await {
+        Ok(_) => Ok(()),
+        Err(CallError::NotExecuted(why)) if why.contains("NoPerm") => {
+            Err(format!("{why}; books.durability = \"replica\" needs +wait (docs/scaling.md)"))
+        }
+        Err(error) => Err(error.to_string()),
     }
 }
 

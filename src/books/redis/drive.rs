@@ -103,11 +103,7 @@ impl Driver {
                 }
                 Err(Failed::NoMemory) => batch = give_up(batch, NO_MEMORY, Pending::gives_back),
                 Err(Failed::NotExecuted(why) | Failed::Waits(why)) => {
-                    if !is_told && began.elapsed() >= self.shared.deadline {
-                        is_told = true;
-                        let (shard, session) = (self.shard, &self.name);
-                        tracing::warn!(shard, session, why, "what is asked of the books waits");
-                    }
+                    self.tell_once(&mut is_told, began, &why);
                     self.tell_the_impatient(&mut batch, &why);
                     // What was asked meanwhile renews it too.
                     if batch.is_empty() && unknown.is_none() {
@@ -116,6 +112,7 @@ impl Driver {
                 }
                 Err(Failed::Unknown(why)) => {
                     unknown = Some(sent);
+                    self.tell_once(&mut is_told, began, &why);
                     self.tell_the_impatient(&mut batch, &why);
                 }
                 Err(Failed::Removed) => {
@@ -138,6 +135,15 @@ impl Driver {
             }
             tokio::time::sleep(rest).await;
             rest = (rest * 2).min(MAX_REST);
+        }
+    }
+
+    /// Says in the log why a batch waits for so long.
+    fn tell_once(&self, is_told: &mut bool, began: Instant, why: &str) {
+        if !*is_told && began.elapsed() >= self.shared.deadline {
+            *is_told = true;
+            let (shard, session) = (self.shard, &self.name);
+            tracing::warn!(shard, session, why, "what is asked of the books waits");
         }
     }
 
@@ -201,7 +207,10 @@ impl Driver {
         let settles = is_unknown || batch.iter().all(Pending::gives_back);
         let function = if settles { library::SETTLE } else { library::APPLY };
         let args = [head.into_bytes(), ops.into_bytes()];
-        let called = self.shared.call(&self.keys, function, &args).await?;
+        // What changes nothing need not be anywhere else.
+        let changes = batch.iter().any(|pending| pending.kind != Kind::Reads);
+        let replica = self.shared.replica.filter(|_| changes);
+        let called = self.shared.call(&self.keys, function, &args, replica).await?;
         let charges: Vec<ChargeId> = batch.iter().map(|pending| pending.charge).collect();
         match wire::reply(&called, tag, &charges) {
             Ok(Called::Done(done)) => {
@@ -275,14 +284,16 @@ impl Driver {
 }
 
 impl Shared {
-    /// Calls a function of the library.
+    /// Calls a function of the library. With `replica` what it did is nowhere as long as no replica has
+    /// it: the same has to be asked again.
     pub(super) async fn call(
         &self,
         keys: &Keys,
         function: &str,
         args: &[Vec<u8>],
+        replica: Option<Duration>,
     ) -> Result<Vec<u8>, Failed> {
-        match self.link.call(&keys.function(function, args)).await {
+        match self.link.call_kept(&keys.function(function, args), replica).await {
             Ok(bytes) => Ok(bytes),
             Err(CallError::NoMemory) => Err(Failed::NoMemory),
             Err(CallError::NoLibrary) => {

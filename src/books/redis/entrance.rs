@@ -111,7 +111,7 @@ impl Shared {
 
     /// A call that may be made as often as one likes.
     async fn ask(&self, shard: usize, function: &str, args: &[Vec<u8>]) -> Result<Vec<u8>, Failed> {
-        let called = self.call(&self.keys(shard), function, args).await;
+        let called = self.call(&self.keys(shard), function, args, None).await;
         called.map_err(|failed| match failed {
             Failed::Unknown(why) => Failed::NotExecuted(why),
             failed => failed,

@@ -85,7 +85,17 @@ impl Link {
 
     /// Calls a command that changes something. Its reply is one string of bytes.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Vec<u8>, CallError> {
-        match self.send(command).await? {
+        self.call_kept(command, None).await
+    }
+
+    /// As [`Link::call`]. With `replica` it has a reply only when a replica has what it did; the server
+    /// waits so long for one.
+    pub(super) async fn call_kept(
+        &self,
+        command: &Cmd,
+        replica: Option<Duration>,
+    ) -> Result<Vec<u8>, CallError> {
+        match self.send_kept(command, replica).await? {
             Value::BulkString(bytes) => Ok(bytes),
             other => Err(CallError::Unknown(format!("a reply of another kind: {other:?}"))),
         }
@@ -94,6 +104,14 @@ impl Link {
     /// Sends a command to the master that has its key, and waits for its reply. One without a key
     /// goes to any.
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, CallError> {
+        self.send_kept(command, None).await
+    }
+
+    async fn send_kept(
+        &self,
+        command: &Cmd,
+        replica: Option<Duration>,
+    ) -> Result<Value, CallError> {
         let slot = slots::key(command).map_or(0, slots::of);
         let masters = self.masters().await?;
         let address = masters.of(slot).cloned().ok_or_else(|| {
@@ -103,7 +121,7 @@ impl Link {
         let (mut node, mut importing) = (self.node(&address)?, false);
         let mut steps = 1;
         loop {
-            let (error, hint) = match node.send(command, importing).await {
+            let (error, hint) = match node.send(command, importing, replica).await {
                 Ok(value) => return Ok(value),
                 Err(told) => told,
             };

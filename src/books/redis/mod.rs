@@ -140,6 +140,8 @@ pub struct Options {
     /// How long a shard that comes back is closed at most, until every gateway has done again what it
     /// has lost.
     pub rejoin_timeout: Duration,
+    /// Whether a change counts only when a replica has it too.
+    pub replica: bool,
     /// How long a capture waits for Redis before this gateway's disk counts as the record (D30).
     pub settle_timeout: Duration,
     /// Where this gateway keeps what Redis acknowledged to it; without it nothing can be done again.
@@ -197,6 +199,8 @@ pub(super) struct Shared {
     rejoin_timeout: Duration,
     journal: Option<Arc<journal::Journal>>,
     settle_timeout: Duration,
+    /// How long a server waits for a replica each time that it is asked, where changes count only then.
+    replica: Option<Duration>,
     recorded: Option<Arc<recorded::Recorded>>,
     /// Whoever reads the journal has it.
     reading: tokio::sync::Mutex<()>,
@@ -256,7 +260,8 @@ impl Shared {
         let there = match make {
             true => {
                 let epoch = [self.epoch.clone().into_bytes()];
-                Some(self.link.call(&keys.function(library::CREATE, &epoch)).await?)
+                let create = keys.function(library::CREATE, &epoch);
+                Some(self.link.call_kept(&create, self.replica).await?)
             }
             false => {
                 let epoch = redis::cmd("HGET").arg(&keys.0[META]).arg("epoch").clone();
@@ -309,6 +314,8 @@ impl Engine {
         let shared = Arc::new(Shared {
             recorded: recorded.map_err(OpenError::Journal)?.map(Arc::new),
             settle_timeout: options.settle_timeout,
+            // The server's reply is to come before its connection is given up.
+            replica: options.replica.then_some(options.call_timeout / 2),
             journal: journal.map(Arc::new),
             rejoin_timeout: options.rejoin_timeout,
             reading: tokio::sync::Mutex::default(),
@@ -330,7 +337,7 @@ impl Engine {
             seen: look::Seen::default(),
             end: CancellationToken::new(),
         });
-        check::servers(&shared.link).await.map_err(OpenError::Redis)?;
+        check::servers(&shared.link, options.replica).await.map_err(OpenError::Redis)?;
         library::load(&shared.link).await.map_err(OpenError::Redis)?;
         for shard in 0..shared.shards {
             shared.find(shard, options.make).await?;

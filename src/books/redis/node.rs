@@ -52,6 +52,9 @@ pub(super) struct Node {
     client: Client,
     timeout: Duration,
     slot: Mutex<Slot>,
+    /// Connections of calls that wait for a replica, as many as there were at once: a server that waits
+    /// serves nobody else behind it. Nothing is awaited under it.
+    idle: parking_lot::Mutex<Vec<MultiplexedConnection>>,
 }
 
 /// Where the connection is.
@@ -71,35 +74,51 @@ const REST: Duration = Duration::from_millis(250);
 impl Node {
     /// To this server; `timeout` is that of connecting and that of each reply.
     pub(super) fn new(address: Address, client: Client, timeout: Duration) -> Self {
-        Self { address, client, timeout, slot: Mutex::default() }
+        let (slot, idle) = Default::default();
+        Self { address, client, timeout, slot, idle }
     }
 
     /// Sends a command to this very server, whatever it says of others.
     pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, CallError> {
-        self.send(command, false).await.map_err(|(error, _)| error)
+        self.send(command, false, None).await.map_err(|(error, _)| error)
     }
 
     /// Sends a command once, and waits for its reply. `importing`: a slot that is on its way here
-    /// is asked too, as the server said that it leaves.
+    /// is asked too, as the server said that it leaves. `replica`: it is a reply only when a replica
+    /// has what the command did, for which the server waits so long.
     pub(super) async fn send(
         &self,
         command: &Cmd,
         importing: bool,
+        replica: Option<Duration>,
     ) -> Result<Value, (CallError, Hint)> {
-        let (number, mut connection) =
-            self.connection().await.map_err(|error| (error, Hint::Look))?;
-        let sent = match importing {
-            false => connection.send_packed_command(command).await,
-            true => together(&mut connection, command).await,
+        let connected = match replica {
+            None => self.connection().await,
+            Some(_) => self.idle_connection().await,
         };
-        match sent.and_then(Value::extract_error) {
-            Ok(value) => Ok(value),
+        let (number, mut connection) = connected.map_err(|error| (error, Hint::Look))?;
+        let sent = match (importing, replica) {
+            (false, None) => connection.send_packed_command(command).await.map(|value| (value, 1)),
+            _ => together(&mut connection, command, importing, replica).await,
+        };
+        match sent.and_then(|(value, replicas)| Ok((value.extract_error()?, replicas))) {
+            Ok((value, replicas)) => {
+                if replica.is_some() {
+                    self.idle.lock().push(connection);
+                }
+                match replicas {
+                    // Only the same again can tell when one has it.
+                    0 => Err((CallError::Unknown(self.no_replica()), Hint::Stay)),
+                    _ => Ok(value),
+                }
+            }
             Err(error) => {
                 let (meaning, hint) = (self.meaning(&error), hint(&error, &self.address));
                 // Another server may be behind the same name now, or this one goes on without us.
                 let is_down = error.kind() == ErrorKind::Server(ServerErrorKind::ClusterDown);
                 if hint == Hint::Look && !is_down {
                     self.broken(number).await;
+                    self.idle.lock().clear();
                 }
                 Err((meaning, hint))
             }
@@ -111,6 +130,22 @@ impl Node {
         if let Some(connection) = &slot.connection {
             return Ok((slot.number, connection.clone()));
         }
+        let connection = self.connect(&mut slot).await?;
+        let number = slot.number + 1;
+        *slot = Slot { number, connection: Some(connection.clone()), away: None };
+        Ok((number, connection))
+    }
+
+    /// One that nobody else uses; it has no number.
+    async fn idle_connection(&self) -> Result<(u64, MultiplexedConnection), CallError> {
+        if let Some(connection) = self.idle.lock().pop() {
+            return Ok((0, connection));
+        }
+        let mut slot = self.slot.lock().await;
+        Ok((0, self.connect(&mut slot).await?))
+    }
+
+    async fn connect(&self, slot: &mut Slot) -> Result<MultiplexedConnection, CallError> {
         if let Some((since, told)) = &slot.away
             && since.elapsed() < REST
         {
@@ -120,17 +155,11 @@ impl Node {
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        let connection = match connected {
-            Ok(connection) => connection,
-            Err(error) => {
-                let told = self.refused(&error);
-                slot.away = Some((Instant::now(), told.clone()));
-                return Err(CallError::NotExecuted(told));
-            }
-        };
-        let number = slot.number + 1;
-        *slot = Slot { number, connection: Some(connection.clone()), away: None };
-        Ok((number, connection))
+        connected.map_err(|error| {
+            let told = self.refused(&error);
+            slot.away = Some((Instant::now(), told.clone()));
+            CallError::NotExecuted(told)
+        })
     }
 
     async fn broken(&self, number: u64) {
@@ -138,6 +167,10 @@ impl Node {
         if slot.number == number {
             slot.connection = None;
         }
+    }
+
+    fn no_replica(&self) -> String {
+        format!("{}: no replica has what was asked (books.durability)", self.address)
     }
 
     /// Why there is no connection, and what may be done about it.
@@ -193,21 +226,34 @@ impl Node {
     }
 }
 
-/// A command and what lets it see a slot that is on its way, in one piece: nobody else who shares
-/// the connection comes between them.
+/// A command, what lets it see a slot that is on its way, and what waits for a replica, in one piece:
+/// nobody else who shares the connection comes between them, and nothing is asked twice. How many
+/// replicas have it.
 async fn together(
     connection: &mut MultiplexedConnection,
     command: &Cmd,
-) -> Result<Value, RedisError> {
-    let mut both = redis::pipe();
-    both.add_command(redis::cmd("ASKING")).add_command(command.clone());
-    let replies = connection.send_packed_commands(&both, 0, 2).await?;
-    let mut replies = replies.into_iter();
-    match (replies.next(), replies.next()) {
-        (Some(Value::ServerError(error)), _) => Err(error.into()),
-        (Some(_), Some(reply)) => Ok(reply),
-        _ => Err((ErrorKind::UnexpectedReturnType, "two replies were expected").into()),
+    importing: bool,
+    replica: Option<Duration>,
+) -> Result<(Value, u64), RedisError> {
+    let mut all = redis::pipe();
+    if importing {
+        all.add_command(redis::cmd("ASKING"));
     }
+    all.add_command(command.clone());
+    if let Some(wait) = replica {
+        all.cmd("WAIT").arg(1).arg(wait.as_millis() as u64);
+    }
+    let mut replies = connection.send_packed_commands(&all, 0, all.len()).await?.into_iter();
+    let mut next = || match replies.next() {
+        Some(reply) => reply.extract_error(),
+        None => Err((ErrorKind::UnexpectedReturnType, "a reply is missing").into()),
+    };
+    if importing {
+        next()?;
+    }
+    let reply = next()?;
+    let replicas = if replica.is_some() { redis::from_redis_value(next()?)? } else { 1 };
+    Ok((reply, replicas))
 }
 
 fn hint(error: &RedisError, asked: &Address) -> Hint {

@@ -360,12 +360,32 @@ fn urls_of_redis_are_those_of_a_server_a_cluster_or_sentinels() {
 }
 
 #[test]
+fn each_engine_has_durabilities_of_its_own() {
+    let redis =
+        [("TOLLGATE__BOOKS__ENGINE", "redis"), ("TOLLGATE__BOOKS__URL", "redis://127.0.0.1")];
+    for (env, durability, expected) in [
+        (&[][..], "power", None),
+        (&[][..], "replica", Some("replicas are those of Redis (engine = \"redis\")")),
+        (&redis[..], "replica", None),
+        (&redis[..], "power", Some("expected process or replica")),
+    ] {
+        let env = [env, &[("TOLLGATE__BOOKS__DURABILITY", durability)]].concat();
+        let told = load_text(SAMPLE, &env).err().map(|error| error.to_string());
+        match (&told, expected) {
+            (None, None) => {}
+            (Some(told), Some(expected)) => {
+                assert!(told.contains("books.durability") && told.contains(expected), "{told}")
+            }
+            _ => panic!("{durability}: {told:?}"),
+        }
+    }
+}
+
+#[test]
 fn what_is_not_built_yet_says_so_at_its_key() {
     let absent = "not built yet, expected the key to be absent";
     let empty = "not built yet, expected nothing in it";
-    let word = "is not built yet, expected another value";
     for (variable, value, expected) in [
-        ("BOOKS__DURABILITY", "replica", format!("books.durability: \"replica\" {word}")),
         ("DIRECTORY__ORG_FILES", "[\"*.toml\"]", format!("directory.org_files: {empty}")),
         (
             "UPSTREAM__0__URLS__0",

@@ -62,9 +62,15 @@ local function apply(keys, args)
     if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
     local is_open = shard.run == this_run()
     if not (is_open or (before and shard.opening == this_run())) then return refused('closed') end
-    local known, last = redis.call('HGET', keys[SESSIONS], session), nil
-    if known then last = cmsgpack.unpack(known) end
-    if number == last then return redis.call('HGET', keys[SESSIONS], session .. ':r') end
+    local known, last, run = redis.call('HGET', keys[SESSIONS], session), nil, nil
+    if known then
+        last, run = select(1, cmsgpack.unpack(known)), select(3, cmsgpack.unpack(known))
+    end
+    if number == last then
+        -- It is a sign of life like any other, and a change behind which a replica is waited for.
+        put_mark(keys, session, number, run)
+        return redis.call('HGET', keys[SESSIONS], session .. ':r')
+    end
     local counts = shard.counts
     if not is_whole(keys, counts) then return refused('damaged') end
     if not known then return refused('session') end
