@@ -256,11 +256,11 @@ impl Shared {
         let there = match make {
             true => {
                 let epoch = [self.epoch.clone().into_bytes()];
-                Some(self.link.call(&keys.function(library::CREATE, &epoch)).await?)
+                Some(self.reads.call(&keys.function(library::CREATE, &epoch)).await?)
             }
             false => {
                 let epoch = redis::cmd("HGET").arg(&keys.0[META]).arg("epoch").clone();
-                Option::<Vec<u8>>::from_redis_value(self.link.send(&epoch).await?)
+                Option::<Vec<u8>>::from_redis_value(self.reads.send(&epoch).await?)
                     .map_err(|error| OpenError::Redis(error.to_string()))?
             }
         };
@@ -330,8 +330,9 @@ impl Engine {
             seen: look::Seen::default(),
             end: CancellationToken::new(),
         });
-        check::servers(&shared.link).await.map_err(OpenError::Redis)?;
-        library::load(&shared.link).await.map_err(OpenError::Redis)?;
+        // Nobody waits for a start as a request does.
+        check::servers(&shared.reads).await.map_err(OpenError::Redis)?;
+        library::load(&shared.reads).await.map_err(OpenError::Redis)?;
         for shard in 0..shared.shards {
             shared.find(shard, options.make).await?;
         }
