@@ -327,9 +327,12 @@ fn f72_the_control_listeners_wait_for_nobody_for_ever() {
             for peer in [&mut silent, &mut half, &mut idle] {
                 peer.ends().await;
             }
-            // Nor does it answer for ever who does not read.
-            let deaf = tokio::net::TcpStream::connect(address).await.unwrap();
-            let requests = "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000);
+            // Nor does it answer for ever who does not read. Answers are many and cheap: how long it
+            // takes until no more of them fit must not depend on the books.
+            let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+            deaf.set_recv_buffer_size(4096).unwrap();
+            let deaf = deaf.connect(address).await.unwrap();
+            let requests = "GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000);
             until("who does not read is left", || match deaf.try_write(requests.as_bytes()) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
                 written => written.err(),

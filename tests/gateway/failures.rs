@@ -128,7 +128,8 @@ fn f83_d36_a_panic_in_a_handler_settles_what_it_held_and_harms_nobody_else() {
         // All were settled without their owner, and are counted as they are flagged.
         for (resolution, count) in [("voided", 2.0), ("captured", 1.0)] {
             let resolution = format!("resolution=\"{resolution}\"");
-            assert_eq!(world.metric("tollgate_in_doubt_total", &[&resolution]), count);
+            let counted = || world.metric("tollgate_in_doubt_total", &[&resolution]) == count;
+            until("they are counted", || counted().then_some(())).await;
         }
         let outcome = ["outcome=\"in_doubt\""];
         assert_eq!(world.metric("tollgate_requests_total", &outcome), 3.0);

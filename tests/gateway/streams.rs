@@ -3,7 +3,7 @@
 //!
 //! `TOLLGATE_STREAMS` says how many; `tests/stream-campaign` sets it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::upstreams::{route, upstream};
 use crate::support::wild::Wire;
 use crate::support::world::micro;
-use crate::support::{Access, Call, Client, Org, Setup, Wild, World, run};
+use crate::support::{Access, Call, Client, Org, Setup, Wild, World, run, until};
 
 const STREAMS: usize = 1_500;
 /// How many one gateway is sent: the test keeps what its backend saw.
@@ -102,6 +102,11 @@ impl Plan {
         Call::post(path, "").user(self.user).header("x-stream", &at.to_string())
     }
 
+    /// Left when its backend has it and has answered nothing, and cancelled then.
+    fn is_left_in_silence(&self) -> bool {
+        self.cancels && self.reader == Reader::Leaves(0)
+    }
+
     /// The usage that this event tells.
     fn usage(&self, event: u64) -> Option<u64> {
         let tells = match self.told {
@@ -129,6 +134,8 @@ struct Stage {
     /// How often it died.
     deaths: AtomicUsize,
     is_dead: AtomicBool,
+    /// Streams that are to be left now.
+    silent: Mutex<HashSet<usize>>,
     sent: Mutex<HashMap<String, Sent>>,
 }
 
@@ -148,6 +155,12 @@ impl Stage {
         let plan = Plan::of(sent.at);
         let deaths = self.deaths.load(Ordering::Acquire);
         if self.is_dead.load(Ordering::Acquire) {
+            return false;
+        }
+        if plan.is_left_in_silence() {
+            self.silent.lock().unwrap().insert(sent.at);
+            wire.closed();
+            sent.refused = true;
             return false;
         }
         let mut send = |wire: &mut Wire, text: String| {
@@ -194,13 +207,22 @@ enum Saw {
     Left(u64),
 }
 
-async fn read(gateway: SocketAddr, at: usize) -> Saw {
+async fn read(gateway: SocketAddr, stage: &Stage, at: usize) -> Saw {
     let plan = Plan::of(at);
     let (mut client, call) = (Client::connect(gateway).await, plan.call(at));
     if plan.reader == Reader::Leaves(0) {
+        let some_time = async {
+            match plan.is_left_in_silence() {
+                true => {
+                    let is_silent = || stage.silent.lock().unwrap().contains(&at).then_some(());
+                    until("its backend has it", is_silent).await;
+                }
+                false => tokio::time::sleep(Duration::from_micros(at as u64 % 2_000)).await,
+            }
+        };
         tokio::select! {
             _ = client.begin(&call) => {}
-            () = tokio::time::sleep(Duration::from_micros(at as u64 % 2_000)) => {}
+            () = some_time => {}
         }
         client.leave().await;
         return Saw::Left(0);
@@ -235,21 +257,25 @@ async fn read(gateway: SocketAddr, at: usize) -> Saw {
 }
 
 /// Reads so many streams, and lets the backend die in between.
-async fn load(gateway: SocketAddr, stage: &Stage, streams: std::ops::Range<usize>) -> Vec<Saw> {
+async fn load(
+    gateway: SocketAddr,
+    stage: &Arc<Stage>,
+    streams: std::ops::Range<usize>,
+) -> Vec<Saw> {
     let (begin, count) = (streams.start, streams.len());
     let next = Arc::new(AtomicUsize::new(0));
     let seen: Arc<Mutex<Vec<Option<Saw>>>> =
         Arc::new(Mutex::new(std::iter::repeat_with(|| None).take(count).collect()));
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
-        let (next, seen) = (Arc::clone(&next), Arc::clone(&seen));
+        let (next, seen, stage) = (Arc::clone(&next), Arc::clone(&seen), Arc::clone(stage));
         clients.spawn(async move {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 if at >= count {
                     return;
                 }
-                let saw = read(gateway, begin + at).await;
+                let saw = read(gateway, &stage, begin + at).await;
                 seen.lock().unwrap()[at] = Some(saw);
             }
         });

@@ -261,11 +261,11 @@ impl Shared {
             true => {
                 let epoch = [self.epoch.clone().into_bytes()];
                 let create = keys.function(library::CREATE, &epoch);
-                Some(self.link.call_kept(&create, self.replica).await?)
+                Some(self.reads.call_kept(&create, self.replica).await?)
             }
             false => {
                 let epoch = redis::cmd("HGET").arg(&keys.0[META]).arg("epoch").clone();
-                Option::<Vec<u8>>::from_redis_value(self.link.send(&epoch).await?)
+                Option::<Vec<u8>>::from_redis_value(self.reads.send(&epoch).await?)
                     .map_err(|error| OpenError::Redis(error.to_string()))?
             }
         };

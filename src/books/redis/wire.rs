@@ -85,7 +85,7 @@ pub(super) fn resolve(
 pub(super) fn promised(op: &[u8]) -> Vec<u8> {
     let mut out = Out::default();
     // Behind the length, which is one byte.
-    out.array(13).raw(op.get(1..).unwrap_or_default()).flag(true);
+    out.array(14).raw(op.get(1..).unwrap_or_default()).flag(true);
     out.into_bytes()
 }
 

@@ -48,7 +48,7 @@ end
 -- where its capture was promised to somebody (D30).
 function Batch:resolve_ended(op, was)
     local charge, keep, accounts, sources, look, at, note, answer, late, promised =
-        op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12], op[13]
+        op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12], op[14]
     local ended, openings = self.ended[charge], {}
     if was and not ended then
         local _, names, had_ended = carried(was)
