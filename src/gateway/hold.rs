@@ -427,6 +427,9 @@ impl<B: Books + 'static> Drop for Held<B> {
     fn drop(&mut self) {
         match self.stage {
             Stage::Resolved => {}
+            // Books that others share take back themselves what they cannot tell of; one void more of
+            // each refusal would be all that waits for them.
+            Stage::Refused if self.worker.books.is_shared() => {}
             Stage::Held | Stage::Refused => self.give_back(),
             Stage::Cancellable if !std::thread::panicking() && !self.worker.is_cut_off() => {
                 self.give_back();

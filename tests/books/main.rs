@@ -24,6 +24,7 @@
 //! - `redis_owners`: gateways that are not heard of any more.
 //! - `redis_replica`: changes that count only when a replica has them.
 //! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
+//! - `redis_visit`: an address that leads to another Redis for a while.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
 //!
@@ -70,6 +71,7 @@ mod redis_sentinel;
 #[expect(dead_code, reason = "the gateway's tests need more of it")]
 mod redis_server;
 mod redis_states;
+mod redis_visit;
 mod repairs;
 mod threads;
 mod told;

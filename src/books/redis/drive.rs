@@ -125,8 +125,16 @@ impl Driver {
                     });
                 }
                 Err(Failed::Refused(why)) => {
-                    self.tell_the_impatient(&mut batch, &why);
-                    (batch, unknown) = (give_up(batch, &why, |_| false), None);
+                    // It may be another Redis than the one that did it, and that one may come back: what
+                    // is not known is asked again whatever was said since, and what gives back is too.
+                    batch = match unknown {
+                        Some(_) => refused(batch, &why, |_| true),
+                        None => refused(batch, &why, Pending::gives_back),
+                    };
+                    let mut waiting = self.queue().waiting.lock();
+                    let behind = std::mem::take(&mut *waiting);
+                    *waiting = refused(behind, &why, Pending::gives_back);
+                    drop(waiting);
                     self.renew_at = self.renew_at.map(|_| self.next_renewal(Instant::now()));
                 }
             }
@@ -363,6 +371,19 @@ fn give_up(batch: Vec<Pending>, why: &str, goes_on: impl Fn(&Pending) -> bool) -
             None
         })
         .collect()
+}
+
+/// What is asked again although it was refused; whoever waits is told why at once.
+fn refused<T: IntoIterator<Item = Pending> + FromIterator<Pending>>(
+    asked: T,
+    why: &str,
+    goes_on: impl Fn(&Pending) -> bool,
+) -> T {
+    let told = asked.into_iter().map(|mut pending| {
+        pending.answer(Err(BooksError::Unavailable(why.into())));
+        pending
+    });
+    told.filter(goes_on).collect()
 }
 
 /// Until an instant, if there is one.
