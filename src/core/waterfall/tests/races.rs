@@ -203,9 +203,10 @@ fn ask(
 #[test]
 fn d25_who_is_overtaken_each_time_pays_by_what_was_read() {
     // A seat that has more each time, and one that can pay every other time.
-    let more = |posts: usize| 60 + posts as i64;
-    let whole = |posts: usize| if posts.is_multiple_of(2) { 0 } else { 100 };
-    let cases: [(fn(usize) -> i64, _, _); 2] =
+    type Seat = fn(usize) -> i64;
+    let more: Seat = |posts| 60 + posts as i64;
+    let whole: Seat = |posts| if posts.is_multiple_of(2) { 0 } else { 100 };
+    let cases =
         [(more, "licence0 63, pool 4, limit 4", EXACT_PLANS), (whole, "pool 10, limit 10", 5)];
     for (seat, expected, plans) in cases {
         let mut world = user(&[60]).pool(10).world();
