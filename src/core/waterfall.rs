@@ -222,12 +222,14 @@ impl Position<'_> {
         Post { sources: self.solvent().into_iter().chain([seat]).collect(), look: self.look() }
     }
 
-    /// The seat pays `seat` (all it has, which is less than the price) and the pool the rest.
+    /// The seat pays `seat`, which is all it has, and the pool the rest.
     fn spill_post(&self, price: &Price, seat: u64) -> Post {
         let cost = price.cost.micro();
         let (seat_part, below) = match self.split {
-            Split::Split => (seat.min(cost), seat.min(cost).saturating_add(1)),
-            Split::Whole => (0, cost),
+            Split::Whole if seat < cost => (0, cost),
+            // A seat that could pay all of it is asked for all of it: only a debt was in its way,
+            // and that may be paid by now.
+            _ => (seat.min(cost), seat.min(cost).saturating_add(1)),
         };
         let operations = prorate_up(cost - seat_part, price.operations.micro(), cost);
         let mut sources: SmallVec<[Source; 4]> = self.solvent().into_iter().collect();

@@ -23,12 +23,14 @@ fn server() -> RedisServer {
     RedisServer::start_with(&["--repl-diskless-sync-delay", "0"])
 }
 
-/// Has a server follow another, and waits until that one counts it.
+/// Has a server follow another, and waits until it has told that one what it has.
 fn follow(replica: &RedisServer, master: &RedisServer) {
     replica.command::<()>(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]).unwrap();
     until("a replica is in step", || {
+        // Something to have, and nothing that a later look would find.
+        master.command::<()>(&["PUBLISH", "anybody", "there"]).unwrap();
         let told: String = master.command(&["INFO", "replication"]).unwrap();
-        told.contains("state=online")
+        told.contains("state=online") && !told.contains("offset=0,")
     });
 }
 
@@ -70,36 +72,46 @@ fn f27_nothing_is_acknowledged_that_no_replica_has_and_it_goes_on_by_itself() {
     let (master, replica) = (server(), server());
     follow(&replica, &master);
     let runtime = EventLoop::start();
-    let run = |future| runtime.handle.block_on(future);
-    let timeout = Duration::from_secs(2);
+    let timeout = Duration::from_secs(5);
     let gateway = |name: &str| {
         let url = master.url();
         open(&runtime, Options { owner_timeout: timeout, ..with(&url, name, SHORT) })
     };
     let (engine, other) = (gateway("one"), gateway("other"));
     let session = engine.session();
-    assert!(run(Box::pin(hold(&session, 1))).unwrap());
+    let mut next = 0;
+    let mut one_more = || {
+        next += 1;
+        (next, runtime.handle.block_on(hold(&session, next)))
+    };
+    let mut first = 0;
+    until("a hold", || {
+        let told;
+        (first, told) = one_more();
+        told == Ok(true)
+    });
+    let of = |engine: &Engine| runtime.handle.block_on(engine.balances()).unwrap()[0].2;
+    // Whatever the machine was too slow for before that is given back.
+    until("one is held", || of(&other).held == 10);
     replica.pause(true);
     // The master has done it, and nobody was told that he may forward.
-    assert!(matches!(run(Box::pin(hold(&session, 2))), Err(BooksError::Unavailable(_))));
-    let of = |engine: &Engine| runtime.handle.block_on(engine.balances()).unwrap()[0].2;
-    assert_eq!(of(&other).held, 20);
+    assert!(matches!(one_more().1, Err(BooksError::Unavailable(_))));
+    until("the master has done it", || of(&other).held == 20);
     // Its session is heard of all the same: nobody ends what it holds.
     let began = std::time::Instant::now();
-    while began.elapsed() < 2 * timeout {
+    while began.elapsed() < timeout + timeout / 2 {
         let ended = runtime.handle.block_on(other.resolve_absent(NOW)).whole().unwrap();
         assert!(ended.is_empty(), "{ended:?}");
     }
-    assert!(matches!(run(Box::pin(hold(&session, 3))), Err(BooksError::Unavailable(_))));
+    assert!(matches!(one_more().1, Err(BooksError::Unavailable(_))));
     replica.pause(false);
-    until("it goes on", || run(Box::pin(hold(&session, 4))) == Ok(true));
+    until("it goes on", || one_more().1 == Ok(true));
     // What nobody was told of is given back.
-    until("the second one is void", || of(&other).held == 20);
-    let memo = OutcomeMemo::default();
-    let captured = resolution(State::Captured, &[7], &memo);
-    let told = runtime.handle.block_on(session.resolve(id(1), &captured)).unwrap();
-    assert!(matches!(told, Resolved::Done(..)), "{told:?}");
-    assert_eq!(of(&other), balance(GRANT, 0, 10, 7));
+    until("the others are void", || of(&other).held == 20);
+    // A capture that is not acknowledged in time is made all the same.
+    let told = runtime.handle.block_on(capture(&session, first));
+    assert!(matches!(told, Ok(Resolved::Done(..)) | Err(BooksError::Unavailable(_))), "{told:?}");
+    until("the first one is captured", || of(&other) == balance(GRANT, 0, 10, 7));
     assert_eq!(folded(&engine, &runtime.handle)[&name("a")], of(&other));
 }
 
@@ -161,8 +173,9 @@ fn f27_what_was_acknowledged_before_a_master_died_is_at_the_replica_that_takes_o
     more(&told.captured, 200);
     // What the master does from here on is nowhere else.
     cut(&replica);
+    let doubtful = count(&told.doubtful);
     more(&told.refused, 40);
-    assert!(count(&told.doubtful) <= 16, "each task has one charge");
+    assert!(count(&told.doubtful) <= doubtful + 16, "each task has one charge");
     master.kill();
     replica.command::<()>(&["REPLICAOF", "NO", "ONE"]).unwrap();
     follow(&next_replica, &replica);

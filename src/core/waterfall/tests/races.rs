@@ -220,6 +220,22 @@ fn d25_who_is_overtaken_each_time_pays_by_what_was_read() {
     }
 }
 
+#[test]
+fn d25_a_debt_that_is_paid_between_two_plans_leaves_the_seat_to_pay() {
+    for whole in [false, true] {
+        let setup = user(&[100]).pool(10).owes(1);
+        let mut world = if whole { setup.whole() } else { setup }.world();
+        let overdraft = world.position.overdraft.unwrap();
+        let (done, _) = ask(&mut world, &premium(100, 10), EXACT_PLANS, |posts, world| {
+            if posts == 1 {
+                world.set(overdraft, 0);
+            }
+        });
+        let done = Outcome::Done(done.unwrap(), View::default());
+        assert_eq!(world.describe(&done), "licence0 100", "whole: {whole}");
+    }
+}
+
 fn took(legs: &Legs) -> Paid {
     let sum =
         |kind| -> u64 { legs.iter().filter(|leg| leg.kind == kind).map(|leg| leg.amount).sum() };
