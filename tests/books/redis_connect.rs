@@ -305,3 +305,25 @@ fn f37_a_big_read_that_does_not_come_through_delays_no_call() {
     proxy.release();
     assert_eq!(runtime.handle.block_on(reading.join_next()).unwrap().unwrap(), 1);
 }
+
+#[test]
+fn d36_a_gateway_that_waits_otherwise_than_those_that_run_does_not_start_beside_them() {
+    let (server, runtime) = (RedisServer::start(), EventLoop::start());
+    let timeout = Duration::from_secs(3);
+    let with = |gateway: &str, owner_timeout| {
+        let options = Options { gateway: gateway.into(), owner_timeout, ..options(&server) };
+        let opening = redis::Engine::open(options, runtime.handle.clone(), NOW);
+        runtime.handle.block_on(opening).map_err(|error| error.to_string())
+    };
+    let first = with("first", timeout).unwrap();
+    let session = first.session();
+    charge(&runtime, &session, 1).unwrap();
+    let told = with("second", 2 * timeout).unwrap_err();
+    let expected = "the gateway first runs with owner_timeout 3s and rejoin_timeout 10s, and this one \
+                    has owner_timeout 6s and rejoin_timeout 10s: all gateways need the same";
+    assert!(told.contains(expected), "{told}");
+    let second = with("second", timeout).unwrap();
+    drop((session, first, second));
+    // Nobody that runs has the old one.
+    until("all are gone", || with("third", 2 * timeout).is_ok());
+}

@@ -9,6 +9,7 @@
 //! number, and refuses any number but the next. So a reply that was lost is asked for again, and a
 //! call that comes late changes nothing.
 //!
+//! - `agree`: what all gateways have to be configured alike.
 //! - `pack`: MessagePack, as the library speaks it.
 //! - `wire`: operations and replies, with `stored` for a hold as it is there.
 //! - `foreign`: both, for whoever tries to break them.
@@ -29,6 +30,7 @@
 //! - `stream`: how far the streams are, and trimming.
 //! - `carry`: books as a whole, where they move, with `carried` (what it says to a shard).
 
+mod agree;
 mod carried;
 pub mod carry;
 mod check;
@@ -344,6 +346,7 @@ impl Engine {
         }
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
+        engine.agrees().await?;
         engine.earlier_lives_enter().await?;
         engine.settle_recorded().await;
         engine.resolve_left_open(now).await;
