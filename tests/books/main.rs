@@ -18,6 +18,7 @@
 //! - `redis_carry`: books in Redis as a whole, where they move.
 //! - `redis_cluster`, `redis_sentinel`: masters that are several, move and die.
 //! - `redis_connect`: users, protocols, TLS, and starts that are refused.
+//! - `redis_cycles`: cycles that are closed on Redis, half done, lost and late.
 //! - `redis_faults`: a bad network between the engine and Redis.
 //! - `redis_late`: captures of charges that others have voided.
 //! - `redis_names`: charges that other gateways find.
@@ -59,6 +60,7 @@ mod recorded;
 mod redis_carry;
 mod redis_cluster;
 mod redis_connect;
+mod redis_cycles;
 mod redis_faults;
 mod redis_late;
 mod redis_names;

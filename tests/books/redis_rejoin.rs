@@ -135,6 +135,11 @@ impl Several {
         }
     }
 
+    /// How many batches a gateway has done again.
+    fn redone(&self, at: usize) -> u64 {
+        self.gateways[at].running.as_ref().unwrap().engine.seen().redone()
+    }
+
     fn is_as_recorded(&self, at: usize) {
         let Running { engine, runtime, .. } = self.gateways[at].running.as_ref().unwrap();
         assert_eq!(folded(engine, &runtime.handle), self.balances(at));
@@ -159,6 +164,8 @@ fn f27_f34_what_an_older_file_does_not_have_is_done_again_and_nothing_twice() {
         assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 10, 11));
         books.is_as_recorded(0);
     }
+    // The second hold and the first capture, twice; and of the other one its hold and its capture.
+    assert_eq!([0, 1].map(|at| books.redone(at)), [4, 4]);
     // And goes on.
     assert!(matches!(books.capture(0, 2, 10), Resolved::Done(..)));
     assert!(matches!(books.capture(0, 1, 4), Resolved::Already(State::Captured)));

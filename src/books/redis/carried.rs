@@ -1,10 +1,12 @@
 //! What moving books says to a shard: two scripts, and accounts, keys and entries as they are stored.
 
+use std::collections::BTreeMap;
+
 use super::ledger::CARRIED;
 use super::pack::{In, Malformed, Out};
 use super::wire::once_field;
 use crate::books::fold::{FoldAccount, FoldOnce};
-use crate::core::account::{AccountKey, Balance, Version};
+use crate::core::account::{AccountKey, AccountKind, Balance, Version};
 
 /// The session of the entries that books begin with which were moved here.
 const SESSION: &str = "moved";
@@ -57,6 +59,20 @@ pub(super) fn stored(account: &FoldAccount) -> Vec<u8> {
     out.uint(balance.base).int(balance.adjusted).uint(balance.held).uint(balance.captured);
     out.uint(version.epoch.into()).uint(version.number);
     out.into_bytes()
+}
+
+/// What the users of an org owe in a cycle, as a shard's `meta` has it: field and sum.
+pub(super) fn owed(accounts: &[(&AccountKey, &FoldAccount)]) -> BTreeMap<String, u64> {
+    let mut owed = BTreeMap::<String, u64>::new();
+    for (key, FoldAccount { name, balance, .. }) in accounts {
+        let owes = u64::try_from(-balance.remaining()).unwrap_or(0);
+        if key.kind == AccountKind::Overdraft && owes > 0 {
+            let org = name.split('/').next().unwrap_or_default();
+            let sum = owed.entry(format!("owed:{}:{org}", key.period.digits())).or_default();
+            *sum = sum.saturating_add(owes);
+        }
+    }
+    owed
 }
 
 /// A key as it is stored: charge, request, whether it is captured, when it was held.

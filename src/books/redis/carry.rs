@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::carried::{OPEN_AGAIN, SHUT, account, entry, kept_key, packed, stored};
+use super::carried::{OPEN_AGAIN, SHUT, account, entry, kept_key, owed, packed, stored};
 use super::ledger::{Entry, scope_and_key};
 use super::link::Link;
 use super::pack::{In, Malformed, Out};
@@ -146,6 +146,9 @@ impl Shards {
             let here = self.read_shard(shard, epoch, silence, &mut read.fold).await?;
             read.shards.push(here);
         }
+        // One shard closes a cycle before another, and forgets its accounts in its time.
+        let Fold { accounts, closed, .. } = &mut read.fold;
+        accounts.retain(|key, _| !key.is_closed(*closed));
         Ok(read)
     }
 
@@ -366,6 +369,9 @@ impl Shards {
         meta.arg("scopes").arg(scopes.len()).arg("kept").arg(once.len());
         for none in ["holds", "ending", "ended", "sessions", "since", "lost"] {
             meta.arg(none).arg(0);
+        }
+        for (field, sum) in owed(&accounts) {
+            meta.arg(field).arg(sum);
         }
         // The first gateway opens the shard, as in any new run of the server.
         meta.arg("run").arg("").arg("opening").arg("").arg("terms").arg(terms.into_bytes());

@@ -3,13 +3,15 @@
 
 use smallvec::SmallVec;
 
+use super::cycles;
 use super::pack::{In, Malformed};
 use super::wire::{leg_kind, state_of};
 use crate::core::account::{AccountKey, Grant, Version};
 use crate::core::charge::{InDoubt, OutcomeMemo};
+use crate::core::cycle::Label;
 use crate::core::record::{
-    Adjust, Amend, Carried, CarriedKey, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record,
-    Resolve, Used,
+    Adjust, Amend, Carried, CarriedKey, Close, Finish, Hold, Known, Lasting, Leg, Once, Opening,
+    Record, Resolve, Used,
 };
 
 /// What one call changed.
@@ -60,6 +62,7 @@ fn record<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
         (3, 9) => amend(input),
         (5, 7) => adjust(input),
         (CARRIED, 5) => carried(input),
+        (cycles::CLOSE, 4) => close(input),
         _ => Err(Malformed(format!("a record of kind {kind} with {count} values"))),
     }
 }
@@ -144,6 +147,12 @@ fn adjust<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
     let openings = openings(input)?;
     let (key, delta, memo) = (account(input)?, input.int()?, input.bytes()?);
     Ok(Record::Adjust(Adjust { at, openings, key, delta, memo }))
+}
+
+fn close<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (_, at, below) = (input.bytes()?, input.int()?, input.uint()?);
+    let below = u32::try_from(below).map_err(|_| Malformed(format!("a cycle {below}")))?;
+    Ok(Record::Close(Close { at, below: Label::from_digits(below) }))
 }
 
 /// The kind of a record of accounts that come from other books.

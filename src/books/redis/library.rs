@@ -18,6 +18,8 @@ pub const CODE: &str = concat!(
     "\n",
     include_str!("lua/look.lua"),
     "\n",
+    include_str!("lua/cycles.lua"),
+    "\n",
     include_str!("lua/batch.lua"),
     "\n",
     include_str!("lua/shard.lua"),

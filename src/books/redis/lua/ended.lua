@@ -53,9 +53,12 @@ function Batch:resolve_ended(op, was)
     if was and not ended then
         local _, names, had_ended = carried(was)
         ended = had_ended
+        if ended and self:is_over(ended[E_NAMED]) then return {DONE, {}, {}} end
         if ended then self:open_legs(ended[E_LEGS], ended[E_NAMED], names, openings) end
     end
     if ended and ended[E_STATE] == EXPIRED_STATE and not promised then late = false end
+    -- Nothing is captured in a cycle that is closed.
+    if ended and ended[E_NAMED] and self:is_over(ended[E_NAMED]) then late = false end
     local kept = ended and ended[E_LEGS] and late and self:late_legs(ended[E_LEGS], keep)
     if not kept then return self:already(charge) end
     if not self:force(kept) then return {RANGE} end

@@ -2,6 +2,8 @@
 
 function Batch:record(entry)
     self.entries[#self.entries + 1] = entry
+    local day = math.floor(entry[3] / DAY)
+    if day ~= self.day then self.new_days[day] = true end
 end
 
 -- Puts a hold where it is found, or takes it away.
@@ -37,7 +39,7 @@ end
 -- Puts back another's hold, with all that it took.
 function Batch:carry(charge, was)
     local hold, names = carried(was)
-    if not hold or self.ended[charge] then return nil end
+    if not hold or self.ended[charge] or self:is_over(hold[H_NAMED]) then return nil end
     local legs, openings = hold[H_LEGS], {}
     self:open_legs(legs, hold[H_NAMED], names, openings)
     for at = 1, #legs, 3 do
@@ -77,6 +79,9 @@ function Batch:hold(op, was)
     local charge, accounts, sources, look, at, expires, once, finish, doubt, memo, note =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12]
     if was and (self.holds[charge] or self.ended[charge]) then return {DONE, {}, {}} end
+    for _, account in ipairs(was and accounts or {}) do
+        if self:is_closed(account) then return {DONE, {}, {}} end
+    end
     if self.holds[charge] then return {RANGE} end
     if once and not was then
         local status, kept = self:key_begins(once, charge)
