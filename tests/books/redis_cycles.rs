@@ -62,6 +62,25 @@ fn stored(server: &RedisServer) -> usize {
     server.ask(&["HLEN", "tollgate:{s0}:accounts"])
 }
 
+fn connection(server: &RedisServer) -> ::redis::Connection {
+    ::redis::Client::open(server.url()).unwrap().get_connection().unwrap()
+}
+
+fn stored_account(server: &RedisServer, field: &[u8]) -> Vec<u8> {
+    connection(server).hget("tollgate:{s0}:accounts", field).unwrap()
+}
+
+/// As whoever is killed before he has forgotten all accounts of a closed cycle leaves it.
+fn half_forgotten(server: &RedisServer, field: &[u8], account: &[u8]) {
+    let mut connection = connection(server);
+    for (key, value) in [("accounts", account), ("names", b"acme/licence/a/1970-01-01")] {
+        let put: u64 = connection.hset(format!("tollgate:{{s0}}:{key}"), field, value).unwrap();
+        assert_eq!(put, 1);
+    }
+    server.ask::<i64>(&["HINCRBY", "tollgate:{s0}:meta", "accounts", "1"]);
+    server.ask::<i64>(&["HDEL", "tollgate:{s0}:meta", "forgotten"]);
+}
+
 #[test]
 fn f05_what_one_gateway_began_to_forget_is_forgotten_by_another() {
     let (server, journals) = (RedisServer::start(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
@@ -70,20 +89,11 @@ fn f05_what_one_gateway_began_to_forget_is_forgotten_by_another() {
     (0..200).for_each(|day| spend(&session, day));
     let before = stored(&server);
     let field = of_day(0).key.to_bytes();
-    let mut connection = ::redis::Client::open(server.url()).unwrap().get_connection().unwrap();
-    let account: Vec<u8> = connection.hget("tollgate:{s0}:accounts", &field).unwrap();
+    let account = stored_account(&server, &field);
     let gone = one.close(200);
     assert!(gone >= 2);
     assert_eq!((stored(&server), other.close(200)), (before - gone, 0));
-    // As whoever is killed before he has forgotten all of them leaves it.
-    let mut put = |key: &str, value: &[u8]| {
-        let put: u64 = connection.hset(format!("tollgate:{{s0}}:{key}"), &field, value).unwrap();
-        assert_eq!(put, 1);
-    };
-    put("accounts", &account);
-    put("names", b"acme/licence/a/1970-01-01");
-    server.ask::<i64>(&["HINCRBY", "tollgate:{s0}:meta", "accounts", "1"]);
-    server.ask::<i64>(&["HDEL", "tollgate:{s0}:meta", "forgotten"]);
+    half_forgotten(&server, &field, &account);
     // Nobody sees it meanwhile.
     assert_eq!(one.is_as_recorded(), before - gone);
     assert!(matches!(hold(&session, 1_000, 0, &of_day(0)), Posted::Short(_)));
@@ -180,6 +190,26 @@ fn d06_f27_what_a_gateway_does_again_after_its_cycle_was_closed_opens_nothing() 
     let one_more = take(1, &[0]);
     let asked = ask(502, &of_a_term, &one_more);
     assert!(done(run(late.engine.session().hold(&asked)).unwrap()).is_some());
+}
+
+/// Its owner was away for a while, and its account is not forgotten yet.
+#[test]
+fn f23_nothing_is_captured_late_in_a_cycle_that_is_closed() {
+    let (server, journals) = (RedisServer::start(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let [one, other] = [0, 1].map(|at| Gateway::open(&server, ["one", "other"][at], &journals[at]));
+    let session = one.engine.session();
+    (0..200).for_each(|day| spend(&session, day));
+    assert!(done(hold(&session, 1_000, 200, &of_day(0))).is_some());
+    assert!(run(other.engine.session().abandon(id(1_000), at_day(200))).unwrap().is_some());
+    let field = of_day(0).key.to_bytes();
+    let account = stored_account(&server, &field);
+    assert!(other.close(200) >= 2);
+    half_forgotten(&server, &field, &account);
+    let memo = OutcomeMemo::default();
+    let late = Resolution::plain(State::Captured, &[10], at_day(200), &memo);
+    let resolved = run(session.resolve(id(1_000), &late)).unwrap();
+    assert!(matches!(resolved, Resolved::Already(State::Voided)), "{resolved:?}");
+    one.is_as_recorded();
 }
 
 /// What a user owes in a cycle.
