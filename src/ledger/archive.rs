@@ -8,11 +8,13 @@ mod answers;
 mod batch;
 mod database;
 mod dead;
+mod more;
 mod moving;
 mod rebuild;
 mod records;
 mod shards;
 mod terms;
+pub mod whole;
 
 pub use adjustments::KeptLeg;
 

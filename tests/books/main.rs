@@ -24,6 +24,7 @@
 //! - `redis_names`: charges that other gateways find.
 //! - `redis_owners`: gateways that are not heard of any more.
 //! - `redis_replica`: changes that count only when a replica has them.
+//! - `redis_repair`: shards that are built again from the archive, and books in Redis added up.
 //! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
 //! - `redis_visit`: an address that leads to another Redis for a while.
 //! - `recorded`: what several threads wrote, cut at every byte.
@@ -66,6 +67,7 @@ mod redis_late;
 mod redis_names;
 mod redis_owners;
 mod redis_rejoin;
+mod redis_repair;
 mod redis_replica;
 mod redis_retired;
 mod redis_sentinel;

@@ -19,10 +19,10 @@ use crate::engine_redis::{EventLoop, OnRedis, options};
 use crate::fault_proxy::FaultProxy;
 use crate::redis_server::{FREE, RedisServer, until};
 
-const PASSWORD: &str = "canary-2d7e";
+pub const PASSWORD: &str = "canary-2d7e";
 
 /// The user that the documentation shows, as `ACL SETUSER` takes it.
-fn documented_user() -> Vec<String> {
+pub fn documented_user() -> Vec<String> {
     let document = include_str!("../../docs/scaling.md");
     let line = document.lines().find(|line| line.starts_with("ACL SETUSER tollgate "));
     let line = line.unwrap().replace("PASSWORD", PASSWORD);

@@ -213,7 +213,7 @@ fn f23_nothing_is_captured_late_in_a_cycle_that_is_closed() {
 }
 
 /// What a user owes in a cycle.
-fn debt(user: &'static str, org: &'static str, day: u64) -> Account<'static> {
+pub fn debt(user: &'static str, org: &'static str, day: u64) -> Account<'static> {
     let mut owed = of_day(day);
     let ids = [user, ""];
     owed.key.stem = Stem::new(&[org, user]);

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::Commands;
+use jiff::Timestamp;
 use tempfile::TempDir;
 use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{
@@ -22,30 +24,32 @@ use crate::engine::{
 use crate::engine_redis::{EventLoop, folded, options};
 use crate::redis_server::RedisServer;
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A gateway, as long as it runs.
-struct Running {
-    engine: redis::Engine,
+pub struct Running {
+    pub engine: Arc<redis::Engine>,
     session: Session,
-    runtime: EventLoop,
+    pub runtime: EventLoop,
 }
 
-struct Gateway {
+pub struct Gateway {
     name: String,
     journal: TempDir,
-    running: Option<Running>,
+    pub running: Option<Running>,
 }
 
-struct Several {
-    server: RedisServer,
-    gateways: Vec<Gateway>,
+pub struct Several {
+    pub server: RedisServer,
+    pub gateways: Vec<Gateway>,
     patience: Duration,
     settle_timeout: Duration,
+    /// What time it is for a gateway that is started.
+    pub now: Timestamp,
 }
 
 impl Several {
-    fn start(count: usize, patience: Duration) -> Self {
+    pub fn start(count: usize, patience: Duration) -> Self {
         let server = RedisServer::start();
         let gateway = |at| Gateway {
             name: format!("gateway-{at}"),
@@ -54,7 +58,7 @@ impl Several {
         };
         let settle_timeout = Duration::from_secs(60);
         let gateways = (0..count).map(gateway).collect();
-        let mut books = Self { server, gateways, patience, settle_timeout };
+        let mut books = Self { server, gateways, patience, settle_timeout, now: NOW };
         (0..count).for_each(|at| books.open(at));
         books
     }
@@ -72,15 +76,15 @@ impl Several {
         }
     }
 
-    fn open(&mut self, at: usize) {
+    pub fn open(&mut self, at: usize) {
         let runtime = EventLoop::start();
-        let opening = redis::Engine::open(self.options(at), runtime.handle.clone(), NOW);
+        let opening = redis::Engine::open(self.options(at), runtime.handle.clone(), self.now);
         let engine = runtime.handle.block_on(opening).unwrap();
         let session = engine.session();
-        self.gateways[at].running = Some(Running { engine, session, runtime });
+        self.gateways[at].running = Some(Running { engine: Arc::new(engine), session, runtime });
     }
 
-    fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
+    pub fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
         let running = self.gateways[at].running.as_ref().unwrap();
         running.runtime.handle.block_on(what(&running.session))
     }
@@ -97,7 +101,7 @@ impl Several {
         })
     }
 
-    fn connection(&self) -> ::redis::Connection {
+    pub fn connection(&self) -> ::redis::Connection {
         ::redis::Client::open(self.server.url()).unwrap().get_connection().unwrap()
     }
 
@@ -112,7 +116,7 @@ impl Several {
         self.server.start_again();
     }
 
-    fn balances(&self, at: usize) -> BTreeMap<String, Balance> {
+    pub fn balances(&self, at: usize) -> BTreeMap<String, Balance> {
         let Running { engine, runtime, .. } = self.gateways[at].running.as_ref().unwrap();
         let all = runtime.handle.block_on(engine.balances()).unwrap();
         all.into_iter().map(|(_, name, balance)| (name, balance)).collect()
@@ -123,7 +127,7 @@ impl Several {
     }
 
     /// Every gateway has entered.
-    fn all_enter(&self) {
+    pub fn all_enter(&self) {
         let accounts: [Account<'_>; 1] = [account("a", 1000, 1)];
         for at in 0..self.gateways.len() {
             if self.gateways[at].running.is_some() {
@@ -317,10 +321,10 @@ fn d30_f23_what_a_killed_gateway_had_recorded_is_captured_at_its_next_start() {
 }
 
 /// A small generator: the same numbers for the same seed.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -346,7 +350,7 @@ fn name_of(number: u8) -> Key {
     Key { scope: 3, key: [number; 16] }
 }
 
-fn names(random: &mut Random) -> Vec<Key> {
+pub fn names(random: &mut Random) -> Vec<Key> {
     (0..random.below(3)).map(|_| name_of(random.below(8) as u8)).collect()
 }
 
@@ -411,7 +415,11 @@ fn something_asked(
 }
 
 /// All that anybody can ask of books.
-fn seen(books: &Several, at: usize, charges: &[u64]) -> (BTreeMap<String, Balance>, Vec<String>) {
+pub fn seen(
+    books: &Several,
+    at: usize,
+    charges: &[u64],
+) -> (BTreeMap<String, Balance>, Vec<String>) {
     let mut told = Vec::new();
     for charge in charges {
         told.push(match books.open_charge(at, *charge) {

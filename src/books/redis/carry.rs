@@ -30,9 +30,9 @@ const PAGE: usize = 100;
 /// The shards of a Redis.
 #[derive(Debug)]
 pub struct Shards {
-    link: Link,
+    pub(super) link: Link,
     prefix: String,
-    count: usize,
+    pub(super) count: usize,
 }
 
 /// Whether there are books in the shards.
@@ -92,11 +92,11 @@ impl Shards {
         Ok(Self { link: Link::new(place, TIMEOUT), prefix: prefix.to_owned(), count })
     }
 
-    fn keys(&self, shard: usize) -> Keys {
+    pub(super) fn keys(&self, shard: usize) -> Keys {
         Keys::new(&self.prefix, shard)
     }
 
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
         let value = self.link.send(command).await?;
         redis::from_redis_value(value).map_err(|error| OpenError::Redis(error.to_string()))
     }
@@ -200,7 +200,7 @@ impl Shards {
             // The others count how many a scope has.
             let Ok(field) = <[u8; 24]>::try_from(field) else { continue };
             let known = kept_key(&bytes).map_err(odd)?;
-            if known.captured {
+            if let Some(known) = known.filter(|known| known.captured) {
                 fold.once.insert(scope_and_key(field), known);
             }
         }
@@ -370,7 +370,7 @@ impl Shards {
         for none in ["holds", "ending", "ended", "sessions", "since", "lost"] {
             meta.arg(none).arg(0);
         }
-        for (field, sum) in owed(&accounts) {
+        for (field, sum) in owed(accounts.iter().copied(), fold.closed) {
             meta.arg(field).arg(sum);
         }
         // The first gateway opens the shard, as in any new run of the server.

@@ -29,6 +29,8 @@
 //! - `look`: what lists and gauges show.
 //! - `stream`: how far the streams are, and trimming.
 //! - `carry`: books as a whole, where they move, with `carried` (what it says to a shard).
+//! - `repair`: a shard that is not whole any more, with `rebuild` (what its records add up to)
+//!   and `refill` (what its keys are filled with).
 
 mod carried;
 pub mod carry;
@@ -47,7 +49,10 @@ mod node;
 mod owners;
 mod pack;
 mod place;
+pub mod rebuild;
 mod recorded;
+mod refill;
+pub mod repair;
 mod session;
 mod slots;
 mod stored;
@@ -284,8 +289,8 @@ impl Shared {
                 )))
             }
             None => Err(OpenError::Books(format!(
-                "shard {shard} is gone: what it held is lost, so nothing is served from it; \
-                 restore Redis from its files"
+                "shard {shard} is gone, so nothing is served from it: restore Redis from its files, \
+                 or build it again from the archive with `tollgate books repair`"
             ))),
         }
     }

@@ -84,6 +84,9 @@ local FOUND, AGAIN, REUSED = 8, 9, 10
 local VOID, WHOLE, USED = 0, 1, 2
 -- How a charge ends.
 local CAPTURED_STATE, VOIDED_STATE, EXPIRED_STATE = 1, 2, 3
+-- What else is said of the end of a charge: that it is remembered because another session than its owner's
+-- has ended it; that its key is another one's; that it was captured late and has its key.
+local REMEMBERED, KEY_LOST, HAS_KEY = 1, 2, 4
 -- The kind of an account that tells what a user owes: the last byte of its key.
 local OVERDRAFT = 1
 -- The kind of a leg that counts against the cap of the one before it.

@@ -6,6 +6,12 @@ function Batch:record(entry)
     if day ~= self.day then self.new_days[day] = true end
 end
 
+-- The end of a charge, with what else is said of it.
+function Batch:record_end(entry, more)
+    if more > 0 then entry[#entry + 1] = more end
+    self:record(entry)
+end
+
 -- Puts a hold where it is found, or takes it away.
 function Batch:put_hold(charge, hold)
     self.holds[charge] = hold
@@ -13,13 +19,12 @@ function Batch:put_hold(charge, hold)
 end
 
 -- What this session has in its reply of another's charge: the hold, or false; the names of its legs'
--- accounts; and how it had ended where it was captured late.
+-- accounts; and where it was captured late, how it had ended, and whether it had its key again.
 local function carried(was)
     if not was or was[1] ~= DONE then return false end
     if was[4] then return was[4][3], was[4][4] end
     if not was[5] then return false end
-    local hold, names, ended = unpack(cmsgpack.unpack(was[5]))
-    return hold, names, ended
+    return unpack(cmsgpack.unpack(was[5]))
 end
 
 -- Sees that the accounts of legs are there.
@@ -55,7 +60,8 @@ function Batch:carry(charge, was)
         self:key_begun_again({once[1], string.sub(once[1], 1, 8), once[2]}, charge, hold[H_AT])
     end
     self:record({HOLD, charge, hold[H_AT], openings, legs, hold[H_DOUBT], hold[H_MEMO],
-        hold[H_EXPIRES], once, hold[H_NOTE]})
+        hold[H_EXPIRES], once, hold[H_NOTE],
+        {hold[H_OWNER], hold[H_FINISH], hold[H_NAMES], hold[H_CARRIED]}})
     return hold
 end
 
@@ -127,9 +133,10 @@ function Batch:view_of(named)
     return view
 end
 
--- Ends a hold: of each leg so much is captured, the rest returns.
+-- Ends a hold: of each leg so much is captured, the rest returns. Says what is captured, and KEY_LOST
+-- where its key is another one's by now.
 function Batch:settle(charge, hold, state, keep)
-    local legs, kept = hold[H_LEGS], {}
+    local legs, kept, more = hold[H_LEGS], {}, 0
     for at = 1, #legs, 3 do
         local key, amount = legs[at], legs[at + 2]
         local index = (at + 2) / 3
@@ -151,9 +158,25 @@ function Batch:settle(charge, hold, state, keep)
             else
                 self:key_ends(field)
             end
+        elseif state == CAPTURED_STATE and not (known and known[1] == charge) then
+            more = KEY_LOST
         end
     end
-    return kept
+    return kept, more
+end
+
+-- What was captured late, and is open yet because its void comes later this time, has its key if it had
+-- it then.
+function Batch:key_as_it_was(charge, hold, was)
+    local _, _, ended, had_key = carried(was)
+    local once = hold[H_ONCE]
+    if not ended or not once then return end
+    local known = self.once[once[1]]
+    local is_its = known and known[1] == charge
+    if known and (is_its ~= had_key) and (had_key or not known[3]) then self:key_ends(once[1]) end
+    if had_key and not is_its then
+        self:key_begun({once[1], string.sub(once[1], 1, 8), once[2]}, charge, hold[H_AT])
+    end
 end
 
 function Batch:resolve(op, was)
@@ -162,6 +185,7 @@ function Batch:resolve(op, was)
     local hold = self.holds[charge]
     if was then hold = hold or self:carry(charge, was) end
     if not hold then return self:resolve_ended(op, was) end
+    if was then self:key_as_it_was(charge, hold, was) end
     local openings, legs, extra = {}, {}, {}
     if sources then
         local status, taken, view =
@@ -170,15 +194,16 @@ function Batch:resolve(op, was)
         if status == SHORT then return {SHORT, view} end
         legs, extra = taken, by_account(taken, accounts)
     end
-    local kept = self:settle(charge, hold, state, keep)
+    local kept, more = self:settle(charge, hold, state, keep)
     if was then
         -- Its hold may still come, from whoever made it or changed it.
         self:remember(charge, {state}, at, math.huge)
     elseif most and hold[H_OWNER] ~= self.session and hold[H_EXPIRES] == 0 then
         -- Its owner is still at work on it, and is told at its end.
         self:remember(charge, {state}, at, most)
+        more = more + REMEMBERED
     end
-    self:record({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer})
+    self:record_end({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer}, more)
     return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, hold)
 end
 
@@ -208,7 +233,8 @@ function Batch:amend(op, was)
     if note then hold[H_NOTE] = note end
     if names then self:give_names(charge, hold, names) end
     self:put_hold(charge, hold)
-    self:record({AMEND, charge, at, openings, taken, known, expires, note, answer})
+    self:record({AMEND, charge, at, openings, taken, known, expires, note, answer,
+        names and hold[H_NAMES] or nil})
     return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, before)
 end
 

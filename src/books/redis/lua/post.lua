@@ -201,7 +201,7 @@ function Batch:adjust(op, was)
         self:key_begun(once, '', at)
         self:key_captured(once[1])
     end
-    self:record({ADJUST, '', at, openings, account[A_KEY], delta, memo})
+    self:record({ADJUST, once and once[1] .. once[3] or '', at, openings, account[A_KEY], delta, memo})
     local view = {}
     put_view(view, 0, self:balance(account))
     return {DONE, {}, view}
