@@ -380,7 +380,7 @@ fn something_asked(
         }
         4 | 5 => {
             let charge = some(random, charges);
-            let keep = [random.below(11) as u64];
+            let keep = [random.below(11) as u64, random.below(6) as u64];
             let state = if random.below(3) == 0 { State::Voided } else { State::Captured };
             let memo = OutcomeMemo::default();
             books.run(at, async |session| {

@@ -52,7 +52,8 @@
 --
 -- Of a charge that several sessions had to do with, each does its part again, in any order. Whoever
 -- resolved or changed another one's hold has it in his reply (`{..., false, carried}`), and can put it
--- back himself; a hold that comes behind that is not put back again.
+-- back himself; a hold that comes behind that is not put back again. Where the hold is there, and is not
+-- what it was when it was ended, what was kept of it is captured as the reply says.
 
 local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER, ENDED =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10
@@ -70,6 +71,8 @@ local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DO
 local H_NAMES = 12
 -- Of one that was put back by another than its owner: which entry of the ledger has what it was then.
 local H_CARRIED = 13
+-- That another session than its owner's has changed it.
+local H_CHANGED = 14
 -- A charge that ended without its owner: how; of one that can still be captured what it took, which
 -- accounts it named, and the key it was made under, with its request and when it was held.
 local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4

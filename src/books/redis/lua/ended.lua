@@ -151,15 +151,17 @@ function Batch:finish(op, was)
         keep = finish[3]
     end
     if was then state, keep = was[4][1], was[4][2] end
+    local openings, extra = {}, {}
+    if was then keep = self:keep_as_then(hold, was, keep, openings, extra) end
     local kept, more = self:settle(charge, hold, state, keep)
     local ended = {state}
     if state ~= CAPTURED_STATE then
-        local once = hold[H_ONCE]
-        ended = {state, hold[H_LEGS], hold[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
+        local once, before = hold[H_ONCE], was and carried(was) or hold
+        ended = {state, before[H_LEGS], before[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
         -- There may be many of those, and few of them are captured late.
         if state == EXPIRED_STATE and not was then most = most / 2 end
     end
     self:remember(charge, ended, at, most)
-    self:record_end({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''}, more)
+    self:record_end({RESOLVE, charge, at, openings, extra, state, kept, memo, '', ''}, more)
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end

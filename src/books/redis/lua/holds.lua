@@ -73,9 +73,9 @@ function Batch:names_of(legs)
     return names
 end
 
--- What a reply says besides of another's hold, so that this session can put it back.
+-- What a reply says besides of a hold that others have to do with, so that this session can put it back.
 function Batch:with_hold(reply, hold)
-    if hold[H_OWNER] ~= self.session and not self.before then
+    if (hold[H_OWNER] ~= self.session or hold[H_CHANGED]) and not self.before then
         reply[4], reply[5] = false, cmsgpack.pack({hold, self:names_of(hold[H_LEGS]), false})
     end
     return reply
@@ -179,6 +179,28 @@ function Batch:key_as_it_was(charge, hold, was)
     end
 end
 
+-- Ends a hold again that is not what it was when this session ended it: whoever else changed it comes
+-- later, and finds it ended. What was kept then is captured as legs of their own, so that nobody has to
+-- know which legs it has by now. Returns what is still kept of those.
+function Batch:keep_as_then(hold, was, keep, openings, extra)
+    local before, names = carried(was)
+    if not before or self:is_over(before[H_NAMED]) then return keep end
+    local has, legs = hold[H_LEGS], before[H_LEGS]
+    local is_same = #has == #legs
+    for at = 1, #legs do is_same = is_same and has[at] == legs[at] end
+    if is_same then return keep end
+    self:open_legs(legs, before[H_NAMED], names, openings)
+    for at = 1, #legs, 3 do
+        local amount = math.min(keep[(at + 2) / 3] or 0, legs[at + 2])
+        if amount > 0 then
+            local stored, last = self.accounts[legs[at]], #extra
+            stored[CAPTURED] = stored[CAPTURED] + amount
+            extra[last + 1], extra[last + 2], extra[last + 3] = legs[at], legs[at + 1], amount
+        end
+    end
+    return {}
+end
+
 function Batch:resolve(op, was)
     local charge, state, keep, accounts, sources, look, at, memo, note, answer, most =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[13]
@@ -194,6 +216,7 @@ function Batch:resolve(op, was)
         if status == SHORT then return {SHORT, view} end
         legs, extra = taken, by_account(taken, accounts)
     end
+    if was then keep = self:keep_as_then(hold, was, keep, openings, extra) end
     local kept, more = self:settle(charge, hold, state, keep)
     if was then
         -- Its hold may still come, from whoever made it or changed it.
@@ -232,6 +255,10 @@ function Batch:amend(op, was)
     if finish then hold[H_FINISH] = finish end
     if note then hold[H_NOTE] = note end
     if names then self:give_names(charge, hold, names) end
+    if hold[H_OWNER] ~= self.session then
+        hold[H_NAMES], hold[H_CARRIED] = hold[H_NAMES] or false, hold[H_CARRIED] or false
+        hold[H_CHANGED] = true
+    end
     self:put_hold(charge, hold)
     self:record({AMEND, charge, at, openings, taken, known, expires, note, answer,
         names and hold[H_NAMES] or nil})
