@@ -65,7 +65,6 @@ pub async fn add_up(shards: &Shards, epoch: &str, archive: &Place) -> Result<Add
             verified.push(sum.compare(shard, &stated, is_ours.then_some(epoch)));
         }
         if !trimmed || tries == TRIES {
-            drop(whole);
             reader.close().await?;
             return Ok(AddedUp { shards: verified, sure });
         }

@@ -311,9 +311,14 @@ fn terms(
     {
         *from = 0;
     }
+    // What its stream has beyond the archive is archived later: it is of some term, though nobody knows of
+    // which.
+    if end > position && chain.first().is_none_or(|(_, from)| *from > position) {
+        chain.insert(0, nobodys(&archived.len().to_string(), position));
+    }
     let is_listed = |name: &str| chain.iter().any(|(listed, _)| listed == name);
     let mut others: Vec<&(String, u64)> =
-        archived.iter().filter(|(name, _)| !is_listed(name)).collect();
+        archived.iter().filter(|(name, _)| !is_listed(name) && !is_nobodys(name)).collect();
     others.sort_by_key(|(name, _)| began(name));
     others.drain(..others.len().saturating_sub(TERMS));
     others.sort_by_key(|(_, through)| *through);
@@ -363,6 +368,10 @@ mod tests {
         assert_eq!(made(&[], &one, 90, 90), list(&[("/", 90), ("a-1", 0)]));
         // Its stream has more.
         assert_eq!(made(&[("a-1", 0)], &one, 90, 95), list(&[("/", 95), ("a-1", 0)]));
+        // The same, and its list is gone; and once more before anything of it is archived.
+        assert_eq!(made(&[], &[], 0, 29), list(&[("/", 29), ("0/", 0)]));
+        let kept = [("/", 29), ("0/", 0), ("d-4", 29)];
+        assert_eq!(made(&kept, &[], 0, 35), list(&[("/", 35), ("0/", 0), ("d-4", 29)]));
         // A term has begun of which nothing is archived.
         let two = [("a-1", 0), ("b-2", 100)];
         assert_eq!(made(&two, &one, 90, 120), list(&[("/", 120), ("a-1", 0), ("b-2", 100)]),);

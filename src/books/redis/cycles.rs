@@ -24,6 +24,9 @@ const PAGE: usize = 1_000;
 /// How many days before an open hold the cycle may have begun that it may still take from (D7).
 const LONGEST: i64 = 47;
 
+/// Fields of a hash, and their values.
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Below which label the cycles of a shard are closed, as it was seen last.
 #[derive(Debug, Default)]
 pub(super) struct Closed(AtomicU32);
@@ -141,7 +144,7 @@ impl Engine {
         loop {
             let mut scan = redis::cmd("HSCAN");
             scan.arg(&self.shared.keys(shard).0[ACCOUNTS]).arg(cursor).arg("COUNT").arg(PAGE);
-            let (next, accounts): (u64, Vec<(Vec<u8>, Vec<u8>)>) = self.read(&scan).await?;
+            let (next, accounts): (u64, Fields) = self.read(&scan).await?;
             let key = |(key, _): (Vec<u8>, Vec<u8>)| AccountKey::from_bytes(&key.try_into().ok()?);
             let keys = accounts.into_iter().filter_map(key).filter(|key| key.is_closed(below));
             let keys: Vec<AccountKey> = keys.collect();
