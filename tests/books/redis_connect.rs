@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -18,10 +19,10 @@ use crate::engine_redis::{EventLoop, OnRedis, options};
 use crate::fault_proxy::FaultProxy;
 use crate::redis_server::{FREE, RedisServer, until};
 
-const PASSWORD: &str = "canary-2d7e";
+pub const PASSWORD: &str = "canary-2d7e";
 
 /// The user that the documentation shows, as `ACL SETUSER` takes it.
-fn documented_user() -> Vec<String> {
+pub fn documented_user() -> Vec<String> {
     let document = include_str!("../../docs/scaling.md");
     let line = document.lines().find(|line| line.starts_with("ACL SETUSER tollgate "));
     let line = line.unwrap().replace("PASSWORD", PASSWORD);
@@ -326,4 +327,39 @@ fn d36_a_gateway_that_waits_otherwise_than_those_that_run_does_not_start_beside_
     drop((session, first, second));
     // Nobody that runs has the old one.
     until("all are gone", || with("third", 2 * timeout).is_ok());
+}
+
+#[test]
+fn f83_what_was_asked_is_done_before_an_engine_is_closed() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(server.port, 1);
+    let runtime = EventLoop::start();
+    let engine = opened(&runtime, &format!("redis://127.0.0.1:{}", proxy.port)).unwrap();
+    let session = engine.session();
+    let (accounts, ten, memo) = ([account("a", 1000, 1)], take(10, &[0]), OutcomeMemo::default());
+    for number in [1, 2] {
+        let asked = ask(number, &accounts, &ten);
+        assert!(done(runtime.handle.block_on(session.hold(&asked)).unwrap()).is_some());
+    }
+    let void = resolution(State::Voided, &[], &memo);
+    proxy.keep_requests("tollgate_1_settle");
+    // Nobody waits for them; the second is asked when the first is answered.
+    drop(session.resolve(id(1), &void));
+    until("it is on its way", || proxy.kept() > 0);
+    drop(session.resolve(id(2), &void));
+    drop(session);
+    let (is_closed, began) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Whoever does not wait is gone by then.
+            until("it waits", || {
+                is_closed.load(SeqCst) || began.elapsed() > Duration::from_millis(500)
+            });
+            proxy.release();
+        });
+        runtime.handle.block_on(engine.close());
+        drop((engine, runtime));
+        is_closed.store(true, SeqCst);
+    });
+    assert_eq!(server.command(&["HLEN", "tollgate:{s0}:holds"]), Ok(0));
 }

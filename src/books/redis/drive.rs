@@ -124,6 +124,13 @@ impl Driver {
                         pending.gives_back() || pending.kind == Kind::Reads
                     });
                 }
+                Err(Failed::Forgotten) => {
+                    unknown = None;
+                    self.void_holds(&batch);
+                    batch = give_up(batch, FORGOTTEN, |pending| {
+                        pending.gives_back() || pending.kind == Kind::Reads
+                    });
+                }
                 Err(Failed::Refused(why)) => {
                     // It may be another Redis than the one that did it, and that one may come back: what
                     // is not known is asked again whatever was said since, and what gives back is too.
@@ -219,6 +226,10 @@ impl Driver {
         let changes = batch.iter().any(|pending| pending.kind != Kind::Reads);
         let replica = self.shared.replica.filter(|_| changes);
         let called = self.shared.call(&self.keys, function, &args, replica).await?;
+        if called.is_empty() {
+            self.number = Some(number);
+            return Err(Failed::Forgotten);
+        }
         let charges: Vec<ChargeId> = batch.iter().map(|pending| pending.charge).collect();
         match wire::reply(&called, tag, &charges) {
             Ok(Called::Done(done)) => {
@@ -328,6 +339,8 @@ pub(super) enum Failed {
     NoMemory,
     /// It was not executed, because the session is not registered any more.
     Removed,
+    /// It was executed, and the shard was built again since: nobody knows the reply any more.
+    Forgotten,
     /// It was not executed, and will not be.
     Refused(String),
 }
@@ -340,6 +353,7 @@ impl std::fmt::Display for Failed {
             }
             Self::NoMemory => f.write_str(NO_MEMORY),
             Self::Removed => f.write_str(REMOVED),
+            Self::Forgotten => f.write_str(FORGOTTEN),
         }
     }
 }
@@ -357,6 +371,7 @@ fn take(waiting: &mut std::collections::VecDeque<Pending>) -> Vec<Pending> {
 }
 
 const NO_MEMORY: &str = "Redis has no memory left (maxmemory)";
+const FORGOTTEN: &str = "the books were built again, and what they said is not known any more";
 const REMOVED: &str = "the books have removed this session, because it was not heard of in time";
 
 /// What is asked again of a batch that was not executed; the rest is told why not.

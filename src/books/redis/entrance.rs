@@ -173,6 +173,7 @@ impl Shared {
         let mut in_the_red = 0;
         for batch in &lost {
             in_the_red = in_the_red.max(self.repeat(shard, session, batch).await?);
+            self.seen.did_again();
         }
         tracing::warn!(
             shard,

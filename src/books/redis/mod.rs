@@ -25,15 +25,19 @@
 //! - `recorded`: captures that Redis was silent to.
 //! - `drive`: takes a session's operations to Redis, and renews it.
 //! - `owners`: the holds of sessions that nobody hears of any more (D36).
+//! - `cycles`: those that are long over.
 //! - `ledger`: the records of a shard's stream.
 //! - `look`: what lists and gauges show.
 //! - `stream`: how far the streams are, and trimming.
 //! - `carry`: books as a whole, where they move, with `carried` (what it says to a shard).
+//! - `repair`: a shard that is not whole any more, with `rebuild` (what its records add up to)
+//!   and `refill` (what its keys are filled with).
 
 mod agree;
 mod carried;
 pub mod carry;
 mod check;
+mod cycles;
 mod drive;
 mod entrance;
 #[doc(hidden)]
@@ -47,7 +51,10 @@ mod node;
 mod owners;
 mod pack;
 mod place;
+pub mod rebuild;
 mod recorded;
+mod refill;
+pub mod repair;
 mod session;
 mod slots;
 mod stored;
@@ -55,6 +62,7 @@ mod stream;
 mod welcome;
 mod wire;
 
+pub use look::Owed;
 pub use session::Session;
 pub use stream::LedgerEntry;
 
@@ -62,7 +70,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -74,11 +82,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::link::{CallError, Link};
-use self::pack::In;
 use self::place::Place;
 use self::wire::Endable;
 use super::{BooksError, OpenCharge, forgotten_before};
-use crate::core::account::{AccountKey, Balance};
 use crate::core::charge::State;
 use crate::core::ids::ChargeId;
 
@@ -215,6 +221,10 @@ pub(super) struct Shared {
     tasks: TaskTracker,
     runtime: Handle,
     seen: look::Seen,
+    /// Of each shard.
+    closed: Box<[cycles::Closed]>,
+    /// Cancelled when nobody is to ask any more: what was asked is still done.
+    closing: CancellationToken,
     /// Cancelled when the engine goes: nobody drives any more.
     end: CancellationToken,
 }
@@ -224,6 +234,7 @@ pub(super) struct Shared {
 pub(super) struct Keys([String; 10]);
 
 const META: usize = 0;
+const ACCOUNTS: usize = 1;
 const NAMES: usize = 2;
 const HOLDS: usize = 3;
 const ENDING: usize = 4;
@@ -263,7 +274,7 @@ impl Shared {
             true => {
                 let epoch = [self.epoch.clone().into_bytes()];
                 let create = keys.function(library::CREATE, &epoch);
-                Some(self.reads.call_kept(&create, self.replica).await?)
+                Some(self.make(&create).await?)
             }
             false => {
                 let epoch = redis::cmd("HGET").arg(&keys.0[META]).arg("epoch").clone();
@@ -280,9 +291,20 @@ impl Shared {
                 )))
             }
             None => Err(OpenError::Books(format!(
-                "shard {shard} is gone: what it held is lost, so nothing is served from it; \
-                 restore Redis from its files"
+                "shard {shard} is gone, so nothing is served from it: restore Redis from its files, \
+                 or build it again from the archive with `tollgate books repair`"
             ))),
+        }
+    }
+
+    /// Makes a shard, which may be asked for again: a replica that has just come needs a moment.
+    async fn make(&self, create: &Cmd) -> Result<Vec<u8>, CallError> {
+        let began = Instant::now();
+        loop {
+            match self.reads.call_kept(create, self.replica).await {
+                Err(CallError::Unknown(_)) if began.elapsed() < self.rejoin_timeout => {}
+                made => return made,
+            }
         }
     }
 
@@ -337,6 +359,8 @@ impl Engine {
             tasks: TaskTracker::new(),
             runtime,
             seen: look::Seen::default(),
+            closed: (0..options.shards.max(1)).map(|_| cycles::Closed::default()).collect(),
+            closing: CancellationToken::new(),
             end: CancellationToken::new(),
         });
         check::servers(&shared.link, options.replica).await.map_err(OpenError::Redis)?;
@@ -347,6 +371,7 @@ impl Engine {
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
         engine.agrees().await?;
+        engine.see_closed().await?;
         engine.earlier_lives_enter().await?;
         engine.settle_recorded().await;
         engine.resolve_left_open(now).await;
@@ -356,6 +381,16 @@ impl Engine {
     /// A new session. Each worker has one.
     pub fn session(&self) -> Session {
         self.shared.next_session()
+    }
+
+    /// Waits until what was asked is done, for as long as anybody waits for Redis; what is asked from
+    /// now on is not. What is not done then is resolved by whoever starts next, or by others.
+    pub async fn close(&self) {
+        self.shared.closing.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(self.shared.deadline, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("Redis has not answered to all that was asked");
+        }
     }
 
     async fn read<T: redis::FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
@@ -428,48 +463,6 @@ impl Engine {
         let due: Vec<Vec<u8>> = self.read(&command).await?;
         let id = |charge: Vec<u8>| charge.try_into().ok().map(ChargeId);
         Ok(due.into_iter().filter_map(id).collect())
-    }
-
-    /// How many holds are open.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn open_holds(&self) -> Result<usize, OpenError> {
-        let mut open = 0;
-        for shard in 0..self.shared.shards {
-            let command = redis::cmd("HLEN").arg(&self.shared.keys(shard).0[HOLDS]).clone();
-            open += self.read::<usize>(&command).await?;
-        }
-        Ok(open)
-    }
-
-    /// Every account's balance, with its name.
-    ///
-    /// # Errors
-    /// When Redis does not answer, or not as expected.
-    pub async fn balances(&self) -> Result<Vec<(AccountKey, String, Balance)>, OpenError> {
-        let mut all = Vec::new();
-        let odd = || OpenError::Books("an account that cannot be read".into());
-        for shard in 0..self.shared.shards {
-            let Keys([_, accounts, names, ..]) = self.shared.keys(shard);
-            let accounts: Vec<(Vec<u8>, Vec<u8>)> =
-                self.read(&redis::cmd("HGETALL").arg(accounts).clone()).await?;
-            let names: std::collections::HashMap<Vec<u8>, String> =
-                self.read(&redis::cmd("HGETALL").arg(names).clone()).await?;
-            for (key, bytes) in accounts {
-                let name = names.get(&key).cloned().ok_or_else(odd)?;
-                let key: [u8; 21] = key.try_into().map_err(|_| odd())?;
-                let key = AccountKey::from_bytes(&key).ok_or_else(odd)?;
-                let mut input = In::new(&bytes);
-                let mut balance = || {
-                    let (base, adjusted) = (input.uint()?, input.int()?);
-                    let (held, captured) = (input.uint()?, input.uint()?);
-                    Ok::<_, pack::Malformed>(Balance { base, adjusted, held, captured })
-                };
-                all.push((key, name, balance().map_err(|_| odd())?));
-            }
-        }
-        Ok(all)
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn terms(bytes: &[u8]) -> Result<Vec<Term>, Malformed> {
     some_terms(&mut In::new(bytes))
 }
 
-fn some_terms(input: &mut In<'_>) -> Result<Vec<Term>, Malformed> {
+pub(super) fn some_terms(input: &mut In<'_>) -> Result<Vec<Term>, Malformed> {
     let count = input.array()?;
     (0..count)
         .map(|_| {

@@ -53,9 +53,9 @@ pub(super) fn hold(ask: &Ask<'_>) -> Result<Vec<u8>, BooksError> {
 }
 
 /// What becomes of a hold without its owner.
-const VOID: u64 = 0;
-const WHOLE: u64 = 1;
-const USED: u64 = 2;
+pub(super) const VOID: u64 = 0;
+pub(super) const WHOLE: u64 = 1;
+pub(super) const USED: u64 = 2;
 
 pub(super) fn resolve(
     charge: ChargeId,
@@ -156,7 +156,7 @@ pub(super) fn end(charge: ChargeId, at: i64, which: Endable<'_>) -> Vec<u8> {
 
 /// How many charges that ended without their owner a shard remembers: some 300 bytes each. Whoever
 /// is late for one that is not remembered is told that it is unknown.
-const MAX_ENDED: u64 = 100_000;
+pub(super) const MAX_ENDED: u64 = 100_000;
 
 pub(super) fn adjust(adjustment: &Adjustment<'_>) -> Result<Vec<u8>, BooksError> {
     if adjustment.delta.unsigned_abs() > MAX_MICRO {
@@ -297,18 +297,18 @@ fn put_extra(out: &mut Out, extra: Option<(&[Account<'_>], &Post)>) -> Result<()
     }
 }
 
-fn put_keep(out: &mut Out, keep: &[u64]) {
+pub(super) fn put_keep(out: &mut Out, keep: &[u64]) {
     out.array(keep.len());
     for keep in keep {
         out.uint(*keep.min(&MAX_MICRO));
     }
 }
 
-fn encode<T: serde::Serialize>(what: &T) -> Result<Vec<u8>, BooksError> {
+pub(super) fn encode<T: serde::Serialize>(what: &T) -> Result<Vec<u8>, BooksError> {
     postcard::to_allocvec(what).map_err(|error| BooksError::Unavailable(error.to_string()))
 }
 
-fn code(state: State) -> u64 {
+pub(super) fn code(state: State) -> u64 {
     match state {
         State::Held => 0,
         State::Captured => 1,

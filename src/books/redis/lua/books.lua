@@ -11,7 +11,9 @@
 -- (held and captured) has the same bound, so that every sum below is exact where it matters.
 --
 -- Keys, all of one hash slot:
---   meta      hash: epoch, seq (of the ledger), closed (cycles before it are), and how much there is
+--   meta      hash: epoch, seq (of the ledger), closed (cycles before it are) and forgotten (accounts
+--             of cycles before it are gone), the last day on which something was recorded and the
+--             last DAYS of them, owed:<cycle>:<org> (what its users owe in it), and how much there is
 --             of accounts, holds, ending, keys, scopes, kept, ended, sessions; run, opening, since,
 --             lost and terms (see "A server that comes back")
 --   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
@@ -50,7 +52,8 @@
 --
 -- Of a charge that several sessions had to do with, each does its part again, in any order. Whoever
 -- resolved or changed another one's hold has it in his reply (`{..., false, carried}`), and can put it
--- back himself; a hold that comes behind that is not put back again.
+-- back himself; a hold that comes behind that is not put back again. Where the hold is there, and is not
+-- what it was when it was ended, what was kept of it is captured as the reply says.
 
 local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER, ENDED =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10
@@ -68,12 +71,15 @@ local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DO
 local H_NAMES = 12
 -- Of one that was put back by another than its owner: which entry of the ledger has what it was then.
 local H_CARRIED = 13
+-- That another session than its owner's has changed it.
+local H_CHANGED = 14
 -- A charge that ended without its owner: how; of one that can still be captured what it took, which
 -- accounts it named, and the key it was made under, with its request and when it was held.
 local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
 
 -- Kinds of operations, and of entries of the ledger.
 local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local CLOSE, FORGET = 11, 12
 -- What became of an operation.
 local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS, ALREADY = 0, 1, 2, 3, 4, 5, 6, 7
 local FOUND, AGAIN, REUSED = 8, 9, 10
@@ -81,12 +87,21 @@ local FOUND, AGAIN, REUSED = 8, 9, 10
 local VOID, WHOLE, USED = 0, 1, 2
 -- How a charge ends.
 local CAPTURED_STATE, VOIDED_STATE, EXPIRED_STATE = 1, 2, 3
+-- What else is said of the end of a charge: that it is remembered because another session than its owner's
+-- has ended it; that its key is another one's; that it was captured late and has its key.
+local REMEMBERED, KEY_LOST, HAS_KEY = 1, 2, 4
+-- The kind of an account that tells what a user owes: the last byte of its key.
+local OVERDRAFT = 1
 -- The kind of a leg that counts against the cap of the one before it.
 local CAP = 5
 
 -- What is counted of a shard, in `meta`.
 local COUNTS =
     {'seq', 'accounts', 'holds', 'ending', 'keys', 'scopes', 'kept', 'ended', 'sessions'}
+-- How many days on which something was recorded are known: so many lie behind a cycle that is closed.
+local DAYS, DAY = 100, 86400000000
+-- How many open holds are looked at in one call.
+local MOST_LOOKED_AT = 10000
 -- How long the id of a charge is; whatever else is forgotten in its time has longer names.
 local CHARGE_BYTES = 16
 

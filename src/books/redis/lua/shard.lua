@@ -29,11 +29,11 @@ end
 -- What a shard says of itself.
 local function about(keys)
     local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
-    local more = redis.call('HMGET', keys[META], 'run', 'opening', 'since', 'lost', 'terms')
+    local more = redis.call('HMGET', keys[META], 'run', 'opening', 'since', 'lost', 'terms', 'day')
     return {
         epoch = meta[1], closed = tonumber(meta[2]), counts = counted(meta), run = more[1],
         opening = more[2], since = tonumber(more[3]), lost = more[4],
-        terms = more[5] and cmsgpack.unpack(more[5]) or {},
+        terms = more[5] and cmsgpack.unpack(more[5]) or {}, day = tonumber(more[6]),
     }
 end
 
@@ -78,7 +78,8 @@ local function apply(keys, args)
     local batch = setmetatable({
         keys = keys, session = session, number = number, closed = shard.closed, counts = counts,
         entries = {}, changed = {}, names = {}, new_names = {}, holds_changed = {}, once_changed = {},
-        ended_changed = {}, kept = {}, unkept = {}, swept = {}, before = before,
+        ended_changed = {}, kept = {}, unkept = {}, swept = {}, gone = {}, before = before,
+        owed = {}, day = shard.day, new_days = {},
     }, Batch)
     local ops, replies = cmsgpack.unpack(args[2]), {}
     batch:load(ops, was)
@@ -91,6 +92,7 @@ local function apply(keys, args)
         end
     end
     local seq, forgets = 0, next(batch.once_changed) or next(batch.ended_changed)
+        or batch.forgotten or #batch.gone > 0
     if forgets or #batch.entries > 0 then
         batch:write()
         seq = counts.seq

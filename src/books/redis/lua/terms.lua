@@ -15,8 +15,10 @@ end
 -- Makes empty books, unless there are some: {epoch}.
 local function create(keys, args)
     local epoch = redis.call('HGET', keys[META], 'epoch')
+    -- A change all the same, behind which a replica can be waited for.
+    redis.call('HSET', keys[META], 'epoch', epoch or args[1])
     if epoch then return epoch end
-    redis.call('HSET', keys[META], 'epoch', args[1], 'closed', 0)
+    redis.call('HSET', keys[META], 'closed', 0)
     for _, name in ipairs(COUNTS) do redis.call('HSET', keys[META], name, 0) end
     begin_term(keys, {terms = {}, counts = {}})
     redis.call('HSET', keys[META], 'run', this_run())
