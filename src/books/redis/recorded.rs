@@ -36,20 +36,49 @@ impl Capture {
 /// The file.
 #[derive(Debug)]
 pub(super) struct Recorded {
-    file: Mutex<File>,
+    writer: Mutex<Writer>,
     /// What an earlier life recorded, and Redis has not heard of since.
     earlier: Mutex<Vec<Capture>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    /// Of whole records.
+    length: u64,
+}
+
+impl Writer {
+    /// Writes a record; it survives a power failure when this is done.
+    fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        if self.length >= MAX_FILE {
+            return Err(std::io::Error::other("too many captures wait for Redis"));
+        }
+        // A write that failed may have left half a record, and what stands behind that is never read.
+        self.file.set_len(self.length)?;
+        self.file.write_all(frame)?;
+        self.file.sync_data()?;
+        self.length += frame.len() as u64;
+        Ok(())
+    }
+
+    fn empty(&mut self) -> std::io::Result<()> {
+        self.length = 0;
+        self.file.set_len(0)
+    }
 }
 
 impl Recorded {
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
         let bytes = super::journal::read(path)?;
-        let captures = frames(&bytes).filter_map(|(_, record)| postcard::from_bytes(record).ok());
-        let earlier: Vec<Capture> = captures.collect();
-        let end = frames(&bytes).last().map_or(0, |(end, _)| end as u64);
+        let (mut earlier, mut length) = (Vec::new(), 0);
+        for (end, record) in frames(&bytes) {
+            earlier.extend(postcard::from_bytes::<Capture>(record).ok());
+            length = end as u64;
+        }
         let file = File::options().create(true).append(true).open(path)?;
-        file.set_len(end)?;
-        Ok(Self { file: Mutex::new(file), earlier: Mutex::new(earlier) })
+        let writer = Mutex::new(Writer { file, length });
+        Ok(Self { writer, earlier: Mutex::new(earlier) })
     }
 
     /// Records a capture; it survives a power failure when this is done.
@@ -60,12 +89,7 @@ impl Recorded {
     ) -> std::io::Result<()> {
         let write = move || {
             let frame = frame(&Capture { charge: charge.0, op })?;
-            let mut file = self.file.lock();
-            if file.metadata()?.len() >= MAX_FILE {
-                return Err(std::io::Error::other("too many captures wait for Redis"));
-            }
-            file.write_all(&frame)?;
-            file.sync_data()
+            self.writer.lock().write(&frame)
         };
         tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
     }
@@ -79,7 +103,7 @@ impl Recorded {
     /// file begins anew.
     pub(super) fn heard(&self, is_first: bool) -> std::io::Result<()> {
         self.earlier.lock().clear();
-        if is_first { self.file.lock().set_len(0) } else { Ok(()) }
+        if is_first { self.writer.lock().empty() } else { Ok(()) }
     }
 }
 
@@ -138,6 +162,32 @@ impl Engine {
         match recorded.heard(is_first) {
             Ok(()) => tracing::info!(captures = earlier.len(), "Redis has what it was silent to"),
             Err(error) => tracing::error!(%error, "captures are asked once more at the next start"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d30_f25_what_is_recorded_behind_a_write_that_failed_half_way_is_found_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("books.captures");
+        let op = |number: u8| vec![number; 20];
+        let frame = |number| frame(&Capture { charge: [number; 16], op: op(number) }).unwrap();
+        for half in 0..frame(2).len() {
+            let recorded = Recorded::open(&path).unwrap();
+            recorded.writer.lock().write(&frame(1)).unwrap();
+            // As far as the disk took it.
+            recorded.writer.lock().file.write_all(&frame(2)[..half]).unwrap();
+            recorded.writer.lock().write(&frame(3)).unwrap();
+            drop(recorded);
+            let again = Recorded::open(&path).unwrap();
+            let found: Vec<Vec<u8>> = again.earlier().into_iter().map(|found| found.op).collect();
+            assert_eq!(found, [op(1), op(3)], "{half}");
+            again.heard(true).unwrap();
+            assert!(Recorded::open(&path).unwrap().earlier().is_empty());
         }
     }
 }
