@@ -56,6 +56,7 @@ mod model;
 mod postgres;
 mod prune;
 mod recorded;
+mod redis_again;
 mod redis_carry;
 mod redis_cluster;
 mod redis_connect;

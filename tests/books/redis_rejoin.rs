@@ -25,27 +25,27 @@ use crate::redis_server::RedisServer;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A gateway, as long as it runs.
-struct Running {
-    engine: redis::Engine,
+pub struct Running {
+    pub engine: redis::Engine,
     session: Session,
-    runtime: EventLoop,
+    pub runtime: EventLoop,
 }
 
-struct Gateway {
+pub struct Gateway {
     name: String,
     journal: TempDir,
-    running: Option<Running>,
+    pub running: Option<Running>,
 }
 
-struct Several {
-    server: RedisServer,
-    gateways: Vec<Gateway>,
+pub struct Several {
+    pub server: RedisServer,
+    pub gateways: Vec<Gateway>,
     patience: Duration,
     settle_timeout: Duration,
 }
 
 impl Several {
-    fn start(count: usize, patience: Duration) -> Self {
+    pub fn start(count: usize, patience: Duration) -> Self {
         let server = RedisServer::start();
         let gateway = |at| Gateway {
             name: format!("gateway-{at}"),
@@ -80,16 +80,16 @@ impl Several {
         self.gateways[at].running = Some(Running { engine, session, runtime });
     }
 
-    fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
+    pub fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
         let running = self.gateways[at].running.as_ref().unwrap();
         running.runtime.handle.block_on(what(&running.session))
     }
 
-    fn hold(&self, at: usize, asked: &Ask<'_>) -> Result<Posted, BooksError> {
+    pub fn hold(&self, at: usize, asked: &Ask<'_>) -> Result<Posted, BooksError> {
         self.run(at, async |session| session.hold(asked).await)
     }
 
-    fn capture(&self, at: usize, charge: u64, keep: u64) -> Resolved {
+    pub fn capture(&self, at: usize, charge: u64, keep: u64) -> Resolved {
         let memo = OutcomeMemo::default();
         let keep = [keep];
         self.run(at, async |session| {
@@ -97,22 +97,22 @@ impl Several {
         })
     }
 
-    fn connection(&self) -> ::redis::Connection {
+    pub fn connection(&self) -> ::redis::Connection {
         ::redis::Client::open(self.server.url()).unwrap().get_connection().unwrap()
     }
 
     /// What is to be found when the server is started again.
-    fn save(&self) {
+    pub fn save(&self) {
         let saved: String = ::redis::cmd("SAVE").query(&mut self.connection()).unwrap();
         assert_eq!(saved, "OK");
     }
 
-    fn crash(&mut self) {
+    pub fn crash(&mut self) {
         self.server.kill();
         self.server.start_again();
     }
 
-    fn balances(&self, at: usize) -> BTreeMap<String, Balance> {
+    pub fn balances(&self, at: usize) -> BTreeMap<String, Balance> {
         let Running { engine, runtime, .. } = self.gateways[at].running.as_ref().unwrap();
         let all = runtime.handle.block_on(engine.balances()).unwrap();
         all.into_iter().map(|(_, name, balance)| (name, balance)).collect()
@@ -123,7 +123,7 @@ impl Several {
     }
 
     /// Every gateway has entered.
-    fn all_enter(&self) {
+    pub fn all_enter(&self) {
         let accounts: [Account<'_>; 1] = [account("a", 1000, 1)];
         for at in 0..self.gateways.len() {
             if self.gateways[at].running.is_some() {
@@ -135,7 +135,7 @@ impl Several {
         }
     }
 
-    fn is_as_recorded(&self, at: usize) {
+    pub fn is_as_recorded(&self, at: usize) {
         let Running { engine, runtime, .. } = self.gateways[at].running.as_ref().unwrap();
         assert_eq!(folded(engine, &runtime.handle), self.balances(at));
     }
