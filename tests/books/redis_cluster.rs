@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 use crate::engine::{NOW, account, ask, balance, done, id, name, resolution, take};
 use crate::engine_redis::{EventLoop, folded_in, options};
 use crate::redis_connect::errors;
-use crate::redis_server::{FREE, RedisServer, until};
+use crate::redis_server::{RedisServer, until};
 
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(60);

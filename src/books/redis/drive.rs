@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::entrance::{Entered, tag};
-use super::journal;
+use super::journal::{self, Kept};
 use super::link::CallError;
 use super::pack::Out;
 use super::session::{Inner, Kind, Lease, Pending, Queue, Told};
@@ -35,8 +35,8 @@ pub(super) struct Driver {
     lives: u32,
     /// The number of the last batch; `None` before the session has joined the shard.
     number: Option<u64>,
-    /// That of the last one that changed something.
-    kept: u64,
+    /// The last one that changed something.
+    kept: Option<Kept>,
     /// Whether the shard is open to it, as far as it knows.
     has_entered: bool,
     /// When it is heard of next, if nothing else is asked.
@@ -51,7 +51,7 @@ impl Driver {
         let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
         let (keys, name) = (shared.keys(shard), inner.name.clone());
         let (number, renew_at) = (None, None);
-        let (lives, kept, has_entered) = (0, 0, false);
+        let (lives, kept, has_entered) = (0, None, false);
         let (unsure, unsure_until) = (Vec::new(), None);
         Self {
             inner,
@@ -211,7 +211,7 @@ impl Driver {
         // Nobody waits for it when what is lost of it is done again.
         self.shared.retired[self.shard].lock().insert(retired);
         (self.number, self.renew_at) = (None, None);
-        (self.kept, self.has_entered) = (0, false);
+        (self.kept, self.has_entered) = (None, false);
         *self.queue().lease.lock() = None;
     }
 
@@ -256,7 +256,7 @@ impl Driver {
                     let (entry, ops, reply) = (done.entry, &*args[1], &*called);
                     let batch = journal::Batch { session, number, term, entry, ops, reply };
                     journal.keep(self.shard, &batch);
-                    self.kept = number;
+                    self.kept = Some(Kept { number, entry, term: done.term });
                 }
                 Ok(done.replies)
             }
@@ -281,7 +281,7 @@ impl Driver {
 
     /// Enters the shard, and says which number was the last.
     async fn enter(&mut self, last: Option<u64>) -> Result<u64, Failed> {
-        match self.shared.enter(self.shard, &self.name, last, self.kept).await? {
+        match self.shared.enter(self.shard, &self.name, last, self.kept.as_ref()).await? {
             Entered::At(number) => {
                 (self.number, self.has_entered) = (Some(number), true);
                 Ok(number)

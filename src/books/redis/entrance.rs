@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use super::drive::Failed;
+use super::journal::Kept;
 use super::welcome::{self, Here};
 use super::{Engine, OpenError, Shared, library};
 
@@ -24,21 +25,22 @@ pub(super) enum Entered {
 
 impl Shared {
     /// Has a session enter a shard; `last` is the number of its last batch that was done, if any was, and
-    /// `kept` that of the last one in the journal. First this gateway does its part again, for all of its
+    /// `kept` is the last one in the journal. First this gateway does its part again, for all of its
     /// sessions: what one of them did another one may be asked for.
     pub(super) async fn enter(
         &self,
         shard: usize,
         session: &str,
         last: Option<u64>,
-        kept: u64,
+        kept: Option<&Kept>,
     ) -> Result<Entered, Failed> {
         let mut here = self.look_in(shard, session, last.unwrap_or(0)).await?;
         if self.does_its_part(shard, &here.terms, false).await? {
             here = self.look_in(shard, session, last.unwrap_or(0)).await?;
         }
         // It was told of something while the journal was read.
-        if here.known.unwrap_or(0) < kept && self.does_its_part(shard, &here.terms, true).await? {
+        if kept.is_some_and(|kept| kept.is_lost(here.known, &here.terms)) {
+            self.does_its_part(shard, &here.terms, true).await?;
             here = self.look_in(shard, session, last.unwrap_or(0)).await?;
         }
         let mark = match (here.known, last) {
@@ -197,7 +199,7 @@ impl Engine {
         let is_earlier = |name: &String| name.starts_with(&mine) && !name.starts_with(&this);
         let mut are_in = true;
         for name in owners.filter(is_earlier) {
-            match shared.enter(shard, &name, None, 0).await {
+            match shared.enter(shard, &name, None, None).await {
                 Ok(_) => {}
                 Err(Failed::NotExecuted(why) | Failed::Waits(why)) => {
                     tracing::info!(shard, why, "this gateway left something there");
