@@ -1,13 +1,15 @@
 -- Sessions and terms: what a shard asks before it is open.
 
--- Begins a term of which nobody has entered yet. So many are known at most.
+-- Begins a term of which nobody has entered yet. So many are known at most. From here on the shard is open
+-- in no run: a replica that has heard of this, and not of what follows, must not take itself for the master
+-- that it was before.
 local MAX_TERMS = 1000
 local function begin_term(keys, shard)
     local run, at = this_run(), now()
     local terms = shard.terms
     terms[#terms + 1] = {string.format('%s-%.0f', string.sub(run, 1, 8), at), shard.counts.seq or 0}
     if #terms > MAX_TERMS then table.remove(terms, 1) end
-    redis.call('HSET', keys[META], 'opening', run, 'since', string.format('%.0f', at), 'lost', 0,
+    redis.call('HSET', keys[META], 'run', '', 'opening', run, 'since', string.format('%.0f', at), 'lost', 0,
         'terms', cmsgpack.pack(terms))
     shard.opening = run
 end
@@ -36,7 +38,6 @@ local function enter(keys, args)
     local last, term = read_mark(redis.call('HGET', keys[SESSIONS], session))
     local went_back = last and term == term_of(shard) and last < number
     if shard.run == this_run() and went_back then
-        redis.call('HSET', keys[META], 'run', '')
         begin_term(keys, shard)
     elseif shard.run ~= this_run() and shard.opening ~= this_run() then
         begin_term(keys, shard)
