@@ -10,8 +10,7 @@ use ::redis::Commands;
 use tempfile::TempDir;
 use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{
-    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, Lasting, OpenCharge, Posted,
-    Resolved,
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, OpenCharge, Posted, Resolved,
 };
 use tollgate::core::account::{Account, Balance};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -33,7 +32,7 @@ pub struct Running {
 
 pub struct Gateway {
     name: String,
-    journal: TempDir,
+    pub journal: TempDir,
     pub running: Option<Running>,
 }
 
@@ -41,7 +40,7 @@ pub struct Several {
     pub server: RedisServer,
     pub gateways: Vec<Gateway>,
     patience: Duration,
-    settle_timeout: Duration,
+    pub settle_timeout: Duration,
 }
 
 impl Several {
@@ -72,7 +71,7 @@ impl Several {
         }
     }
 
-    fn open(&mut self, at: usize) {
+    pub fn open(&mut self, at: usize) {
         let runtime = EventLoop::start();
         let opening = redis::Engine::open(self.options(at), runtime.handle.clone(), NOW);
         let engine = runtime.handle.block_on(opening).unwrap();
@@ -118,7 +117,7 @@ impl Several {
         all.into_iter().map(|(_, name, balance)| (name, balance)).collect()
     }
 
-    fn open_charge(&self, at: usize, charge: u64) -> Option<OpenCharge> {
+    pub fn open_charge(&self, at: usize, charge: u64) -> Option<OpenCharge> {
         self.run(at, async |session| session.open_charge(id(charge)).await.unwrap())
     }
 
@@ -254,59 +253,6 @@ fn f27_f20_what_was_only_told_in_a_batch_does_not_keep_the_rest_of_it_from_being
     books.all_enter();
     assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 20, 10));
     books.is_as_recorded(0);
-}
-
-/// One gateway that does not wait long for a capture, with a hold of ten for ten seconds that the server
-/// keeps.
-fn impatient() -> Several {
-    let mut books = Several::start(2, Duration::from_millis(100));
-    books.settle_timeout = Duration::from_millis(50);
-    books.gateways[0].running = None;
-    books.open(0);
-    let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
-    let lasting =
-        Lasting { expires: Some(NOW + jiff::SignedDuration::from_secs(10)), ..Lasting::default() };
-    books.hold(0, &Ask { lasting: Some(lasting), ..ask(1, &accounts, &take_ten) }).unwrap();
-    books.save();
-    books
-}
-
-#[test]
-fn d30_f25_a_capture_that_redis_is_silent_to_counts_by_this_gateways_disk() {
-    let mut books = impatient();
-    books.server.kill();
-    assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
-    books.server.start_again();
-    assert!(books.open_charge(0, 1).is_none(), "it was asked until it was done");
-    assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 0, 4));
-    books.is_as_recorded(0);
-}
-
-#[test]
-fn d30_f23_what_a_killed_gateway_had_recorded_is_captured_at_its_next_start() {
-    for since in ["nothing", "given up", "expired"] {
-        let mut books = impatient();
-        books.server.kill();
-        assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
-        books.gateways[0].running = None;
-        books.server.start_again();
-        if since == "given up" {
-            books.run(1, async |session| session.abandon(id(1), NOW).await.unwrap().unwrap());
-        } else if since == "expired" {
-            let Running { engine, runtime, .. } = books.gateways[1].running.as_ref().unwrap();
-            let later = NOW + jiff::SignedDuration::from_secs(20);
-            let ended = runtime.handle.block_on(engine.expire(later)).whole().unwrap();
-            assert_eq!(ended.len(), 1);
-        }
-        let held = if since == "nothing" { 10 } else { 0 };
-        assert_eq!(books.balances(1)[&name("a")], balance(100, 0, held, 0));
-        for _ in 0..2 {
-            books.open(0);
-            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 4), "{since}");
-            books.gateways[0].running = None;
-        }
-        books.is_as_recorded(1);
-    }
 }
 
 /// A small generator: the same numbers for the same seed.
