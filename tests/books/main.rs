@@ -15,6 +15,7 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_again`: what Redis has lost is done again before anybody is told what is not there.
 //! - `redis_carry`: books in Redis as a whole, where they move.
 //! - `redis_cluster`, `redis_sentinel`: masters that are several, move and die.
 //! - `redis_connect`: users, protocols, TLS, and starts that are refused.
@@ -42,6 +43,8 @@ mod archive;
 mod archive_shards;
 mod archive_switch;
 mod closed;
+#[path = "../support/cluster.rs"]
+mod cluster;
 mod contract;
 mod crash_points;
 mod damage;
@@ -59,6 +62,7 @@ mod model;
 mod postgres;
 mod prune;
 mod recorded;
+mod redis_again;
 mod redis_carry;
 mod redis_cluster;
 mod redis_connect;

@@ -17,7 +17,7 @@ use tollgate::core::charge::{OutcomeMemo, State};
 use crate::engine::{Engine, NOW, account, ask, balance, done, id, resolution, take};
 use crate::engine_redis::{EventLoop, OnRedis, options};
 use crate::fault_proxy::FaultProxy;
-use crate::redis_server::{FREE, RedisServer, until};
+use crate::redis_server::{FREE, RedisServer, SENTINEL, until};
 
 pub const PASSWORD: &str = "canary-2d7e";
 
@@ -246,10 +246,14 @@ impl Certificates {
 
     /// A server that speaks TLS on another port.
     fn server(&self, clients: &str) -> RedisServer {
+        self.server_with(clients, &[])
+    }
+
+    fn server_with(&self, clients: &str, more: &[&str]) -> RedisServer {
         let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|at| self.path(at));
         let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key];
         let port = ["--tls-port", FREE, "--tls-ca-cert-file", &ca, "--tls-auth-clients", clients];
-        RedisServer::start_with(&[&port[..], &files[..]].concat())
+        RedisServer::start_with(&[more, &port[..], &files[..]].concat())
     }
 }
 
@@ -284,6 +288,28 @@ fn tls_is_verified_and_what_does_not_fit_is_told() {
     // The other way round nothing is said: the connection ends.
     let refused = refusal(&runtime, &format!("redis://127.0.0.1:{other}"));
     assert!(refused.contains("rediss:// in books.url"), "{refused}");
+}
+
+#[test]
+fn f27_sentinels_and_the_master_that_they_name_are_asked_over_tls() {
+    let made = Certificates::make();
+    let master = made.server("no");
+    // What it asks others it asks over TLS too.
+    let sentinel = made.server_with("no", &[SENTINEL, "--tls-replication", "yes"]);
+    let port = |server: &RedisServer| server.setting("--tls-port").to_owned();
+    let monitor = ["SENTINEL", "MONITOR", "books", "127.0.0.1", &port(&master), "1"];
+    sentinel.command::<()>(&monitor).unwrap();
+    let (runtime, ca) = (EventLoop::start(), made.path("ca.pem"));
+    let at = |port: &str| format!("rediss+sentinel://127.0.0.1:1,127.0.0.1:{port}/books");
+    let engine = opened(&runtime, &format!("{}?sslrootcert={ca}", at(&port(&sentinel)))).unwrap();
+    charge(&runtime, &engine.session(), 1).unwrap();
+    // It went to the port that speaks TLS, and nowhere in the clear.
+    assert_eq!(runtime.handle.block_on(engine.balances()).unwrap().len(), 1);
+    assert_eq!(master.command::<u64>(&["HLEN", "tollgate:{s0}:accounts"]).unwrap(), 1);
+    let refused = refusal(&runtime, &at(&port(&sentinel)));
+    assert!(refused.contains("?sslrootcert="), "{refused}");
+    // The Sentinel answers in the clear too; what it names does not.
+    refusal(&runtime, &format!("redis+sentinel://127.0.0.1:{}/books", sentinel.port));
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Several {
         assert_eq!(saved, "OK");
     }
 
-    fn crash(&mut self) {
+    pub fn crash(&mut self) {
         self.server.kill();
         self.server.start_again();
     }

@@ -31,6 +31,7 @@ pub const CODE: &str = concat!(
 
 pub(super) const APPLY: &str = "tollgate_1_apply";
 pub(super) const SETTLE: &str = "tollgate_1_settle";
+pub(super) const AGAIN: &str = "tollgate_1_again";
 pub(super) const CREATE: &str = "tollgate_1_create";
 pub(super) const ENTER: &str = "tollgate_1_enter";
 pub(super) const READY: &str = "tollgate_1_ready";

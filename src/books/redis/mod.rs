@@ -21,6 +21,7 @@
 //! - `session`: the [`Books`](super::Books) of a worker.
 //! - `welcome`: what a shard says to a session that enters it.
 //! - `entrance`: how a session comes to use a shard, also of a server that has lost something.
+//! - `again`: what a shard has lost is done again.
 //! - `journal`: what was acknowledged, on this gateway's disk.
 //! - `recorded`: captures that Redis was silent to.
 //! - `drive`: takes a session's operations to Redis, and renews it.
@@ -33,6 +34,7 @@
 //! - `repair`: a shard that is not whole any more, with `rebuild` (what its records add up to)
 //!   and `refill` (what its keys are filled with).
 
+mod again;
 mod agree;
 mod carried;
 pub mod carry;
@@ -77,7 +79,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -210,14 +212,14 @@ pub(super) struct Shared {
     /// How long a server waits for a replica each time that it is asked, where changes count only then.
     replica: Option<Duration>,
     recorded: Option<Arc<recorded::Recorded>>,
-    /// Whoever reads the journal has it.
+    /// Whoever reads the journal, and does again what is in it, has it.
     reading: tokio::sync::Mutex<()>,
-    /// Of each shard the term in which earlier lives of this gateway have entered.
+    /// Of each shard the term in which this gateway has done its part again.
     entered: Box<[tokio::sync::Mutex<String>]>,
     /// Of each shard the names under which sessions of this life go on no more.
     retired: Box<[Mutex<BTreeSet<String>>]>,
     /// Of each shard, that a term has begun: sessions that have nothing to ask enter too.
-    began: Box<[Notify]>,
+    began: Box<[watch::Sender<()>]>,
     tasks: TaskTracker,
     runtime: Handle,
     seen: look::Seen,
@@ -345,7 +347,7 @@ impl Engine {
             reading: tokio::sync::Mutex::default(),
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
             retired: (0..options.shards.max(1)).map(|_| Mutex::default()).collect(),
-            began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),
+            began: (0..options.shards.max(1)).map(|_| watch::Sender::new(())).collect(),
             link: Link::new(place.clone(), options.call_timeout),
             reads: Link::new(place, options.call_timeout.max(Duration::from_secs(5))),
             prefix: options.prefix,

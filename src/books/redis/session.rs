@@ -478,6 +478,7 @@ fn odd(reply: &Reply) -> BooksError {
         Reply::Short(_) => "short",
         Reply::Known(_) => "known",
         Reply::Unknown => "unknown",
+        Reply::Unsure => "unsure",
         Reply::Found(_) => "found",
         Reply::Again(_) => "again",
         Reply::Already(_) => "already",

@@ -343,6 +343,8 @@ pub(super) enum Reply {
     /// What was adjusted under a key before: the balance now.
     Again(View),
     Refused(BooksError),
+    /// Nobody knows yet: some session has not entered since Redis came back.
+    Unsure,
 }
 
 /// What a call came to.
@@ -362,8 +364,6 @@ pub(super) struct Done {
     pub(super) entry: u64,
     /// The term that it belongs to.
     pub(super) term: String,
-    /// Of what was done again: how many accounts have less than nothing with it.
-    pub(super) in_the_red: u64,
 }
 
 /// Reads the reply to the call with this tag; `charges` are those of its operations, in order.
@@ -383,9 +383,8 @@ pub(super) fn reply(bytes: &[u8], tag: u64, charges: &[ChargeId]) -> Result<Call
     let replies = charges.iter().map(|charge| one(&mut input, *charge));
     let replies = replies.collect::<Result<Vec<Reply>, Malformed>>()?;
     let (entry, term) = (input.uint()?, input.text()?.to_owned());
-    let in_the_red = if count > 5 { input.uint()? } else { 0 };
     input.end()?;
-    Ok(Called::Done(Done { replies, entry, term, in_the_red }))
+    Ok(Called::Done(Done { replies, entry, term }))
 }
 
 /// How many operations a batch has.
@@ -430,6 +429,7 @@ fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
             Reply::Again(view(input)?)
         }
         10 => Reply::Refused(BooksError::KeyReused),
+        11 => Reply::Unsure,
         code => return Err(Malformed(format!("a status {code}"))),
     })
 }

@@ -26,7 +26,7 @@
 --   kept      sorted set, what is forgotten in its time: keys of captured charges and of adjustments
 --             (24 bytes), by when they were held or made; charges that ended without their owner (16
 --             bytes), by when they did
---   sessions  hash: session -> its mark (last number, when it was seen, in which run of the server);
+--   sessions  hash: session -> its mark (last number, when it was seen, in which term it has entered);
 --             session:r -> the reply to that number
 --   ledger    stream: an entry for each call that changed something; its ids count from 1: {session,
 --             number, records}, and of what was done again {term, seq} that it had first
@@ -82,7 +82,7 @@ local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5
 local CLOSE, FORGET = 11, 12
 -- What became of an operation.
 local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS, ALREADY = 0, 1, 2, 3, 4, 5, 6, 7
-local FOUND, AGAIN, REUSED = 8, 9, 10
+local FOUND, AGAIN, REUSED, UNSURE = 8, 9, 10, 11
 -- What becomes of a hold without its owner.
 local VOID, WHOLE, USED = 0, 1, 2
 -- How a charge ends.
@@ -161,9 +161,15 @@ local function is_newer(account, stored)
     return account[A_EPOCH] > epoch or (account[A_EPOCH] == epoch and account[A_NUMBER] > number)
 end
 
--- This run of this server process, as long as it lasts: a library is read anew by each.
+-- This run of this server process, as long as it lasts: a library is read anew by each. A master that
+-- was a replica in between reads it anew too where it took over another one's data, and has another
+-- replication id since it is master again: that is another run, because what it had may be lost.
 local process
 local function this_run()
-    if not process then process = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') end
+    if not process then
+        process = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+        local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+        process = process .. '-' .. string.sub(id or '', 1, 8)
+    end
     return process
 end
