@@ -4,6 +4,8 @@
 //! Each says what it has where it starts, and does not start beside one that runs and has something
 //! else. Two that start at the same moment may miss each other.
 
+use jiff::SignedDuration;
+
 use super::{Engine, META, OpenError};
 
 /// In front of a gateway's name.
@@ -61,8 +63,9 @@ fn read(stored: &[u8]) -> Option<[i64; 2]> {
 
 fn differs(gateway: &str, theirs: [i64; 2], mine: [i64; 2]) -> String {
     let told = |[owner, rejoin]: [i64; 2]| {
-        let seconds = |micros: i64| micros as f64 / 1e6;
-        format!("owner_timeout {}s and rejoin_timeout {}s", seconds(owner), seconds(rejoin))
+        let [owner, rejoin] =
+            [owner, rejoin].map(|it| format!("{:#}", SignedDuration::from_micros(it)));
+        format!("owner_timeout {owner} and rejoin_timeout {rejoin}")
     };
     format!(
         "the gateway {gateway} runs with {}, and this one has {}: all gateways need the same. To \

@@ -126,10 +126,11 @@ impl Recorded {
         let count = move || {
             let mut waiting = self.waiting.lock();
             waiting.asked -= 1;
-            if waiting.asked == 0 && waiting.earlier.is_empty() {
-                if let Err(error) = waiting.writer.empty() {
-                    tracing::error!(%error, "captures are asked once more at the next start");
-                }
+            if waiting.asked == 0
+                && waiting.earlier.is_empty()
+                && let Err(error) = waiting.writer.empty()
+            {
+                tracing::error!(%error, "captures are asked once more at the next start");
             }
         };
         // The lock is held while another is written.
@@ -152,9 +153,9 @@ impl Session {
         match recorded.record(capture.clone()).await {
             Ok(()) => {
                 tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
-                let (runtime, asking) = (self.shared().runtime.clone(), self.keep_promise(capture));
+                let inner = Arc::clone(&self.inner);
                 // Nobody waits for it.
-                runtime.spawn(asking);
+                inner.shared.tasks.spawn_on(self.keep_promise(capture), &inner.shared.runtime);
                 Ok(Resolved::Recorded)
             }
             Err(error) => {
