@@ -18,6 +18,7 @@ const THRESHOLDS: &[(&str, f64, bool)] = &[
     ("ready_s", 0.25, true),
     ("P1", 0.07, true),
     ("P2", 0.07, true),
+    ("P3", 0.10, true),
     ("P4", 0.10, true),
     ("P8.p50", 0.15, true),
     ("P8.p99", 0.25, true),

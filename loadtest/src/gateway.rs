@@ -377,12 +377,8 @@ async fn start_redis(dir: &Path, address: SocketAddr) -> anyhow::Result<Process>
     let mut command = Command::new("redis-server");
     command.arg(&config);
     let mut process = Process::start("redis", &mut command, SYSTEM_CORE, &dir.join("log"))?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while tokio::net::TcpStream::connect(address).await.is_err() {
-        process.check().context("on Debian: apt-get install redis-server")?;
-        ensure!(Instant::now() < deadline, "redis is not ready:\n{}", process.tail());
-        system::pause().await;
-    }
+    let ready = process.wait_until_connected(address).await;
+    ready.context("on Debian: apt-get install redis-server")?;
     Ok(process)
 }
 

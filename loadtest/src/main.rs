@@ -17,6 +17,7 @@ mod plot;
 mod progress;
 mod report;
 mod request;
+mod resp;
 mod result;
 mod run;
 mod scenario;

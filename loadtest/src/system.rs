@@ -49,7 +49,9 @@ pub fn fill(
     for (name, value) in values {
         text = text.replace(&format!("@{name}@"), &value.to_string());
     }
-    let left = text.lines().find(|line| line.contains('@') && !line.trim_start().starts_with('#'));
+    let place = |piece: &str| !piece.is_empty() && piece.bytes().all(|b| b.is_ascii_uppercase());
+    let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let left = lines.find(|line| line.split('@').skip(1).any(place));
     if let Some(line) = left {
         bail!("{}: a place is left: {line}", to.display());
     }
@@ -128,6 +130,20 @@ impl Process {
             ensure!(Instant::now() < deadline, "{} is not ready:\n{}", self.name, self.tail());
             pause().await;
         }
+    }
+
+    /// Waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it ends before, or takes too long.
+    pub async fn wait_until_connected(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            self.check()?;
+            ensure!(Instant::now() < deadline, "{} is not ready:\n{}", self.name, self.tail());
+            pause().await;
+        }
+        Ok(())
     }
 
     /// Fails where it has ended.
