@@ -8,7 +8,7 @@ use crate::result::{Lane, Phase, Report, number};
 use crate::summary;
 
 const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:780px;margin:2rem auto;padding:0 1rem}\
+body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:920px;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.5rem;margin-bottom:0}h2{font-size:1.15rem;margin-top:2.2rem}p{margin:.4rem 0}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;width:100%}\
 th,td{text-align:right;padding:.25rem .5rem;border-bottom:1px solid #e4e4e4;white-space:nowrap}\
@@ -35,7 +35,11 @@ pub fn html(report: &Report, changes: Option<&[Change]>) -> String {
     let failures = report.failures();
     let regressed =
         changes.iter().flat_map(|changes| changes.iter()).any(|change| change.regressed);
+    let missed = report.verdicts.iter().any(|verdict| !verdict.met && !report.short);
     let _ = match (failures.is_empty(), regressed) {
+        (true, false) if missed => {
+            write!(page, "<p>The audit passes. Not every target is met.</p>")
+        }
         (true, false) => {
             write!(page, "<p class=\"good\">The audit passes and expectations are met.</p>")
         }
@@ -48,6 +52,9 @@ pub fn html(report: &Report, changes: Option<&[Change]>) -> String {
     };
     let (head, rows) = summary::rows(report);
     table(&mut page, &head, &rows);
+    for note in &report.notes {
+        let _ = write!(page, "<p class=\"dim\">{}</p>", escape(note));
+    }
     verdicts(&mut page, report);
     if let Some(changes) = changes {
         page += "<h2>Against the older result</h2>";
@@ -109,9 +116,6 @@ fn audit(page: &mut String, report: &Report) {
         })
         .collect();
     table(page, &["what", "driver", "found", ""], &rows);
-    for note in &report.notes {
-        let _ = write!(page, "<p class=\"dim\">{}</p>", escape(note));
-    }
 }
 
 fn machine(page: &mut String, report: &Report) {

@@ -305,11 +305,12 @@ pub fn load_now() -> String {
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// The first line that a command prints, wherever it does.
+/// The first line with something in it that a command prints, wherever it does.
 fn told(command: &mut Command) -> String {
     let Ok(done) = command.output() else { return "not there".to_owned() };
     let text = if done.stdout.is_empty() { done.stderr } else { done.stdout };
-    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
+    let text = String::from_utf8_lossy(&text);
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
