@@ -157,7 +157,7 @@ licences = ["1000000"]
 name = "image"
 users = "all"
 request = "image"
-connections = 4
+connections = 2
 [[phase]]
 name = "run"
 seconds = 1
@@ -222,4 +222,45 @@ fn a_run_passes_with_an_honest_gateway_and_expectations_that_are_met_and_only_th
     }
     let titles = drawn(&dir.path().join("small.html"));
     assert!(titles.contains(&"Percentiles of latency".to_owned()), "{titles:?}");
+    // While the backend stood still for a fifth of the time only two requests could be sent. Those
+    // that were meant for it are a fifth of all, and as late as they were.
+    let json = std::fs::read(dir.path().join("small.json")).unwrap();
+    let result: Value = serde_json::from_slice(&json).unwrap();
+    let curve = result["phases"][0]["lanes"][0]["served"].as_array().unwrap();
+    let p90 = curve.iter().find(|point| point[0] == 0.9).unwrap()[1].as_u64().unwrap();
+    assert!(p90 > 60_000, "{curve:?}");
+}
+
+#[test]
+fn a_comparison_audits_both_engines_and_says_who_was_not_measured() {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = Command::new(HARNESS);
+    command.args([
+        "compare",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--users",
+        "50",
+        "--peers",
+        "none",
+    ]);
+    let done =
+        command.arg("--tollgate").arg(gateway()).arg("--out").arg(out.path()).output().unwrap();
+    let text = String::from_utf8([&done.stdout[..], &done.stderr].concat()).unwrap();
+    assert!(done.status.success(), "{text}");
+    assert!(text.contains("note: HAProxy was not asked for"), "{text}");
+    assert!(text.contains("no result to quote"), "{text}");
+    let json = std::fs::read(out.path().join("compare.json")).unwrap();
+    let result: Value = serde_json::from_slice(&json).unwrap();
+    for what in ["P2", "P4", "metered, books in Redis.system.cpu_us_per_request"] {
+        assert!(result["figures"][what]["value"].as_f64().unwrap() > 0.0, "{what}");
+    }
+    assert!(result["figures"]["P1"].is_null(), "there was no nginx");
+    let credits =
+        |line: &&Value| line["what"].as_str().unwrap().starts_with("credits, by the books");
+    assert_eq!(result["audit"].as_array().unwrap().iter().filter(credits).count(), 2);
+    let titles = drawn(&out.path().join("compare.html"));
+    assert!(titles.contains(&"CPU per request, by process".to_owned()), "{titles:?}");
 }
