@@ -107,15 +107,7 @@ fn charge(session: &Session, count: u64, accounts: u64) {
     let payer = Payer { slot: 0, kind: LegKind::Licence, cap: None };
     let post = Post { sources: smallvec![Source::take(1, [payer])], look: smallvec![] };
     let (now, memo) = (Timestamp::UNIX_EPOCH, OutcomeMemo::default());
-    let resolution = Resolution {
-        state: State::Captured,
-        keep: &[1],
-        extra: None,
-        now,
-        memo: &memo,
-        note: &[],
-        answer: &[],
-    };
+    let resolution = Resolution::plain(State::Captured, &[1], now, &memo);
     let id = |n| ChargeId::v7(n, u128::from(n) << 7);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {

@@ -92,15 +92,7 @@ pub fn charge(
     let post = take(leg);
     let memo = OutcomeMemo::default();
     let now = Timestamp::UNIX_EPOCH;
-    let resolution = Resolution {
-        state: State::Captured,
-        keep: &[1],
-        extra: None,
-        now,
-        memo: &memo,
-        note: &[],
-        answer: &[],
-    };
+    let resolution = Resolution::plain(State::Captured, &[1], now, &memo);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let (mut holds, mut captures) = (Turn::new(in_flight), Turn::new(in_flight));

@@ -395,8 +395,8 @@ fn reached(flow: &str, before: &Phases, round: u64) -> anyhow::Result<f64> {
     let round = usize::try_from(round)?;
     let done = before.iter().filter(|(phase, _)| phase.closed.iter().any(|name| name == flow));
     let lanes = done.filter_map(|(_, rounds)| rounds.get(round)).flat_map(|phase| &phase.lanes);
-    let ours = lanes.filter(|(lane, ..)| lane.spec().name == flow);
-    let (_, _, stats) = ours.last().with_context(|| format!("{flow} was never closed"))?;
+    let mut ours = lanes.filter(|(lane, ..)| lane.spec().name == flow);
+    let (_, _, stats) = ours.next_back().with_context(|| format!("{flow} was never closed"))?;
     Ok((stats.counts.served + stats.counts.refused) as f64 / stats.took.as_secs_f64())
 }
 

@@ -45,9 +45,9 @@ fn browse(page: &Path, script: &str) -> Value {
         .args(["--window-size=1000,2000", "--dump-dom"])
         .arg(format!("file://{}", copy.display()))
         .output()
-        .expect("chromium is not installed; tests/run does that");
+        .unwrap_or_else(|error| panic!("chromium is not installed; tests/run does that: {error}"));
     let text = String::from_utf8(done.stdout).unwrap();
-    let (_, told) = text.split_once("<pre id=\"probe\">").expect("the page is not there");
+    let (_, told) = text.split_once("<pre id=\"probe\">").unwrap();
     let told = told.split_once("</pre>").unwrap().0;
     let told = told.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
     serde_json::from_str(&told).unwrap_or_else(|_| panic!("the script failed: {told}"))

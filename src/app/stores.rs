@@ -5,7 +5,6 @@ use std::io::Read as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use jiff::{SignedDuration, Timestamp};
@@ -24,10 +23,6 @@ use crate::ledger::archive::{Archive, KEPT_ENTRIES};
 
 /// What every key in Redis begins with.
 pub(crate) const PREFIX: &str = "tollgate";
-/// How long a call to Redis may take before its connection is given up.
-const CALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a request waits for Redis.
-const DEADLINE: Duration = Duration::from_secs(2);
 /// How far this machine's clock may be off that of Redis at the start.
 const MAX_OFFSET: SignedDuration = SignedDuration::from_secs(10);
 /// Hexadecimal digits of the id of a data dir.
@@ -223,8 +218,8 @@ fn open_redis(
         gateway,
         epoch: found.name,
         make: !found.made,
-        call_timeout: CALL_TIMEOUT,
-        deadline: DEADLINE,
+        call_timeout: config.books.timeout / 2,
+        deadline: config.books.timeout,
         owner_timeout: config.books.owner_timeout,
         rejoin_timeout: config.books.rejoin_timeout,
         settle_timeout: config.books.settle_timeout,

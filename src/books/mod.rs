@@ -112,12 +112,15 @@ pub struct Resolution<'a> {
     pub note: &'a [u8],
     /// The HTTP message that answered, where it is kept for who asks again; else empty.
     pub answer: &'a [u8],
+    /// What is done where `extra` is short and whoever asked is told already that it is captured
+    /// ([`Resolved::Recorded`]), so that nobody plans again. It cannot be short itself.
+    pub last: Option<&'a Resolution<'a>>,
 }
 
 impl<'a> Resolution<'a> {
     /// A resolution that takes nothing beyond the hold, and of which there is no more to know.
     pub fn plain(state: State, keep: &'a [u64], now: Timestamp, memo: &'a OutcomeMemo) -> Self {
-        Self { state, keep, extra: None, now, memo, note: &[], answer: &[] }
+        Self { state, keep, extra: None, now, memo, note: &[], answer: &[], last: None }
     }
 }
 

@@ -274,6 +274,9 @@ pub struct Books {
     pub url_file: Option<PathBuf>,
     /// How many shards the orgs are spread over; fixed at creation.
     pub shards: u16,
+    /// How long a request waits for Redis.
+    #[serde(with = "text::duration")]
+    pub timeout: Duration,
     /// After how long without renewal others may resolve a hold.
     #[serde(with = "text::duration")]
     pub owner_timeout: Duration,
@@ -425,6 +428,7 @@ impl Default for Books {
             url_env: None,
             url_file: None,
             shards: 32,
+            timeout: Duration::from_secs(2),
             owner_timeout: Duration::from_secs(10),
             rejoin_timeout: Duration::from_secs(10),
             settle_timeout: Duration::from_secs(5),

@@ -92,6 +92,7 @@ fn sections(check: &mut Check<'_>, config: &Config) {
     check.that(in_range, segment_size, "expected a size from 16KiB to 1GiB");
     let in_range = config.books.retention_days <= 36_500;
     check.that(in_range, &books.name("retention_days"), "expected at most 36500 days");
+    check.above_zero(config.books.timeout, &books.name("timeout"));
     check.above_zero(config.books.owner_timeout, &books.name("owner_timeout"));
     check.above_zero(config.books.rejoin_timeout, &books.name("rejoin_timeout"));
     check.above_zero(config.books.settle_timeout, &books.name("settle_timeout"));

@@ -55,6 +55,8 @@ pub struct Held<B: Books + 'static> {
     pub legs: Legs,
     /// What is left, for receipts.
     pub standing: Standing,
+    /// The balances it was taken from, right after; an excess is planned on them.
+    pub seen: View,
     /// Whether the request's body came whole.
     pub upload: Upload,
     /// The client takes trailers.
@@ -184,6 +186,7 @@ pub async fn hold<B: Books + 'static>(
         told: None,
         legs: Legs::new(),
         standing: Standing::default(),
+        seen: View::default(),
         upload: Upload::default(),
         takes_trailers: false,
         spans: Context::default(),
@@ -267,6 +270,7 @@ impl<B: Books + 'static> Held<B> {
                 Ok(Posted::Done(legs, after)) => {
                     self.told = Some(told);
                     standing.update(&after);
+                    self.seen = after;
                     return Ok(Ok((legs, standing)));
                 }
                 Ok(Posted::Short(view)) => known = Some(Box::new(view)),

@@ -126,20 +126,28 @@ impl<'a> Later<'a> {
             // There is no account that could show it.
             (settling, memo) = self.without_excess("of somebody who is gone");
         }
+        let accounts = position.as_ref().map(|position| &position.accounts[..]);
+        if let Some(accounts) = accounts.filter(|_| settling.has_excess()) {
+            let seen =
+                worker.books.balances(accounts).await.map_err(|error| unavailable(&error))?;
+            settling = settling.knowing(&seen);
+        }
         let extra = loop {
             memo.cost = settling.cost;
+            let (owed, uncovered) = settling.at_last().post(position.as_ref());
+            note.uncovered = uncovered.map(|observed| observed.uncovered);
+            let plain = Resolution::plain(state, &settling.keep, now, &memo);
+            let encoded = note::encode(&note);
+            let extra = accounts.zip(owed.as_ref());
+            let last = Resolution { extra, note: &encoded, ..plain.clone() };
             let (post, observed) = settling.post(position.as_ref());
             note.uncovered = observed.map(|observed| observed.uncovered);
             let encoded = note::encode(&note);
-            let accounts = position.as_ref().map(|position| &position.accounts[..]);
             let resolution = Resolution {
-                state,
-                keep: &settling.keep,
                 extra: accounts.zip(post.as_ref()),
-                now,
-                memo: &memo,
                 note: &encoded,
-                answer: &[],
+                last: post.is_some().then_some(&last),
+                ..plain
             };
             match settle::resolve(worker, self.open.charge, &resolution).await {
                 Ok(Resolved::Done(extra, _)) => break extra,

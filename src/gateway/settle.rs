@@ -160,6 +160,8 @@ fn begin<B: Books + 'static>(held: &Held<B>, actual: &Actual) -> (Settling, Outc
     };
     let settling =
         Settling::used(&held.legs, &quote.price, quoted.quote.pool, held.observed_so_far());
+    // Only an excess looks at what is known.
+    let settling = if settling.has_excess() { settling.knowing(&held.seen) } else { settling };
     (settling, OutcomeMemo { measures: Some(quantities.to_vec()), ..memo(flags) })
 }
 
@@ -272,21 +274,29 @@ fn post<B: Books + 'static>(
     let position = settling.has_excess().then(|| held.position());
     let (post, observed) = settling.post(position.as_ref());
     let accounts = position.as_ref().map(|position| &position.accounts[..]);
-    // Nothing of it is noted of a charge to which there is nothing.
+    let capture = Resolution {
+        extra: accounts.zip(post.as_ref()),
+        note: &noted(held, observed),
+        answer,
+        ..Resolution::plain(State::Captured, &settling.keep, held.worker.clock.now(), memo)
+    };
+    if post.is_none() {
+        return (observed, resolve(&held.worker, held.charge, &capture));
+    }
+    let (owed, uncovered) = settling.at_last().post(position.as_ref());
+    let extra = accounts.zip(owed.as_ref());
+    let last = Resolution { extra, note: &noted(held, uncovered), ..capture.clone() };
+    let capture = Resolution { last: Some(&last), ..capture };
+    (observed, resolve(&held.worker, held.charge, &capture))
+}
+
+/// What the ledger should remember of a charge in observe mode. Nothing is noted of one to which
+/// there is nothing.
+fn noted<B: Books + 'static>(held: &Held<B>, observed: Option<Observed>) -> Vec<u8> {
     let uncovered = observed.map(|observed| observed.uncovered);
     let uncovered = uncovered.filter(|it| held.observed.is_some() || *it != Both::default());
-    let note = uncovered
-        .map_or(Vec::new(), |_| note::encode(&OutcomeNote { uncovered, ..OutcomeNote::default() }));
-    let capture = Resolution {
-        state: State::Captured,
-        keep: &settling.keep,
-        extra: accounts.zip(post.as_ref()),
-        now: held.worker.clock.now(),
-        memo,
-        note: &note,
-        answer,
-    };
-    (observed, resolve(&held.worker, held.charge, &capture))
+    uncovered
+        .map_or(Vec::new(), |_| note::encode(&OutcomeNote { uncovered, ..OutcomeNote::default() }))
 }
 
 /// Asks the books to resolve a charge, and measures how long they take.

@@ -34,15 +34,7 @@ fn capture(books: &impl Books, charge: u64, day: u64) {
     let memo = OutcomeMemo::default();
     let keep = [1];
     let state = State::Captured;
-    let resolution = Resolution {
-        state,
-        keep: &keep,
-        extra: None,
-        now: at_day(day),
-        memo: &memo,
-        note: &[],
-        answer: &[],
-    };
+    let resolution = Resolution::plain(state, &keep, at_day(day), &memo);
     assert!(matches!(run(books.resolve(id(charge), &resolution)).unwrap(), Resolved::Done(..)));
 }
 

@@ -215,7 +215,7 @@ pub fn amendment<'a>() -> Amendment<'a> {
 }
 
 pub fn resolution<'a>(state: State, keep: &'a [u64], memo: &'a OutcomeMemo) -> Resolution<'a> {
-    Resolution { state, keep, extra: None, now: NOW, memo, note: &[], answer: &[] }
+    Resolution::plain(state, keep, NOW, memo)
 }
 
 /// The balances after a hold that was made; `None` for one that was not.

@@ -19,6 +19,7 @@
 //! - `redis_cluster`, `redis_sentinel`: masters that are several, move and die.
 //! - `redis_connect`: users, protocols, TLS, and starts that are refused.
 //! - `redis_faults`: a bad network between the engine and Redis.
+//! - `redis_promises`: captures that Redis is silent to.
 //! - `redis_late`: captures of charges that others have voided.
 //! - `redis_names`: charges that other gateways find.
 //! - `redis_owners`: gateways that are not heard of any more.
@@ -63,6 +64,7 @@ mod redis_faults;
 mod redis_late;
 mod redis_names;
 mod redis_owners;
+mod redis_promises;
 mod redis_rejoin;
 mod redis_replica;
 mod redis_retired;

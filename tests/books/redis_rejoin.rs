@@ -10,8 +10,7 @@ use ::redis::Commands;
 use tempfile::TempDir;
 use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{
-    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, Lasting, OpenCharge, Posted,
-    Resolved,
+    Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, OpenCharge, Posted, Resolved,
 };
 use tollgate::core::account::{Account, Balance};
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -25,27 +24,27 @@ use crate::redis_server::RedisServer;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A gateway, as long as it runs.
-struct Running {
-    engine: redis::Engine,
+pub struct Running {
+    pub engine: redis::Engine,
     session: Session,
-    runtime: EventLoop,
+    pub runtime: EventLoop,
 }
 
-struct Gateway {
+pub struct Gateway {
     name: String,
-    journal: TempDir,
-    running: Option<Running>,
+    pub journal: TempDir,
+    pub running: Option<Running>,
 }
 
-struct Several {
-    server: RedisServer,
-    gateways: Vec<Gateway>,
+pub struct Several {
+    pub server: RedisServer,
+    pub gateways: Vec<Gateway>,
     patience: Duration,
-    settle_timeout: Duration,
+    pub settle_timeout: Duration,
 }
 
 impl Several {
-    fn start(count: usize, patience: Duration) -> Self {
+    pub fn start(count: usize, patience: Duration) -> Self {
         let server = RedisServer::start();
         let gateway = |at| Gateway {
             name: format!("gateway-{at}"),
@@ -72,7 +71,7 @@ impl Several {
         }
     }
 
-    fn open(&mut self, at: usize) {
+    pub fn open(&mut self, at: usize) {
         let runtime = EventLoop::start();
         let opening = redis::Engine::open(self.options(at), runtime.handle.clone(), NOW);
         let engine = runtime.handle.block_on(opening).unwrap();
@@ -80,16 +79,16 @@ impl Several {
         self.gateways[at].running = Some(Running { engine, session, runtime });
     }
 
-    fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
+    pub fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
         let running = self.gateways[at].running.as_ref().unwrap();
         running.runtime.handle.block_on(what(&running.session))
     }
 
-    fn hold(&self, at: usize, asked: &Ask<'_>) -> Result<Posted, BooksError> {
+    pub fn hold(&self, at: usize, asked: &Ask<'_>) -> Result<Posted, BooksError> {
         self.run(at, async |session| session.hold(asked).await)
     }
 
-    fn capture(&self, at: usize, charge: u64, keep: u64) -> Resolved {
+    pub fn capture(&self, at: usize, charge: u64, keep: u64) -> Resolved {
         let memo = OutcomeMemo::default();
         let keep = [keep];
         self.run(at, async |session| {
@@ -102,7 +101,7 @@ impl Several {
     }
 
     /// What is to be found when the server is started again.
-    fn save(&self) {
+    pub fn save(&self) {
         let saved: String = ::redis::cmd("SAVE").query(&mut self.connection()).unwrap();
         assert_eq!(saved, "OK");
     }
@@ -112,13 +111,13 @@ impl Several {
         self.server.start_again();
     }
 
-    fn balances(&self, at: usize) -> BTreeMap<String, Balance> {
+    pub fn balances(&self, at: usize) -> BTreeMap<String, Balance> {
         let Running { engine, runtime, .. } = self.gateways[at].running.as_ref().unwrap();
         let all = runtime.handle.block_on(engine.balances()).unwrap();
         all.into_iter().map(|(_, name, balance)| (name, balance)).collect()
     }
 
-    fn open_charge(&self, at: usize, charge: u64) -> Option<OpenCharge> {
+    pub fn open_charge(&self, at: usize, charge: u64) -> Option<OpenCharge> {
         self.run(at, async |session| session.open_charge(id(charge)).await.unwrap())
     }
 
@@ -135,7 +134,7 @@ impl Several {
         }
     }
 
-    fn is_as_recorded(&self, at: usize) {
+    pub fn is_as_recorded(&self, at: usize) {
         let Running { engine, runtime, .. } = self.gateways[at].running.as_ref().unwrap();
         assert_eq!(folded(engine, &runtime.handle), self.balances(at));
     }
@@ -254,59 +253,6 @@ fn f27_f20_what_was_only_told_in_a_batch_does_not_keep_the_rest_of_it_from_being
     books.all_enter();
     assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 20, 10));
     books.is_as_recorded(0);
-}
-
-/// One gateway that does not wait long for a capture, with a hold of ten for ten seconds that the server
-/// keeps.
-fn impatient() -> Several {
-    let mut books = Several::start(2, Duration::from_millis(100));
-    books.settle_timeout = Duration::from_millis(50);
-    books.gateways[0].running = None;
-    books.open(0);
-    let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
-    let lasting =
-        Lasting { expires: Some(NOW + jiff::SignedDuration::from_secs(10)), ..Lasting::default() };
-    books.hold(0, &Ask { lasting: Some(lasting), ..ask(1, &accounts, &take_ten) }).unwrap();
-    books.save();
-    books
-}
-
-#[test]
-fn d30_f25_a_capture_that_redis_is_silent_to_counts_by_this_gateways_disk() {
-    let mut books = impatient();
-    books.server.kill();
-    assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
-    books.server.start_again();
-    assert!(books.open_charge(0, 1).is_none(), "it was asked until it was done");
-    assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 0, 4));
-    books.is_as_recorded(0);
-}
-
-#[test]
-fn d30_f23_what_a_killed_gateway_had_recorded_is_captured_at_its_next_start() {
-    for since in ["nothing", "given up", "expired"] {
-        let mut books = impatient();
-        books.server.kill();
-        assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
-        books.gateways[0].running = None;
-        books.server.start_again();
-        if since == "given up" {
-            books.run(1, async |session| session.abandon(id(1), NOW).await.unwrap().unwrap());
-        } else if since == "expired" {
-            let Running { engine, runtime, .. } = books.gateways[1].running.as_ref().unwrap();
-            let later = NOW + jiff::SignedDuration::from_secs(20);
-            let ended = runtime.handle.block_on(engine.expire(later)).whole().unwrap();
-            assert_eq!(ended.len(), 1);
-        }
-        let held = if since == "nothing" { 10 } else { 0 };
-        assert_eq!(books.balances(1)[&name("a")], balance(100, 0, held, 0));
-        for _ in 0..2 {
-            books.open(0);
-            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 4), "{since}");
-            books.gateways[0].running = None;
-        }
-        books.is_as_recorded(1);
-    }
 }
 
 /// A small generator: the same numbers for the same seed.

@@ -75,15 +75,7 @@ async fn work(session: impl Books, thread: u64, raised: &AtomicI64) -> Done {
             let keep: Vec<u64> =
                 legs.iter().map(|leg| kept(0, leg.amount).min(leg.amount)).collect();
             let state = if part == 3 { State::Voided } else { State::Captured };
-            let resolution = Resolution {
-                state,
-                keep: &keep,
-                extra: None,
-                now: NOW,
-                memo: &memo,
-                note: &[],
-                answer: &[],
-            };
+            let resolution = Resolution::plain(state, &keep, NOW, &memo);
             let resolving = session.resolve(charge, &resolution);
             if n % 5 == 0 {
                 drop(resolving);
@@ -154,15 +146,7 @@ fn a_charge_that_two_threads_resolve_is_resolved_by_one() {
             run(async {
                 let mut done = 0;
                 for n in 0..1_000 {
-                    let resolution = Resolution {
-                        state,
-                        keep: &[1],
-                        extra: None,
-                        now: NOW,
-                        memo: &memo,
-                        note: &[],
-                        answer: &[],
-                    };
+                    let resolution = Resolution::plain(state, &[1], NOW, &memo);
                     let resolved = session.resolve(id(n), &resolution).await.unwrap();
                     done += u64::from(matches!(resolved, Resolved::Done(..)));
                 }

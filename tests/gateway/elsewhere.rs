@@ -176,7 +176,8 @@ fn d34_f23_of_two_gateways_that_see_the_end_at_once_one_settles() {
 fn d34_f25_while_redis_is_away_polls_pass_and_nothing_is_done_to_a_job() {
     run(async {
         let server = Arc::new(RedisServer::start());
-        let shared = Shared::on(server).await;
+        let mut shared = Shared::on(server).await;
+        shared.environment.push(("TOLLGATE__BOOKS__TIMEOUT".to_owned(), "2s".to_owned()));
         let sample = Sample::start();
         let [one, two] = gateways(&shared, &Jobs::default(), &sample);
         let (job, charge) = submit(&one, &submission("polls=1")).await;

@@ -83,6 +83,7 @@ impl Campaign {
         };
         set("DIRECTORY__URL", &database);
         set("BOOKS__SHARDS", "4");
+        set("BOOKS__TIMEOUT", "2s");
         set("BOOKS__OWNER_TIMEOUT", &format!("{}s", OWNER_TIMEOUT.as_secs()));
         set("BOOKS__REJOIN_TIMEOUT", &format!("{}s", REJOIN_TIMEOUT.as_secs()));
         let setup = Setup { environment, ..Setup::default() };

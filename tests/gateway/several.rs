@@ -205,7 +205,9 @@ fn f26_what_an_administrator_was_told_503_of_is_done_once_however_often_it_is_as
             let mut setup = shared.setup();
             let port = [shared.redis.port, proxy.port].map(|port| format!(":{port}/"));
             let url = url.replace(&port[0], &port[1]);
-            setup.environment.push(("TOLLGATE__BOOKS__URL".to_owned(), url));
+            let set = [("URL", url), ("TIMEOUT", "1s".to_owned())];
+            let named = |(key, value)| (format!("TOLLGATE__BOOKS__{key}"), value);
+            setup.environment.extend(set.map(named));
             World::with(setup, &org)
         });
         let charge = free.send(&image()).await.is(200).told("charge");
@@ -340,7 +342,8 @@ fn d30_f25_an_answer_whose_capture_redis_is_silent_to_is_passed_on_and_charged_o
 fn f25_while_redis_is_away_nothing_is_forwarded_and_it_goes_on_by_itself() {
     run(async {
         let server = Arc::new(RedisServer::start_with(&["--appendonly", "yes"]));
-        let shared = Shared::on(server).await;
+        let mut shared = Shared::on(server).await;
+        shared.environment.push(("TOLLGATE__BOOKS__TIMEOUT".to_owned(), "2s".to_owned()));
         let worlds = shared.gateways(2, &Org::new().user("alice", "1000", Access::None));
         for world in &worlds {
             world.send(&image()).await.is(200);

@@ -454,9 +454,9 @@ pub fn in_redis_too() -> bool {
     std::env::var("TOLLGATE_TEST_BOOKS").as_deref() == Ok("redis")
 }
 
-/// An environment of a gateway whose books are in Redis.
-pub fn in_redis(url: &str) -> [(String, String); 2] {
-    [("ENGINE", "redis"), ("URL", url)]
+/// An environment of a gateway whose books are in Redis, which a busy machine is given time for.
+pub fn in_redis(url: &str) -> [(String, String); 3] {
+    [("ENGINE", "redis"), ("URL", url), ("TIMEOUT", "30s")]
         .map(|(key, value)| (format!("TOLLGATE__BOOKS__{key}"), value.to_owned()))
 }
 

@@ -38,7 +38,7 @@ fn ask<'a>(charge: u64, accounts: &'a [Account<'a>], post: &'a Post) -> Ask<'a> 
 }
 
 fn resolution<'a>(state: ChargeState, keep: &'a [u64], memo: &'a OutcomeMemo) -> Resolution<'a> {
-    Resolution { state, keep, extra: None, now: NOW, memo, note: &[], answer: &[] }
+    Resolution::plain(state, keep, NOW, memo)
 }
 
 fn run<F: Future>(future: F) -> F::Output {

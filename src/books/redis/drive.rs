@@ -121,7 +121,7 @@ impl Driver {
                         self.void_holds(&batch);
                     }
                     batch = give_up(batch, REMOVED, |pending| {
-                        matches!(pending.kind, Kind::GivesBack | Kind::Reads)
+                        pending.gives_back() || pending.kind == Kind::Reads
                     });
                 }
                 Err(Failed::Refused(why)) => {
@@ -380,7 +380,9 @@ fn refused<T: IntoIterator<Item = Pending> + FromIterator<Pending>>(
     goes_on: impl Fn(&Pending) -> bool,
 ) -> T {
     let told = asked.into_iter().map(|mut pending| {
-        pending.answer(Err(BooksError::Unavailable(why.into())));
+        if pending.kind != Kind::Promised {
+            pending.answer(Err(BooksError::Unavailable(why.into())));
+        }
         pending
     });
     told.filter(goes_on).collect()

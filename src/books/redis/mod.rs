@@ -345,7 +345,7 @@ impl Engine {
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
         engine.earlier_lives_enter().await?;
-        engine.settle_recorded(true).await;
+        engine.settle_recorded().await;
         engine.resolve_left_open(now).await;
         Ok(engine)
     }
@@ -379,7 +379,6 @@ impl Engine {
         now: Timestamp,
         looks_after: impl Fn(ChargeId) -> bool,
     ) -> Swept {
-        self.settle_recorded(false).await;
         let mut swept = Swept::default();
         for shard in 0..self.shared.shards {
             let done = self.expire_in(shard, now, &looks_after, &mut swept.ended).await;

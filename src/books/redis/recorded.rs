@@ -6,80 +6,134 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
+use super::Engine;
 use super::journal::{frame, frames};
-use super::session::{Kind, Session};
-use super::{Engine, wire};
+use super::session::{Kind, Session, Told};
+use super::wire::{self, Reply};
 use crate::books::{BooksError, Resolved};
 use crate::core::ids::ChargeId;
 
 /// How much of them there may be, in bytes.
 const MAX_FILE: u64 = 64 << 20;
+/// How long a promise waits for Redis: longer than any gateway runs.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A capture, as the library takes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Capture {
     charge: [u8; 16],
     #[serde(with = "serde_bytes")]
-    pub(super) op: Vec<u8>,
+    op: Vec<u8>,
+    /// What is asked where that is short: nobody plans it again.
+    #[serde(with = "serde_bytes")]
+    last: Option<Vec<u8>>,
 }
 
 impl Capture {
-    pub(super) fn charge(&self) -> ChargeId {
-        ChargeId(self.charge)
+    pub(super) fn new(charge: ChargeId, op: &[u8], last: Option<&[u8]>) -> Self {
+        Self { charge: charge.0, op: wire::promised(op), last: last.map(wire::promised) }
     }
 }
 
-/// The file.
+/// What is promised, and the file that has it.
 #[derive(Debug)]
 pub(super) struct Recorded {
-    file: Mutex<File>,
-    /// What an earlier life recorded, and Redis has not heard of since.
-    earlier: Mutex<Vec<Capture>>,
+    /// Those of this life and of earlier ones that Redis has not answered.
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    writer: Writer,
+    /// How many of this life are asked.
+    asked: usize,
+    /// What an earlier life recorded and nobody asked yet.
+    earlier: Vec<Capture>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    /// Of whole records.
+    length: u64,
+}
+
+impl Writer {
+    /// Writes a record; it survives a power failure when this is done.
+    fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        if self.length >= MAX_FILE {
+            return Err(std::io::Error::other("too many captures wait for Redis"));
+        }
+        // A write that failed may have left half a record, and what stands behind that is never read.
+        self.file.set_len(self.length)?;
+        self.file.write_all(frame)?;
+        self.file.sync_data()?;
+        self.length += frame.len() as u64;
+        Ok(())
+    }
+
+    fn empty(&mut self) -> std::io::Result<()> {
+        self.length = 0;
+        self.file.set_len(0)
+    }
 }
 
 impl Recorded {
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
         let bytes = super::journal::read(path)?;
-        let captures = frames(&bytes).filter_map(|(_, record)| postcard::from_bytes(record).ok());
-        let earlier: Vec<Capture> = captures.collect();
-        let end = frames(&bytes).last().map_or(0, |(end, _)| end as u64);
+        let (mut earlier, mut length) = (Vec::new(), 0);
+        for (end, record) in frames(&bytes) {
+            match postcard::from_bytes::<Capture>(record) {
+                Ok(capture) => earlier.push(capture),
+                Err(error) => {
+                    let path = path.display();
+                    tracing::error!(%path, end, %error, "a recorded capture cannot be read");
+                }
+            }
+            length = end as u64;
+        }
         let file = File::options().create(true).append(true).open(path)?;
-        file.set_len(end)?;
-        Ok(Self { file: Mutex::new(file), earlier: Mutex::new(earlier) })
+        let writer = Writer { file, length };
+        Ok(Self { waiting: Mutex::new(Waiting { writer, asked: 0, earlier }) })
     }
 
-    /// Records a capture; it survives a power failure when this is done.
-    pub(super) async fn record(
-        self: Arc<Self>,
-        charge: ChargeId,
-        op: Vec<u8>,
-    ) -> std::io::Result<()> {
+    /// Records a capture that is to be asked; it survives a power failure when this is done.
+    async fn record(self: Arc<Self>, capture: Capture) -> std::io::Result<()> {
         let write = move || {
-            let frame = frame(&Capture { charge: charge.0, op })?;
-            let mut file = self.file.lock();
-            if file.metadata()?.len() >= MAX_FILE {
-                return Err(std::io::Error::other("too many captures wait for Redis"));
-            }
-            file.write_all(&frame)?;
-            file.sync_data()
+            let mut waiting = self.waiting.lock();
+            waiting.writer.write(&frame(&capture)?)?;
+            waiting.asked += 1;
+            Ok(())
         };
         tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
     }
 
-    /// What an earlier life left, for whoever asks Redis.
-    pub(super) fn earlier(&self) -> Vec<Capture> {
-        self.earlier.lock().clone()
+    /// What an earlier life left, to be asked now.
+    fn take_earlier(&self) -> Vec<Capture> {
+        let mut waiting = self.waiting.lock();
+        waiting.asked += waiting.earlier.len();
+        std::mem::take(&mut waiting.earlier)
     }
 
-    /// Redis has heard of all that an earlier life left. Where this one has recorded nothing yet, the
-    /// file begins anew.
-    pub(super) fn heard(&self, is_first: bool) -> std::io::Result<()> {
-        self.earlier.lock().clear();
-        if is_first { self.file.lock().set_len(0) } else { Ok(()) }
+    /// One that was asked is answered. Once all are, the file begins anew.
+    async fn answered(self: Arc<Self>) {
+        let count = move || {
+            let mut waiting = self.waiting.lock();
+            waiting.asked -= 1;
+            if waiting.asked == 0 && waiting.earlier.is_empty() {
+                if let Err(error) = waiting.writer.empty() {
+                    tracing::error!(%error, "captures are asked once more at the next start");
+                }
+            }
+        };
+        // The lock is held while another is written.
+        let _ = tokio::task::spawn_blocking(count).await;
     }
 }
 
@@ -88,20 +142,19 @@ impl Session {
     /// the one that Redis was silent to, because from now on it is a promise.
     pub(super) async fn record_here(
         self,
-        charge: ChargeId,
-        op: &[u8],
+        capture: Capture,
         why: String,
     ) -> Result<Resolved, BooksError> {
         let Some(recorded) = self.shared().recorded.clone() else {
             return Err(BooksError::Unavailable(why));
         };
-        let op = wire::promised(op);
-        match recorded.record(charge, op.clone()).await {
+        let charge = ChargeId(capture.charge);
+        match recorded.record(capture.clone()).await {
             Ok(()) => {
-                let asked = self.ask(self.of_charge(charge), charge, Kind::GivesBack, Ok(op));
-                // Nobody waits for it.
-                drop(asked);
                 tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
+                let (runtime, asking) = (self.shared().runtime.clone(), self.keep_promise(capture));
+                // Nobody waits for it.
+                runtime.spawn(asking);
                 Ok(Resolved::Recorded)
             }
             Err(error) => {
@@ -110,34 +163,81 @@ impl Session {
             }
         }
     }
+
+    /// Has a recorded capture made. Once is enough, and more does no harm: a charge is resolved once.
+    async fn keep_promise(self, capture: Capture) {
+        let charge = ChargeId(capture.charge);
+        let shard = self.of_charge(charge);
+        let ask = |op| self.ask_for(shard, charge, Kind::Promised, Ok(op), FOR_EVER);
+        let told = match (ask(capture.op).await, capture.last) {
+            (Ok(Told { reply: Reply::Short(_), .. }), Some(last)) => ask(last).await,
+            (told, _) => told,
+        };
+        match told {
+            // The gateway is stopping: it is asked again at the next start.
+            Err(BooksError::Unavailable(_)) => return,
+            Err(error) => tracing::error!(%charge, %error, "a recorded capture is not made"),
+            Ok(Told { reply: Reply::Short(_), .. }) => {
+                tracing::error!(%charge, "a recorded capture is not made: nobody can pay its excess");
+            }
+            Ok(_) => {}
+        }
+        if let Some(recorded) = self.shared().recorded.clone() {
+            recorded.answered().await;
+        }
+    }
 }
 
 impl Engine {
-    /// Captures what an earlier life of this gateway recorded when Redis was silent. Once is enough, and
-    /// more does no harm: a charge is resolved once.
-    pub(super) async fn settle_recorded(&self, is_first: bool) {
+    /// Captures what an earlier life of this gateway recorded when Redis was silent.
+    pub(super) async fn settle_recorded(&self) {
         let Some(recorded) = &self.shared.recorded else { return };
-        let earlier = recorded.earlier();
+        let earlier = recorded.take_earlier();
         if earlier.is_empty() {
             return;
         }
-        let asked: Vec<_> = earlier
-            .iter()
-            .map(|capture| {
-                let (charge, op) = (capture.charge(), Ok(capture.op.clone()));
-                let shard = self.session.of_charge(charge);
-                self.session.ask(shard, charge, Kind::GivesBack, op)
-            })
-            .collect();
-        for asked in asked {
-            if let Err(error @ BooksError::Unavailable(_)) = asked.await {
-                tracing::error!(%error, "captures of this gateway's last life wait for Redis");
-                return;
+        let captures = earlier.len();
+        let mut asked = JoinSet::new();
+        for capture in earlier {
+            asked.spawn_on(self.session.clone().keep_promise(capture), &self.shared.runtime);
+        }
+        let all = async { while asked.join_next().await.is_some() {} };
+        match tokio::time::timeout(self.shared.deadline, all).await {
+            Ok(()) => tracing::info!(captures, "Redis has what it was silent to"),
+            Err(_) => {
+                asked.detach_all();
+                tracing::warn!(captures, "captures of this gateway's last life wait for Redis");
             }
         }
-        match recorded.heard(is_first) {
-            Ok(()) => tracing::info!(captures = earlier.len(), "Redis has what it was silent to"),
-            Err(error) => tracing::error!(%error, "captures are asked once more at the next start"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d30_f25_what_is_recorded_behind_a_write_that_failed_half_way_is_found_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("books.captures");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let capture = |number| Capture::new(ChargeId([number; 16]), &[number; 20], None);
+        let frame = |number| frame(&capture(number)).unwrap();
+        for half in 0..frame(2).len() {
+            let recorded = Recorded::open(&path).unwrap();
+            recorded.waiting.lock().writer.write(&frame(1)).unwrap();
+            // As far as the disk took it.
+            recorded.waiting.lock().writer.file.write_all(&frame(2)[..half]).unwrap();
+            recorded.waiting.lock().writer.write(&frame(3)).unwrap();
+            drop(recorded);
+            let again = Arc::new(Recorded::open(&path).unwrap());
+            let found: Vec<_> = again.take_earlier().into_iter().map(|it| it.op).collect();
+            assert_eq!(found, [1, 3].map(|number| capture(number).op), "{half}");
+            // One of them is not answered yet.
+            runtime.block_on(Arc::clone(&again).answered());
+            assert_eq!(Recorded::open(&path).unwrap().take_earlier().len(), 2);
+            runtime.block_on(again.answered());
+            assert!(Recorded::open(&path).unwrap().take_earlier().is_empty());
         }
     }
 }

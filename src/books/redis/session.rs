@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Shared;
 use super::drive::Driver;
+use super::recorded::Capture;
 use super::wire::{self, Endable, Reply};
 use crate::books::{
     Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, KnownCharge,
@@ -126,7 +127,7 @@ impl Pending {
     }
 
     pub(super) fn gives_back(&self) -> bool {
-        self.kind == Kind::GivesBack
+        matches!(self.kind, Kind::GivesBack | Kind::Promised)
     }
 
     pub(super) fn answer(&mut self, answer: Result<Told, BooksError>) {
@@ -146,6 +147,8 @@ pub(super) enum Kind {
     Takes,
     /// Done also where memory is short, what ends charges; only once however often it is done.
     GivesBack,
+    /// As this; it is a promise, and nobody is told that it waits.
+    Promised,
     Reads,
 }
 
@@ -190,7 +193,7 @@ impl Session {
     }
 
     /// As [`Session::ask_when`], for as long as this.
-    fn ask_for(
+    pub(super) fn ask_for(
         &self,
         shard: usize,
         charge: ChargeId,
@@ -229,16 +232,12 @@ impl Session {
         let (answer, waits) = oneshot::channel();
         {
             let mut waiting = queue.waiting.lock();
-            if waiting.len() >= MAX_WAITING && kind != Kind::GivesBack {
+            let until = Instant::now() + patience;
+            let pending = Pending { op, charge, kind, until, answer: Some(answer) };
+            if waiting.len() >= MAX_WAITING && !pending.gives_back() {
                 return Err(BooksError::Unavailable("too much waits for Redis".into()));
             }
-            waiting.push_back(Pending {
-                op,
-                charge,
-                kind,
-                until: Instant::now() + patience,
-                answer: Some(answer),
-            });
+            waiting.push_back(pending);
         }
         queue.wake.notify_one();
         Ok(waits)
@@ -344,14 +343,17 @@ impl Books for Session {
         let captures = resolution.state == State::Captured && shared.recorded.is_some();
         let patience = if captures { shared.settle_timeout } else { shared.deadline };
         // The disk has it where Redis is silent.
-        let own = op.as_ref().ok().filter(|_| captures).cloned();
+        let own = op.as_ref().ok().filter(|_| captures).map(|op| {
+            let last = resolution.last.and_then(|last| wire::resolve(charge, last).ok());
+            Capture::new(charge, op, last.as_deref())
+        });
         let asked = self.ask_for(self.of_charge(charge), charge, Kind::GivesBack, op, patience);
         let session = own.is_some().then(|| self.clone());
         async move {
             let reply = match (asked.await, own.zip(session)) {
                 (Ok(told), _) => told.reply,
-                (Err(BooksError::Unavailable(why)), Some((op, session))) => {
-                    return session.record_here(charge, &op, why).await;
+                (Err(BooksError::Unavailable(why)), Some((capture, session))) => {
+                    return session.record_here(capture, why).await;
                 }
                 (Err(error), _) => return Err(error),
             };

@@ -46,6 +46,18 @@ impl Settling {
         Self { cost: actual.cost, keep, excess, pool, observed, ..Self::default() }
     }
 
+    /// Plans an excess on balances that were seen before; nothing of them has to be true any more.
+    #[must_use]
+    pub fn knowing(self, seen: &View) -> Self {
+        Self { known: (seen.clone(), self.known.1), ..self }
+    }
+
+    /// What is asked where nobody can be told that it is short: the last plan.
+    #[must_use]
+    pub fn at_last(&self) -> Self {
+        Self { known: (View::default(), MAX_PLANS), ..self.clone() }
+    }
+
     /// True where more is taken than was held.
     pub fn has_excess(&self) -> bool {
         self.excess.is_some()

@@ -233,15 +233,7 @@ mod shared {
             let (state, memo) = (State::Captured, OutcomeMemo::default());
             let now = at(NOVEMBER);
             let keep = vec![credits.parse::<Credits>().unwrap().micro(); legs];
-            let resolution = Resolution {
-                state,
-                keep: &keep,
-                extra: None,
-                now,
-                memo: &memo,
-                note: &[],
-                answer: &[],
-            };
+            let resolution = Resolution::plain(state, &keep, now, &memo);
             self.session.resolve(charge, &resolution).await.unwrap();
         }
 

@@ -312,6 +312,7 @@ impl<S: Subject> Play<S> {
             memo: &memo,
             note: if self.random.percent(10) { b"note" } else { b"" },
             answer: if self.random.percent(10) { b"HTTP/1.1 200 OK" } else { b"" },
+            last: None,
         };
         let is_finish = !resolution.note.is_empty() || !resolution.answer.is_empty();
         let future = self.sessions[session].resolve(charge_id(number), &resolution);

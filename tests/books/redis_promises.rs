@@ -1,0 +1,109 @@
+//! Captures that Redis is silent to: this gateway's disk has them, and they are made all the same (D30).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tollgate::books::{Ask, Books, Lasting, Resolution, Resolved};
+use tollgate::core::account::Source;
+use tollgate::core::charge::{OutcomeMemo, State};
+
+use crate::engine::{NOW, account, ask, balance, id, name, payer, post, resolution, take};
+use crate::redis_rejoin::{Running, Several};
+use crate::redis_server::until;
+
+/// One gateway that does not wait long for a capture, with a hold of ten for ten seconds that the server
+/// keeps.
+fn impatient() -> Several {
+    let mut books = Several::start(2, Duration::from_millis(100));
+    books.settle_timeout = Duration::from_millis(50);
+    books.gateways[0].running = None;
+    books.open(0);
+    let (accounts, take_ten) = ([account("a", 100, 1)], take(10, &[0]));
+    let lasting =
+        Lasting { expires: Some(NOW + jiff::SignedDuration::from_secs(10)), ..Lasting::default() };
+    books.hold(0, &Ask { lasting: Some(lasting), ..ask(1, &accounts, &take_ten) }).unwrap();
+    books.save();
+    books
+}
+
+#[test]
+fn d30_f25_a_capture_that_redis_is_silent_to_counts_by_this_gateways_disk() {
+    let mut books = impatient();
+    books.server.kill();
+    assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
+    books.server.start_again();
+    assert!(books.open_charge(0, 1).is_none(), "it was asked until it was done");
+    assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 0, 4));
+    books.is_as_recorded(0);
+}
+
+#[test]
+fn d30_f23_what_a_killed_gateway_had_recorded_is_captured_at_its_next_start() {
+    for since in ["nothing", "given up", "expired"] {
+        let mut books = impatient();
+        books.server.kill();
+        assert!(matches!(books.capture(0, 1, 4), Resolved::Recorded));
+        books.gateways[0].running = None;
+        books.server.start_again();
+        if since == "given up" {
+            books.run(1, async |session| session.abandon(id(1), NOW).await.unwrap().unwrap());
+        } else if since == "expired" {
+            let Running { engine, runtime, .. } = books.gateways[1].running.as_ref().unwrap();
+            let later = NOW + jiff::SignedDuration::from_secs(20);
+            let ended = runtime.handle.block_on(engine.expire(later)).whole().unwrap();
+            assert_eq!(ended.len(), 1);
+        }
+        let held = if since == "nothing" { 10 } else { 0 };
+        assert_eq!(books.balances(1)[&name("a")], balance(100, 0, held, 0));
+        for _ in 0..2 {
+            books.open(0);
+            assert_eq!(books.balances(1)[&name("a")], balance(100, 0, 0, 4), "{since}");
+            books.gateways[0].running = None;
+        }
+        books.is_as_recorded(1);
+    }
+}
+
+/// How much waits on the disk of a gateway.
+fn recorded(books: &Several, at: usize) -> u64 {
+    let files = std::fs::read_dir(books.gateways[at].journal.path()).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let is_theirs = |path: &PathBuf| path.extension().is_some_and(|it| it == "captures");
+    files.filter(is_theirs).map(|path| path.metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn d31_the_excess_of_a_recorded_capture_is_owed_where_those_who_had_it_have_not() {
+    let accounts = [account("a", 100, 1), account("owes", 0, 1)];
+    let forced = Source { forced: true, ..Source::take(5, [payer(1)]) };
+    let (planned, owed) = (take(5, &[0]), post([forced]));
+    for (lives_on, others, owes) in [(true, 85, 0), (true, 86, 5), (false, 85, 0), (false, 86, 5)] {
+        let mut books = impatient();
+        books.hold(1, &ask(2, &accounts, &take(others, &[0]))).unwrap();
+        books.save();
+        books.server.kill();
+        let memo = OutcomeMemo::default();
+        let keep = [10];
+        let capture = resolution(State::Captured, &keep, &memo);
+        let last = Resolution { extra: Some((&accounts[..], &owed)), ..capture.clone() };
+        let extra = Some((&accounts[..], &planned));
+        let capture = Resolution { extra, last: Some(&last), ..capture };
+        let told = books.run(0, async |session| session.resolve(id(1), &capture).await.unwrap());
+        assert!(matches!(told, Resolved::Recorded), "{told:?}");
+        assert!(recorded(&books, 0) > 0);
+        if !lives_on {
+            books.gateways[0].running = None;
+        }
+        books.server.start_again();
+        if !lives_on {
+            books.open(0);
+        }
+        until("it is made", || recorded(&books, 0) == 0);
+        assert!(books.open_charge(0, 1).is_none());
+        let found = books.balances(1);
+        assert_eq!(found[&name("a")], balance(100, 0, others, 15 - owes), "{lives_on} {others}");
+        let owed = found.get(&name("owes")).map_or(0, |balance| balance.captured);
+        assert_eq!(owed, owes, "{lives_on} {others}");
+        books.is_as_recorded(1);
+    }
+}
