@@ -280,6 +280,9 @@ impl App {
             return Err(BooksFailed(why).into());
         }
         self.background.into_iter().for_each(join);
+        // Behind everybody who asks.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(self.engine.finish());
         drop((self.engine, self.lent));
         tracing::info!("stopped");
         Ok(())

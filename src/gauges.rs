@@ -15,7 +15,7 @@ use crate::books::Engine;
 use crate::books::embedded::Recovery;
 use crate::clock::Clock;
 use crate::config::OrgLabel;
-use crate::core::account::{AccountKind, Balance};
+use crate::core::account::Balance;
 use crate::core::amount::MICRO;
 use crate::directory::snapshot::Live;
 use crate::gateway::admit::Limits;
@@ -170,6 +170,11 @@ const GAUGES: &[Gauge] = &[
         pools(w, |_, overage| overage.captured)
     }),
     ("tollgate_overdraft_credits", "Credits that users owe", overdrafts),
+    (
+        "tollgate_books_redone_total",
+        "Batches that Redis had lost, and that this gateway did again",
+        |w| w.engine.redone().map_or(Vec::new(), |redone| one(redone as f64)),
+    ),
 ];
 
 const ABOUT_THE_PROCESS: &[Gauge] = &[
@@ -244,22 +249,16 @@ fn pools(watched: &Watched, read: fn(&Balance, &Balance) -> u64) -> Vec<Sample> 
     samples(sums)
 }
 
-/// What users owe in the current cycle, by org: the reset ends it (D31). Looks at every account: a scrape may take a while where there are
-/// millions of them, but no request waits for it longer than for one account.
+/// What users owe in the current cycle, by org: the reset ends it (D31). Embedded books look at every
+/// account: a scrape may take a while where there are millions of them, but no request waits for it
+/// longer than for one account. Those in Redis keep the sums.
 fn overdrafts(watched: &Watched) -> Vec<Sample> {
     let now = watched.clock.now();
     let snapshot = watched.live.load();
     let mut sums = BTreeMap::new();
-    // Books in Redis are not looked through for a scrape.
-    let Some(engine) = watched.engine.embedded() else { return Vec::new() };
-    engine.for_each_balance(|key, name, balance| {
-        if key.kind != AccountKind::Overdraft || balance.remaining() >= 0 {
-            return;
-        }
-        let org = name.split('/').next().unwrap_or_default();
+    watched.engine.for_each_owed(|org, period, owed| {
         let cycle = snapshot.orgs.get(org).map(|org| org.moment(now).cycle.label);
-        if cycle == Some(key.period) {
-            let owed = u64::try_from(-balance.remaining()).unwrap_or(u64::MAX);
+        if cycle == Some(period) {
             let sum: &mut u64 = sums.entry(label(&watched.label, org)).or_default();
             *sum = sum.saturating_add(owed);
         }

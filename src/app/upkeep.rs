@@ -26,6 +26,8 @@ const LAST_CHANCE: Duration = Duration::from_secs(60);
 
 /// How often books that are elsewhere are asked whether they are there.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether cycles are long over.
+const CLOSE_INTERVAL: Duration = Duration::from_secs(60);
 /// How far a gateway's time may be ahead of that of books that others share.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_secs(5);
 /// How long a scrape waits for them.
@@ -44,6 +46,7 @@ pub(super) async fn upkeep(
         tidy(&current, &clock),
         end_holds(&current, &engine, &in_doubt, &clock),
         watch(&current, &engine),
+        close_cycles(&engine, &clock),
     );
 }
 
@@ -117,6 +120,22 @@ async fn watch(current: &Current<Session>, engine: &Engine) {
             tracing::info!("the books in Redis are back");
         }
         is_there = seen.is_ok();
+    }
+}
+
+/// Closes cycles that are long over in books in Redis, and forgets their accounts; embedded ones have a
+/// thread for it.
+async fn close_cycles(engine: &Engine, clock: &Clock) {
+    let Engine::Redis(engine) = engine else { return };
+    let mut check = tokio::time::interval(CLOSE_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        check.tick().await;
+        match engine.close_cycles(clock.now()).await {
+            Ok(0) => {}
+            Ok(accounts) => tracing::info!(accounts, "cycles that are long over are closed"),
+            Err(error) => tracing::warn!(%error, "cycles are not closed yet"),
+        }
     }
 }
 

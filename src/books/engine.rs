@@ -12,8 +12,9 @@ use super::{
     Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, KnownCharge,
     OpenCharge, Posted, Resolution, Resolved, embedded,
 };
-use crate::core::account::{Account, AccountKey, Balance, View};
+use crate::core::account::{Account, AccountKey, AccountKind, Balance, View};
 use crate::core::charge::State;
+use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 
 /// The engine of a gateway. Cheap to clone.
@@ -123,6 +124,32 @@ impl Engine {
         }
     }
 
+    /// What users owe, by org and cycle, in no order; in Redis as of the last look. In memory it looks
+    /// at every account, one at a time.
+    pub fn for_each_owed(&self, mut see: impl FnMut(&str, Label, u64)) {
+        match self {
+            Self::Embedded(engine) => engine.for_each_balance(|key, name, balance| {
+                if key.kind == AccountKind::Overdraft && balance.remaining() < 0 {
+                    let org = name.split('/').next().unwrap_or_default();
+                    let owed = u64::try_from(-balance.remaining()).unwrap_or(u64::MAX);
+                    see(org, key.period, owed);
+                }
+            }),
+            Self::Redis(engine) => {
+                let owed = engine.seen().owed();
+                owed.iter().for_each(|owed| see(&owed.org, owed.period, owed.amount));
+            }
+        }
+    }
+
+    /// How many batches this gateway has done again that Redis had lost; `None` where that cannot be.
+    pub fn redone(&self) -> Option<u64> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Redis(engine) => Some(engine.seen().redone()),
+        }
+    }
+
     /// True when nothing can be recorded.
     pub fn has_failed(&self) -> bool {
         match self {
@@ -136,6 +163,14 @@ impl Engine {
         match self {
             Self::Embedded(engine) => Either::Left(engine.failed()),
             Self::Redis(_) => Either::Right(std::future::pending()),
+        }
+    }
+
+    /// Waits until what sessions have asked is done in books that are elsewhere, for a while: nothing is
+    /// asked of them behind this.
+    pub async fn finish(&self) {
+        if let Self::Redis(engine) = self {
+            engine.close().await;
         }
     }
 
@@ -229,10 +264,10 @@ impl Books for Session {
         }
     }
 
-    fn is_closed(&self, key: &AccountKey) -> bool {
+    fn is_closed(&self, org: &str, key: &AccountKey) -> bool {
         match self {
-            Self::Embedded(session) => session.is_closed(key),
-            Self::Redis(session) => session.is_closed(key),
+            Self::Embedded(session) => session.is_closed(org, key),
+            Self::Redis(session) => session.is_closed(org, key),
         }
     }
 

@@ -421,7 +421,7 @@ pub trait Books: Send + Sync {
     }
 
     /// True for an account of a cycle that is closed.
-    fn is_closed(&self, key: &AccountKey) -> bool;
+    fn is_closed(&self, org: &str, key: &AccountKey) -> bool;
 
     /// An open charge.
     fn open_charge(

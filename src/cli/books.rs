@@ -1,6 +1,7 @@
 //! `tollgate books`: the books' files themselves, while no gateway runs on them.
 
 mod moving;
+mod rebuilding;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,17 +11,20 @@ use clap::Subcommand;
 use super::{FAILED, USAGE, fail, output};
 use crate::books::repair::Repair;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Engine};
 
 /// What to do with the books.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what can be kept of damaged books and what would be lost; with --apply do it
     #[command(
-        after_help = "Without --apply nothing is changed. With it, copies of all that is cut \
-and a report are kept in books/repair-N of the data dir, and the ledger is verified afterwards. \
-Refused while a gateway runs on the data dir.\n\nExamples:\n  tollgate books repair -c tollgate.toml\n  \
-tollgate books repair -c tollgate.toml --apply"
+        after_help = "Without --apply nothing is changed.\n\nEmbedded books: with --apply, copies of all \
+that is cut and a report are kept in books/repair-N of the data dir, and the ledger is verified \
+afterwards. Refused while a gateway runs on the data dir.\n\nBooks in Redis: shards that were emptied or \
+damaged are built again from the archive, and from what their streams have beyond it. Gateways go on \
+running; what came later they do again from their own journals.\n\nExamples:\n  \
+tollgate books repair -c tollgate.toml\n  tollgate books repair -c tollgate.toml --apply\n  \
+tollgate books repair -c tollgate.toml --shard 7 --apply"
     )]
     Repair {
         /// The configuration [default: tollgate.toml]
@@ -29,6 +33,12 @@ tollgate books repair -c tollgate.toml --apply"
         /// Do what is shown
         #[arg(long)]
         apply: bool,
+        /// Only this shard of books in Redis; several times
+        #[arg(long, value_name = "NUMBER")]
+        shard: Vec<u16>,
+        /// Also where the archive does not know all that came into books in Redis
+        #[arg(long)]
+        inexact: bool,
     },
     /// Move balances and keys from a data dir into Redis, or back, while no gateway runs
     #[command(
@@ -61,7 +71,16 @@ pub fn run(command: &Command) -> ExitCode {
     };
     let config = &loaded.config;
     let done = match command {
-        Command::Repair { apply, .. } => repair(&config.data.dir.join("books"), *apply),
+        Command::Repair { apply, shard, inexact, .. } => match config.books.engine {
+            Engine::Redis => {
+                let asked = rebuilding::Asked { apply: *apply, shards: shard, inexact: *inexact };
+                rebuilding::run(config, &asked)
+            }
+            Engine::Embedded if shard.is_empty() && !inexact => {
+                repair(&config.data.dir.join("books"), *apply)
+            }
+            Engine::Embedded => return fail(USAGE, "--shard, --inexact: only for books in Redis"),
+        },
         Command::Move { from, to, .. } if from == to => {
             return fail(USAGE, "--to: expected the other one than --from");
         }

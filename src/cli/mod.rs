@@ -10,6 +10,7 @@ pub mod client;
 pub mod demo;
 pub mod directory;
 pub mod holds;
+mod in_redis;
 pub mod ledger;
 pub mod output;
 pub mod quote;

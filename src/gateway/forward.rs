@@ -73,7 +73,7 @@ pub async fn free<B: Books + 'static>(
         Box::pin(jobs::ask_ahead(worker, touched)).await?;
     }
     let sent = Instant::now();
-    let answer = upstream.send(request, upload).await;
+    let answer = upstream.send(request, upload, || true).await;
     let waited = sent.elapsed();
     worker.meters.upstream(upstream.index, Phase::Headers, waited);
     let (response, lease) =
@@ -100,11 +100,9 @@ pub async fn metered<B: Books + 'static>(
     mut held: Box<Held<B>>,
     request: Request<Outgoing>,
 ) -> Result<Forwarded<B>, Refused> {
-    // A gateway that was paused is not sure of its holds any more (D36); its drop voids this one.
-    let books = &held.worker.books;
-    if !held.told.is_some_and(|told| books.may_forward(held.charge, told)) {
-        let detail = "this gateway was not heard of by the books for a while; nothing was sent";
-        return Err(Refusal::new(Code::BooksUnavailable, detail).into());
+    // Its drop voids it.
+    if !may_forward(&held) {
+        return Err(failed(Failure::Withheld, false));
     }
     if cancelled_by_leaving(&held).is_some() {
         held.stage = Stage::Cancellable;
@@ -115,6 +113,11 @@ pub async fn metered<B: Books + 'static>(
     Carried::new(&tasks, exchange(held, request)).await
 }
 
+/// A gateway that was paused is not sure of its holds any more (D36).
+fn may_forward<B: Books + 'static>(held: &Held<B>) -> bool {
+    held.told.is_some_and(|told| held.worker.books.may_forward(held.charge, told))
+}
+
 async fn exchange<B: Books + 'static>(
     mut held: Box<Held<B>>,
     mut request: Request<Outgoing>,
@@ -123,7 +126,7 @@ async fn exchange<B: Books + 'static>(
     let span = held.spans.child("upstream");
     span.propagate(request.headers_mut());
     let sent = Instant::now();
-    let answer = upstream.send(request, &held.upload).await;
+    let answer = upstream.send(request, &held.upload, || may_forward(&held)).await;
     span.end(Vec::new);
     let waited = sent.elapsed();
     held.worker.meters.upstream(upstream.index, Phase::Headers, waited);
@@ -393,6 +396,10 @@ fn failed(failure: Failure, counted: bool) -> Refused {
         Failure::Timeout => {
             Refusal::new(Code::UpstreamTimeout, "the backend did not answer in time")
         }
+        Failure::Withheld => Refusal::new(
+            Code::BooksUnavailable,
+            "this gateway was not heard of by the books for a while; nothing was sent",
+        ),
     };
     Refused { counted, ..refusal.into() }
 }

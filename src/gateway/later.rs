@@ -132,7 +132,7 @@ impl<'a> Later<'a> {
                 worker.books.balances(accounts).await.map_err(|error| unavailable(&error))?;
             settling = settling.knowing(&seen);
         }
-        let extra = loop {
+        let (extra, is_recorded) = loop {
             memo.cost = settling.cost;
             let (owed, uncovered) = settling.at_last().post(position.as_ref());
             note.uncovered = uncovered.map(|observed| observed.uncovered);
@@ -150,8 +150,8 @@ impl<'a> Later<'a> {
                 ..plain
             };
             match settle::resolve(worker, self.open.charge, &resolution).await {
-                Ok(Resolved::Done(extra, _)) => break extra,
-                Ok(Resolved::Recorded) => break Legs::new(),
+                Ok(Resolved::Done(extra, _)) => break (extra, false),
+                Ok(Resolved::Recorded) => break (Legs::new(), true),
                 Ok(Resolved::Short(view)) if settling.may_be_short() => settling.short(view),
                 Ok(_) => return Ok(None),
                 Err(BooksError::Range) if settling.has_excess() => {
@@ -164,6 +164,10 @@ impl<'a> Later<'a> {
         let uncovered = note.uncovered.unwrap_or_default();
         let observed = self.observed().map(|observed| Observed { uncovered, ..observed });
         self.count(worker, org, (state, observed), &legs);
+        if is_recorded {
+            // What more there is to it is known when the books have it.
+            return Ok(Some(self.open_document()));
+        }
         // To the microsecond, as records have it.
         let at = instant(now.as_microsecond());
         Ok(Some(self.document(Some((state, at, memo)), note, &legs)))

@@ -36,6 +36,8 @@ pub enum Failure {
     Broken,
     /// No response head in time.
     Timeout,
+    /// Whoever asked for it says no by now: nothing was sent, or nothing again.
+    Withheld,
 }
 
 /// Why an upstream cannot be used as configured.
@@ -176,7 +178,8 @@ impl Upstream {
         in_use.or_else(|| self.health.least_out(tried).map(|at| (at, None)))
     }
 
-    /// Sends a request and waits for the response's head. `upload` is how far its body has come.
+    /// Sends a request and waits for the response's head. `upload` is how far its body has come, and
+    /// `may` is asked before each time that it is sent: finding a connection takes time.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -184,6 +187,7 @@ impl Upstream {
         self: &Arc<Self>,
         mut request: Request<Outgoing>,
         upload: &Upload,
+        may: impl Fn() -> bool,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let mut tried = 0;
         while let Some((at, probe)) = self.choose(tried) {
@@ -200,6 +204,9 @@ impl Upstream {
                     },
                 };
                 let mut lease = Lease::new(self, at, link);
+                if !may() {
+                    return Err(Failure::Withheld);
+                }
                 let again = if reused { repeatable(&request) } else { None };
                 match self.exchange(&mut lease, request, upload).await {
                     Sent::Answered(response) => {

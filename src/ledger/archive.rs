@@ -8,11 +8,13 @@ mod answers;
 mod batch;
 mod database;
 mod dead;
+mod more;
 mod moving;
 mod rebuild;
 mod records;
 mod shards;
 mod terms;
+pub mod whole;
 
 pub use adjustments::KeptLeg;
 
@@ -338,7 +340,10 @@ impl Archive {
             return Ok(false);
         }
         let mut link = self.database.writer().await;
-        let dead = write(link.connection().await?, &batch, cursor.position()).await?;
+        let done = write(link.connection().await?, &batch, cursor.position()).await;
+        // Where it was not committed, nobody waits for the lock.
+        link.settle().await;
+        let dead = done?;
         drop(link);
         self.progress.archived(batch.records, batch.newest, dead);
         self.progress.position.store(cursor.position(), Ordering::Release);

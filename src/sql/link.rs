@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, SqlSafeStr};
 
-use super::{Connection, Transaction, in_time, query};
+use super::{Connection, PATIENCE, Transaction, in_time, query};
 
 /// Where a database is.
 #[derive(Clone, Debug)]
@@ -56,6 +56,8 @@ pub struct Link {
     schema: &'static Schema,
     reads_only: bool,
     connection: Option<Connection>,
+    /// Whether there was one before: the schema was up to date then.
+    was_there: bool,
     /// When a server did not answer, and what was told then.
     away: Option<(Instant, String)>,
 }
@@ -75,8 +77,14 @@ const NO_URL: &str = "the URL is not understood: expected one like \
                       postgres://user:password@host:5432/database?sslmode=verify-full";
 
 impl Place {
-    /// A connection, with a schema that is up to date unless it is only read from.
-    async fn connect(&self, of: &Schema, reads_only: bool) -> Result<Connection, LinkError> {
+    /// A connection, with a schema that is up to date unless it is only read from. The first one may
+    /// take as long as that takes.
+    async fn connect(
+        &self,
+        of: &Schema,
+        reads_only: bool,
+        is_first: bool,
+    ) -> Result<Connection, LinkError> {
         match self {
             Self::File(file) => {
                 let threads = of.threads;
@@ -104,7 +112,12 @@ impl Place {
                 let quiet = sqlx::query("SET client_min_messages = warning");
                 in_time(quiet.execute(&mut connection), &mut false).await?;
                 if !reads_only {
-                    on_a_server(of).run_direct(None, &mut connection, false).await?;
+                    let migrator = on_a_server(of);
+                    let migrating = migrator.run_direct(None, &mut connection, false);
+                    let patience = if is_first { Duration::MAX } else { PATIENCE };
+                    let migrated = tokio::time::timeout(patience, migrating).await;
+                    migrated
+                        .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
                 }
                 let mut connection = Connection::server(connection);
                 // A gateway that stands still in the middle of a change must not keep the others
@@ -182,7 +195,7 @@ fn on_a_server(schema: &Schema) -> Migrator {
 impl Link {
     /// A link that is not made yet.
     pub const fn new(place: Place, schema: &'static Schema, reads_only: bool) -> Self {
-        Self { place, schema, reads_only, connection: None, away: None }
+        Self { place, schema, reads_only, connection: None, was_there: false, away: None }
     }
 
     /// Whether others write to the same database.
@@ -207,9 +220,9 @@ impl Link {
         {
             return Err(LinkError::Away(told.clone()));
         }
-        match self.place.connect(self.schema, self.reads_only).await {
+        match self.place.connect(self.schema, self.reads_only, !self.was_there).await {
             Ok(connection) => {
-                self.away = None;
+                (self.away, self.was_there) = (None, true);
                 Ok(self.connection.insert(connection))
             }
             Err(error) => {

@@ -334,7 +334,7 @@ fn d37_gateways_at_once_archive_each_entry_once_beside_a_directory() {
 }
 
 /// What becomes of a future that is polled so many times.
-async fn polled<F: Future>(future: F, most: usize) -> Option<F::Output> {
+pub async fn polled<F: Future>(future: F, most: usize) -> Option<F::Output> {
     let (mut future, mut polls) = (std::pin::pin!(future), 0);
     std::future::poll_fn(move |context| {
         polls += 1;

@@ -13,6 +13,7 @@ use tollgate::books::redis::ledger::Entry;
 use tollgate::books::redis::{self, Options};
 use tollgate::core::account::Balance;
 use tollgate::core::charge::State;
+use tollgate::ledger::verify::{Finding, Verifier};
 
 use crate::engine::{Engine, NOW};
 use crate::redis_server::RedisServer;
@@ -81,6 +82,37 @@ impl OnRedis {
         let (runtime, server) = (EventLoop::start(), RedisServer::start());
         let options = Options { url: url(&server).into(), ..options(&server) };
         Self { engine: open(&runtime, &options, NOW), options, runtime, server }
+    }
+}
+
+impl OnRedis {
+    /// Closes cycles, and says how many accounts went.
+    pub fn close_cycles(&self, now: Timestamp) -> usize {
+        self.runtime.handle.block_on(self.engine.close_cycles(now)).unwrap()
+    }
+
+    /// How many accounts the server has, with as many names, and as many as it counts.
+    pub fn stored_accounts(&self) -> usize {
+        let [accounts, names] = ["accounts", "names"]
+            .map(|key| self.server.ask::<usize>(&["HLEN", &format!("tollgate:{{s0}}:{key}")]));
+        let counted: usize = self.server.ask(&["HGET", "tollgate:{s0}:meta", "accounts"]);
+        assert_eq!((names, counted), (accounts, accounts));
+        accounts
+    }
+
+    /// What the verifier finds in the ledger.
+    pub fn findings(&self) -> Vec<Finding> {
+        let (mut verifier, mut position) = (Verifier::default(), 0);
+        loop {
+            let reading = self.engine.ledger(0, position, 100);
+            let entries = self.runtime.handle.block_on(reading).unwrap();
+            let Some((last, _)) = entries.last() else { break };
+            position = *last;
+            for (_, bytes) in &entries {
+                Entry::read(bytes).unwrap().records.iter().for_each(|record| verifier.see(record));
+            }
+        }
+        verifier.findings().to_vec()
     }
 }
 

@@ -15,15 +15,18 @@
 //! - `damage`: torn tails, damage, newer versions, and repairs.
 //! - `repairs`: what a repair says that it does.
 //! - `prune`: journals whose beginning is deleted, and the archive behind them.
+//! - `redis_again`: what Redis has lost is done again before anybody is told what is not there.
 //! - `redis_carry`: books in Redis as a whole, where they move.
 //! - `redis_cluster`, `redis_sentinel`: masters that are several, move and die.
 //! - `redis_connect`: users, protocols, TLS, and starts that are refused.
+//! - `redis_cycles`: cycles that are closed on Redis, half done, lost and late.
 //! - `redis_faults`: a bad network between the engine and Redis.
 //! - `redis_promises`: captures that Redis is silent to.
 //! - `redis_late`: captures of charges that others have voided.
 //! - `redis_names`: charges that other gateways find.
 //! - `redis_owners`: gateways that are not heard of any more.
 //! - `redis_replica`: changes that count only when a replica has them.
+//! - `redis_repair`: shards that are built again from the archive, and books in Redis added up.
 //! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
 //! - `redis_visit`: an address that leads to another Redis for a while.
 //! - `recorded`: what several threads wrote, cut at every byte.
@@ -40,6 +43,8 @@ mod archive;
 mod archive_shards;
 mod archive_switch;
 mod closed;
+#[path = "../support/cluster.rs"]
+mod cluster;
 mod contract;
 mod crash_points;
 mod damage;
@@ -57,15 +62,18 @@ mod model;
 mod postgres;
 mod prune;
 mod recorded;
+mod redis_again;
 mod redis_carry;
 mod redis_cluster;
 mod redis_connect;
+mod redis_cycles;
 mod redis_faults;
 mod redis_late;
 mod redis_names;
 mod redis_owners;
 mod redis_promises;
 mod redis_rejoin;
+mod redis_repair;
 mod redis_replica;
 mod redis_retired;
 mod redis_sentinel;

@@ -8,7 +8,7 @@ use tollgate::books::fold::{Fold, FoldOnce};
 use tollgate::books::recover::recover;
 use tollgate::books::redis::carry::{Found, Shards};
 use tollgate::books::redis::{Engine, Options};
-use tollgate::books::{Adjustment, Ask, Books, Once};
+use tollgate::books::{Adjustment, Ask, Books, Key, Once};
 use tollgate::core::account::{
     Account, AccountKey, AccountKind, AccountName, Grant, Stem, Version,
 };
@@ -111,8 +111,9 @@ fn d37_d35_what_moves_through_a_journal_and_back_is_the_same_to_the_last_key() {
         for org in ORGS {
             charge(&engine, org, 1).await;
             let (account, now) = (account(org), second(5));
-            let adjustment =
-                Adjustment { key: None, account: &account, delta: -1_200, now, memo: b"" };
+            // Its key is no charge's, and is forgotten.
+            let key = Some(Key { scope: once_of(org).scope, key: [9; 16] });
+            let adjustment = Adjustment { key, account: &account, delta: -1_200, now, memo: b"" };
             engine.session().adjust(&adjustment).await.unwrap();
         }
         let mut before = shards.read("1", NONE).await.unwrap().fold;

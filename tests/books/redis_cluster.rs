@@ -10,128 +10,16 @@ use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{Books, BooksError, Posted, Resolved};
 use tollgate::core::charge::{OutcomeMemo, State};
 
+use crate::cluster::Cluster;
 use crate::engine::{NOW, account, ask, balance, done, id, name, resolution, take};
 use crate::engine_redis::{EventLoop, folded_in, options};
 use crate::redis_connect::errors;
-use crate::redis_server::{FREE, RedisServer, until};
+use crate::redis_server::{RedisServer, until};
 
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SHARDS: usize = 6;
 const GRANT: u64 = 1_000_000;
-
-/// Servers of one Cluster, the masters first.
-struct Cluster {
-    servers: Vec<RedisServer>,
-}
-
-impl Cluster {
-    /// So many masters with all slots, and a replica for each where that is wanted.
-    fn start(masters: usize, replicas: bool) -> Self {
-        let count = if replicas { 2 * masters } else { masters };
-        let cluster = Self { servers: (0..count).map(|_| server()).collect() };
-        for (at, server) in cluster.servers.iter().enumerate() {
-            // Else two of them may claim the same one first.
-            server.command::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]).unwrap();
-            cluster.meet(server);
-            if at < masters {
-                let [first, last] = [at, at + 1].map(|at| 16_384 * at / masters);
-                let (first, last) = (first.to_string(), (last - 1).to_string());
-                server.command::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).unwrap();
-            }
-        }
-        cluster.settled();
-        for (master, replica) in cluster.servers.iter().zip(&cluster.servers[masters..]) {
-            let master: String = master.command(&["CLUSTER", "MYID"]).unwrap();
-            replica.command::<()>(&["CLUSTER", "REPLICATE", &master]).unwrap();
-            until("a replica is in step", || {
-                let told: String = replica.command(&["INFO", "replication"]).unwrap();
-                told.contains("master_link_status:up")
-            });
-        }
-        cluster
-    }
-
-    fn meet(&self, server: &RedisServer) {
-        let (port, bus) = (self.servers[0].port.to_string(), self.servers[0].setting(BUS));
-        server.command::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]).unwrap();
-    }
-
-    /// All know all, and that all slots are somebody's.
-    fn settled(&self) {
-        let all = format!("cluster_known_nodes:{}\r", self.servers.len());
-        for server in &self.servers {
-            until("a Cluster is whole", || {
-                let told: String = server.command(&["CLUSTER", "INFO"]).unwrap();
-                told.contains("cluster_state:ok\r") && told.contains(&all)
-            });
-        }
-    }
-
-    /// One more master, which has no slot and no library.
-    fn add_master(&mut self) {
-        let server = server();
-        self.meet(&server);
-        self.servers.push(server);
-        self.settled();
-    }
-
-    /// Two of its servers are enough to find it.
-    fn url(&self) -> String {
-        format!("{} {}", self.servers[0].url(), self.servers[1].url())
-    }
-
-    /// Which master has the keys of a shard.
-    fn master_of(&self, shard: usize) -> usize {
-        let key = format!("tollgate:{{s{shard}}}:meta");
-        let is_there = |server: &RedisServer| server.command::<u64>(&["EXISTS", &key]) == Ok(1);
-        self.servers.iter().position(is_there).unwrap()
-    }
-
-    /// Moves a shard's slot, key by key.
-    fn move_shard(&self, shard: usize, to: usize, between: impl Fn(usize)) {
-        let (from, to) = (&self.servers[self.master_of(shard)], &self.servers[to]);
-        let [from_id, to_id] =
-            [from, to].map(|server| server.command::<String>(&["CLUSTER", "MYID"]).unwrap());
-        let tag = format!("{{s{shard}}}");
-        let slot: u64 = from.command(&["CLUSTER", "KEYSLOT", &tag]).unwrap();
-        let slot = slot.to_string();
-        let set = |server: &RedisServer, how: &[&str]| {
-            let words = [&["CLUSTER", "SETSLOT", &slot], how].concat();
-            server.command::<()>(&words).unwrap();
-        };
-        set(to, &["IMPORTING", &from_id]);
-        set(from, &["MIGRATING", &to_id]);
-        for step in 0.. {
-            between(step);
-            let keys: Vec<String> =
-                from.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]).unwrap();
-            let Some(key) = keys.first() else { break };
-            let port = to.port.to_string();
-            let moved = from.command::<String>(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
-            // Whoever asked while it was moved may have deleted it.
-            assert!(moved.is_ok_and(|told| told == "OK" || told == "NOKEY"), "{key}");
-        }
-        set(to, &["NODE", &to_id]);
-        set(from, &["NODE", &to_id]);
-        for server in &self.servers {
-            // The others hear of it; those that are replicas may not be told so.
-            let _ = server.command::<()>(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
-        }
-    }
-
-    fn errors(&self, code: &str) -> u64 {
-        self.servers.iter().map(|server| errors(server, code)).sum()
-    }
-}
-
-const BUS: &str = "--cluster-port";
-
-fn server() -> RedisServer {
-    let cluster = ["--cluster-enabled", "yes", BUS, FREE, "--cluster-node-timeout", "60000"];
-    let at_once = ["--repl-diskless-sync-delay", "0"];
-    RedisServer::start_with(&[&cluster[..], &at_once[..]].concat())
-}
 
 /// A gateway on a Cluster.
 struct Gateway {
@@ -195,6 +83,10 @@ async fn hold(session: &Session, number: u64) -> Result<Posted, BooksError> {
 async fn capture(session: &Session, number: u64, keep: u64) -> Result<Resolved, BooksError> {
     let (memo, keep) = (OutcomeMemo::default(), [keep]);
     session.resolve(id(number), &resolution(State::Captured, &keep, &memo)).await
+}
+
+fn errors_in(cluster: &Cluster, code: &str) -> u64 {
+    cluster.servers.iter().map(|server| errors(server, code)).sum()
 }
 
 /// Charges in all shards, many at once, until it is dropped.
@@ -281,7 +173,7 @@ fn d24_f22_credit_for_k_admits_exactly_k_over_two_gateways_on_a_cluster() {
     // The shards are spread, and every server was seen to hold some.
     let masters: Vec<usize> = (0..SHARDS).map(|shard| cluster.master_of(shard)).collect();
     assert!((0..3).all(|master| masters.contains(&master)), "{masters:?}");
-    assert_eq!(cluster.errors("CROSSSLOT"), 0);
+    assert_eq!(errors_in(&cluster, "CROSSSLOT"), 0);
 }
 
 #[test]
@@ -299,9 +191,9 @@ fn f32_slots_that_move_under_load_leave_exact_books() {
         };
         cluster.move_shard(shard, to, |_| {
             // What is asked of the shard waits, in the end for all there is.
-            let (made, refused) = (load.made(), cluster.errors("TRYAGAIN"));
+            let (made, refused) = (load.made(), errors_in(&cluster, "TRYAGAIN"));
             until("the shard is asked", || {
-                load.made() > made + 50 || cluster.errors("TRYAGAIN") > refused
+                load.made() > made + 50 || errors_in(&cluster, "TRYAGAIN") > refused
             });
         });
         load.goes_on();
@@ -309,7 +201,7 @@ fn f32_slots_that_move_under_load_leave_exact_books() {
     assert_eq!(cluster.master_of(3), 3);
     let captured = load.end(&gateway);
     assert_eq!(gateway.captured(), captured);
-    let met = ["MOVED", "TRYAGAIN"].map(|code| cluster.errors(code));
+    let met = ["MOVED", "TRYAGAIN"].map(|code| errors_in(&cluster, code));
     assert!(met.iter().all(|count| *count > 0), "{met:?}");
 }
 
@@ -329,7 +221,7 @@ fn f32_a_key_that_has_left_is_asked_for_where_it_went() {
         asked.fetch_add(1, Ordering::SeqCst);
     });
     assert!(asked.into_inner() > 2);
-    assert!(cluster.errors("ASK") > 0);
+    assert!(errors_in(&cluster, "ASK") > 0);
     assert!(gateway.hold(SHARDS as u64).unwrap());
 }
 
@@ -358,12 +250,12 @@ fn f29_a_cluster_that_is_down_is_waited_for_and_told() {
         Err(BooksError::Unavailable(_)) => {}
         other => panic!("{other:?}"),
     }
-    let before = cluster.errors("CLUSTERDOWN");
+    let before = errors_in(&cluster, "CLUSTERDOWN");
     let mut waiting = JoinSet::new();
     let session = patient.session.clone();
     let held = async move { done(hold(&session, 3 * SHARDS as u64).await.unwrap()).is_some() };
     waiting.spawn_on(held, &patient.runtime.handle);
-    until("it is asked again", || cluster.errors("CLUSTERDOWN") > before + 2);
+    until("it is asked again", || errors_in(&cluster, "CLUSTERDOWN") > before + 2);
     cluster.servers[0].command::<()>(&["CLUSTER", "ADDSLOTS", &unused]).unwrap();
     assert!(patient.run(waiting.join_next()).unwrap().unwrap());
 }
@@ -400,15 +292,13 @@ fn f29_a_server_that_is_loading_is_waited_for() {
 #[test]
 fn f27_a_replica_in_a_cluster_has_all_that_was_acknowledged_when_it_takes_over() {
     let mut cluster = Cluster::start(2, true);
-    let (url, other) = (cluster.url(), server());
+    let url = cluster.url();
     let shared = options(&RedisServer::shared());
     let options = Options { url: url.into(), replica: true, deadline: PATIENCE, ..shared };
     let gateway = Gateway::with(options);
     let replica = 2 + cluster.master_of(0);
     // One more, which the one that takes over waits for then.
-    cluster.meet(&other);
-    cluster.servers.push(other);
-    cluster.settled();
+    cluster.add_master();
     let follow = |cluster: &Cluster, master: usize| {
         let master_id: String = cluster.servers[master].command(&["CLUSTER", "MYID"]).unwrap();
         // It hears of the new master in its time.

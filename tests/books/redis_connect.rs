@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -16,12 +17,12 @@ use tollgate::core::charge::{OutcomeMemo, State};
 use crate::engine::{Engine, NOW, account, ask, balance, done, id, resolution, take};
 use crate::engine_redis::{EventLoop, OnRedis, options};
 use crate::fault_proxy::FaultProxy;
-use crate::redis_server::{FREE, RedisServer, until};
+use crate::redis_server::{FREE, RedisServer, SENTINEL, until};
 
-const PASSWORD: &str = "canary-2d7e";
+pub const PASSWORD: &str = "canary-2d7e";
 
 /// The user that the documentation shows, as `ACL SETUSER` takes it.
-fn documented_user() -> Vec<String> {
+pub fn documented_user() -> Vec<String> {
     let document = include_str!("../../docs/scaling.md");
     let line = document.lines().find(|line| line.starts_with("ACL SETUSER tollgate "));
     let line = line.unwrap().replace("PASSWORD", PASSWORD);
@@ -245,10 +246,14 @@ impl Certificates {
 
     /// A server that speaks TLS on another port.
     fn server(&self, clients: &str) -> RedisServer {
+        self.server_with(clients, &[])
+    }
+
+    fn server_with(&self, clients: &str, more: &[&str]) -> RedisServer {
         let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|at| self.path(at));
         let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key];
         let port = ["--tls-port", FREE, "--tls-ca-cert-file", &ca, "--tls-auth-clients", clients];
-        RedisServer::start_with(&[&port[..], &files[..]].concat())
+        RedisServer::start_with(&[more, &port[..], &files[..]].concat())
     }
 }
 
@@ -286,6 +291,28 @@ fn tls_is_verified_and_what_does_not_fit_is_told() {
 }
 
 #[test]
+fn f27_sentinels_and_the_master_that_they_name_are_asked_over_tls() {
+    let made = Certificates::make();
+    let master = made.server("no");
+    // What it asks others it asks over TLS too.
+    let sentinel = made.server_with("no", &[SENTINEL, "--tls-replication", "yes"]);
+    let port = |server: &RedisServer| server.setting("--tls-port").to_owned();
+    let monitor = ["SENTINEL", "MONITOR", "books", "127.0.0.1", &port(&master), "1"];
+    sentinel.command::<()>(&monitor).unwrap();
+    let (runtime, ca) = (EventLoop::start(), made.path("ca.pem"));
+    let at = |port: &str| format!("rediss+sentinel://127.0.0.1:1,127.0.0.1:{port}/books");
+    let engine = opened(&runtime, &format!("{}?sslrootcert={ca}", at(&port(&sentinel)))).unwrap();
+    charge(&runtime, &engine.session(), 1).unwrap();
+    // It went to the port that speaks TLS, and nowhere in the clear.
+    assert_eq!(runtime.handle.block_on(engine.balances()).unwrap().len(), 1);
+    assert_eq!(master.command::<u64>(&["HLEN", "tollgate:{s0}:accounts"]).unwrap(), 1);
+    let refused = refusal(&runtime, &at(&port(&sentinel)));
+    assert!(refused.contains("?sslrootcert="), "{refused}");
+    // The Sentinel answers in the clear too; what it names does not.
+    refusal(&runtime, &format!("redis+sentinel://127.0.0.1:{}/books", sentinel.port));
+}
+
+#[test]
 fn f37_a_big_read_that_does_not_come_through_delays_no_call() {
     let server = RedisServer::start();
     let proxy = FaultProxy::start(server.port, 1);
@@ -304,4 +331,61 @@ fn f37_a_big_read_that_does_not_come_through_delays_no_call() {
     assert!(reading.try_join_next().is_none(), "it was not waited for");
     proxy.release();
     assert_eq!(runtime.handle.block_on(reading.join_next()).unwrap().unwrap(), 1);
+}
+
+#[test]
+fn d36_a_gateway_that_waits_otherwise_than_those_that_run_does_not_start_beside_them() {
+    let (server, runtime) = (RedisServer::start(), EventLoop::start());
+    let timeout = Duration::from_secs(3);
+    let with = |gateway: &str, owner_timeout| {
+        let options = Options { gateway: gateway.into(), owner_timeout, ..options(&server) };
+        let opening = redis::Engine::open(options, runtime.handle.clone(), NOW);
+        runtime.handle.block_on(opening).map_err(|error| error.to_string())
+    };
+    let first = with("first", timeout).unwrap();
+    let session = first.session();
+    charge(&runtime, &session, 1).unwrap();
+    let told = with("second", 2 * timeout).unwrap_err();
+    let expected = "the gateway first runs with owner_timeout 3s and rejoin_timeout 10s, and this one \
+                    has owner_timeout 6s and rejoin_timeout 10s: all gateways need the same";
+    assert!(told.contains(expected), "{told}");
+    let second = with("second", timeout).unwrap();
+    drop((session, first, second));
+    // Nobody that runs has the old one.
+    until("all are gone", || with("third", 2 * timeout).is_ok());
+}
+
+#[test]
+fn f83_what_was_asked_is_done_before_an_engine_is_closed() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(server.port, 1);
+    let runtime = EventLoop::start();
+    let engine = opened(&runtime, &format!("redis://127.0.0.1:{}", proxy.port)).unwrap();
+    let session = engine.session();
+    let (accounts, ten, memo) = ([account("a", 1000, 1)], take(10, &[0]), OutcomeMemo::default());
+    for number in [1, 2] {
+        let asked = ask(number, &accounts, &ten);
+        assert!(done(runtime.handle.block_on(session.hold(&asked)).unwrap()).is_some());
+    }
+    let void = resolution(State::Voided, &[], &memo);
+    proxy.keep_requests("tollgate_1_settle");
+    // Nobody waits for them; the second is asked when the first is answered.
+    drop(session.resolve(id(1), &void));
+    until("it is on its way", || proxy.kept() > 0);
+    drop(session.resolve(id(2), &void));
+    drop(session);
+    let (is_closed, began) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Whoever does not wait is gone by then.
+            until("it waits", || {
+                is_closed.load(SeqCst) || began.elapsed() > Duration::from_millis(500)
+            });
+            proxy.release();
+        });
+        runtime.handle.block_on(engine.close());
+        drop((engine, runtime));
+        is_closed.store(true, SeqCst);
+    });
+    assert_eq!(server.command(&["HLEN", "tollgate:{s0}:holds"]), Ok(0));
 }

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::Commands;
+use jiff::Timestamp;
 use tempfile::TempDir;
 use tollgate::books::redis::{self, Options, Session};
 use tollgate::books::{
@@ -21,11 +23,11 @@ use crate::engine::{
 use crate::engine_redis::{EventLoop, folded, options};
 use crate::redis_server::RedisServer;
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A gateway, as long as it runs.
 pub struct Running {
-    pub engine: redis::Engine,
+    pub engine: Arc<redis::Engine>,
     session: Session,
     pub runtime: EventLoop,
 }
@@ -41,6 +43,8 @@ pub struct Several {
     pub gateways: Vec<Gateway>,
     patience: Duration,
     pub settle_timeout: Duration,
+    /// What time it is for a gateway that is started.
+    pub now: Timestamp,
 }
 
 impl Several {
@@ -53,7 +57,7 @@ impl Several {
         };
         let settle_timeout = Duration::from_secs(60);
         let gateways = (0..count).map(gateway).collect();
-        let mut books = Self { server, gateways, patience, settle_timeout };
+        let mut books = Self { server, gateways, patience, settle_timeout, now: NOW };
         (0..count).for_each(|at| books.open(at));
         books
     }
@@ -73,10 +77,10 @@ impl Several {
 
     pub fn open(&mut self, at: usize) {
         let runtime = EventLoop::start();
-        let opening = redis::Engine::open(self.options(at), runtime.handle.clone(), NOW);
+        let opening = redis::Engine::open(self.options(at), runtime.handle.clone(), self.now);
         let engine = runtime.handle.block_on(opening).unwrap();
         let session = engine.session();
-        self.gateways[at].running = Some(Running { engine, session, runtime });
+        self.gateways[at].running = Some(Running { engine: Arc::new(engine), session, runtime });
     }
 
     pub fn run<T>(&self, at: usize, what: impl AsyncFnOnce(&Session) -> T) -> T {
@@ -96,7 +100,7 @@ impl Several {
         })
     }
 
-    fn connection(&self) -> ::redis::Connection {
+    pub fn connection(&self) -> ::redis::Connection {
         ::redis::Client::open(self.server.url()).unwrap().get_connection().unwrap()
     }
 
@@ -106,7 +110,7 @@ impl Several {
         assert_eq!(saved, "OK");
     }
 
-    fn crash(&mut self) {
+    pub fn crash(&mut self) {
         self.server.kill();
         self.server.start_again();
     }
@@ -122,7 +126,7 @@ impl Several {
     }
 
     /// Every gateway has entered.
-    fn all_enter(&self) {
+    pub fn all_enter(&self) {
         let accounts: [Account<'_>; 1] = [account("a", 1000, 1)];
         for at in 0..self.gateways.len() {
             if self.gateways[at].running.is_some() {
@@ -132,6 +136,11 @@ impl Several {
                 assert!(runtime.handle.block_on(engine.expire(NOW)).whole().unwrap().is_empty());
             }
         }
+    }
+
+    /// How many batches a gateway has done again.
+    fn redone(&self, at: usize) -> u64 {
+        self.gateways[at].running.as_ref().unwrap().engine.seen().redone()
     }
 
     pub fn is_as_recorded(&self, at: usize) {
@@ -158,6 +167,8 @@ fn f27_f34_what_an_older_file_does_not_have_is_done_again_and_nothing_twice() {
         assert_eq!(books.balances(0)[&name("a")], balance(100, 0, 10, 11));
         books.is_as_recorded(0);
     }
+    // The second hold and the first capture, twice; and of the other one its hold and its capture.
+    assert_eq!([0, 1].map(|at| books.redone(at)), [4, 4]);
     // And goes on.
     assert!(matches!(books.capture(0, 2, 10), Resolved::Done(..)));
     assert!(matches!(books.capture(0, 1, 4), Resolved::Already(State::Captured)));
@@ -256,10 +267,10 @@ fn f27_f20_what_was_only_told_in_a_batch_does_not_keep_the_rest_of_it_from_being
 }
 
 /// A small generator: the same numbers for the same seed.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -285,7 +296,7 @@ fn name_of(number: u8) -> Key {
     Key { scope: 3, key: [number; 16] }
 }
 
-fn names(random: &mut Random) -> Vec<Key> {
+pub fn names(random: &mut Random) -> Vec<Key> {
     (0..random.below(3)).map(|_| name_of(random.below(8) as u8)).collect()
 }
 
@@ -315,7 +326,7 @@ fn something_asked(
         }
         4 | 5 => {
             let charge = some(random, charges);
-            let keep = [random.below(11) as u64];
+            let keep = [random.below(11) as u64, random.below(6) as u64];
             let state = if random.below(3) == 0 { State::Voided } else { State::Captured };
             let memo = OutcomeMemo::default();
             books.run(at, async |session| {
@@ -350,7 +361,11 @@ fn something_asked(
 }
 
 /// All that anybody can ask of books.
-fn seen(books: &Several, at: usize, charges: &[u64]) -> (BTreeMap<String, Balance>, Vec<String>) {
+pub fn seen(
+    books: &Several,
+    at: usize,
+    charges: &[u64],
+) -> (BTreeMap<String, Balance>, Vec<String>) {
     let mut told = Vec::new();
     for charge in charges {
         told.push(match books.open_charge(at, *charge) {

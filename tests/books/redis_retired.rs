@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use ::redis::Commands;
 use tollgate::books::redis::{Engine, Options, Session};
-use tollgate::books::{Books, BooksError, Resolved};
+use tollgate::books::{Adjustment, Books, BooksError, Resolved};
 use tollgate::core::charge::{OutcomeMemo, State};
 
 use crate::engine::{NOW, account, ask, balance, done, id, name, resolution, take, temporary};
 use crate::engine_redis::{EventLoop, options};
 use crate::fault_proxy::FaultProxy;
-use crate::redis_server::RedisServer;
+use crate::redis_server::{RedisServer, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,10 +24,21 @@ struct Gateway {
 
 impl Gateway {
     fn start(server: &RedisServer, port: u16, gateway: &str, dir: &Path) -> Self {
+        Self::hasty(server, port, gateway, dir, PATIENCE)
+    }
+
+    /// Which waits no longer for a reply.
+    fn hasty(
+        server: &RedisServer,
+        port: u16,
+        gateway: &str,
+        dir: &Path,
+        call_timeout: Duration,
+    ) -> Self {
         let options = Options {
             url: format!("redis://127.0.0.1:{port}").into(),
             gateway: gateway.into(),
-            call_timeout: PATIENCE,
+            call_timeout,
             deadline: PATIENCE,
             owner_timeout: Duration::from_millis(800),
             rejoin_timeout: Duration::from_millis(200),
@@ -92,4 +103,58 @@ fn f27_f36_what_a_removed_session_did_is_done_again_by_the_gateway_that_went_on(
     let all = one.runtime.handle.block_on(one.engine.balances()).unwrap();
     let found = all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2;
     assert_eq!(found, balance(1000, 0, 0, 20));
+}
+
+/// How many calls of the library a server has had since it was started.
+pub fn calls(server: &RedisServer) -> u64 {
+    let told: String = server.ask(&["INFO", "commandstats"]);
+    let line = told.lines().find(|line| line.starts_with("cmdstat_fcall:")).unwrap();
+    line.split(['=', ',']).nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn f27_f34_what_was_done_again_by_a_call_without_a_reply_is_not_done_once_more() {
+    for is_killed in [false, true] {
+        let (mut server, dir) = (RedisServer::start(), temporary());
+        let proxy = FaultProxy::start(server.port, 1);
+        let timeout = Duration::from_millis(300);
+        let one = Gateway::hasty(&server, proxy.port, "one", dir.path(), timeout);
+        one.charge_ten(1);
+        server.snapshot();
+        one.charge_ten(1000);
+        one.charge_ten(2000);
+        // Nothing tells that one of these was made before.
+        let accounts = [account("a", 1000, 1)];
+        let more = Adjustment { account: &accounts[0], delta: 7, now: NOW, memo: b"", key: None };
+        one.runtime.handle.block_on(one.session.adjust(&more)).unwrap();
+        server.kill();
+        server.start_again();
+        // It does it again, and is not told.
+        proxy.keep_replies_with("again");
+        let asked = one.runtime.handle.spawn({
+            let session = one.session.clone();
+            async move { session.balances(&[account("a", 1000, 1)]).await.map(|_| ()) }
+        });
+        until("it is done again", || proxy.kept() > 0);
+        if is_killed {
+            drop(one);
+            proxy.release();
+        } else {
+            let before = calls(&server);
+            until("it asks once more", || calls(&server) > before);
+            proxy.release();
+            one.runtime.handle.block_on(asked).unwrap().unwrap();
+            drop(one);
+        }
+        // Its sessions go, and in the next run it is asked what of theirs is lost.
+        drop(Gateway::start(&server, proxy.port, "one", dir.path()));
+        server.snapshot();
+        server.kill();
+        server.start_again();
+        let one = Gateway::start(&server, proxy.port, "one", dir.path());
+        one.runtime.handle.block_on(one.session.balances(&accounts)).unwrap();
+        let all = one.runtime.handle.block_on(one.engine.balances()).unwrap();
+        let found = all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2;
+        assert_eq!(found, balance(1000, 7, 0, 30), "{is_killed}");
+    }
 }

@@ -27,7 +27,7 @@ impl Visited {
         let proxy = FaultProxy::start(ours.port, 1);
         let options = Options {
             url: format!("redis://127.0.0.1:{}", proxy.port).into(),
-            call_timeout: Duration::from_secs(5),
+            call_timeout: Duration::from_millis(200),
             deadline: Duration::from_millis(500),
             owner_timeout: Duration::from_secs(600),
             ..options(&ours)

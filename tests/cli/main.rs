@@ -6,6 +6,7 @@
 //! - `look`: commands that ask a running gateway.
 //! - `errors`: what they say when it does not work.
 //! - `moving`: books that move into Redis and back.
+//! - `repairing`: books in Redis that are built again, and added up.
 //! - `text`: completions, the manual, and where output goes.
 //! - `mutated`: valid inputs with something wrong in them, for everything that reads foreign text.
 
@@ -27,6 +28,7 @@ mod errors;
 mod look;
 mod moving;
 mod mutated;
+mod repairing;
 mod text;
 
 use std::process::Output;

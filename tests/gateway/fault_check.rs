@@ -73,16 +73,21 @@ impl Campaign {
         self.document(0, &format!("/v1/orgs/{org}/adjustments")).await;
         let sql = format!("SELECT encode(id, 'hex') FROM charges WHERE org = '{org}'");
         let ids = self.postgres.ask(&self.database, &sql);
-        let of = |id: &str| {
-            let id = [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]].join("-");
-            Call::get(&format!("/v1/orgs/{org}/charges/{id}")).key(TOKEN)
-        };
         let to: Vec<_> = self.worlds.iter().map(World::admin_address).collect();
-        let answers = burst_over(&to, ids.lines().map(of).collect(), 6).await;
-        let mut charges = BTreeMap::new();
-        for answer in answers {
-            let charge = answer.is(200).json();
-            charges.insert(charge["charge"].as_str().unwrap().to_owned(), charge);
+        let dashed =
+            |id: &str| [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]].join("-");
+        let mut ids: Vec<String> = ids.lines().map(dashed).collect();
+        let (mut charges, began) = (BTreeMap::new(), Instant::now());
+        while !ids.is_empty() {
+            let of = |id: &String| Call::get(&format!("/v1/orgs/{org}/charges/{id}")).key(TOKEN);
+            for answer in burst_over(&to, ids.iter().map(of).collect(), 6).await {
+                // A machine that is busy answers later.
+                if answer.status != 503 || began.elapsed() >= OWNER_TIMEOUT * 5 {
+                    let charge = answer.is(200).json();
+                    charges.insert(charge["charge"].as_str().unwrap().to_owned(), charge);
+                }
+            }
+            ids.retain(|id| !charges.contains_key(id));
         }
         charges
     }

@@ -4,11 +4,16 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::faults::{Campaign, OWNER_TIMEOUT};
+use super::faults::{Campaign, OWNER_TIMEOUT, SHARDS};
 use crate::support::redis::RedisServer;
 
-/// What is different in the Redis of the campaign.
-pub const REDIS: [&str; 4] = ["--appendonly", "yes", "--repl-diskless-sync-delay", "0"];
+/// What is different in the Redis of the campaign. No machine loses power, and whoever waits for a busy
+/// disk is slow for no fault of its own.
+pub const REDIS: [&str; 6] =
+    ["--appendonly", "yes", "--appendfsync", "no", "--repl-diskless-sync-delay", "0"];
+/// And in the servers of its Cluster, which give up a master after this time.
+pub const OF_SERVERS: [&str; 6] =
+    ["--appendonly", "yes", "--appendfsync", "no", "--cluster-node-timeout", "4000"];
 /// A port on which nobody listens: a replica of that gets nothing more.
 const NOBODY: &str = "2";
 
@@ -30,12 +35,18 @@ pub enum Kind {
     PromotionWithLoss,
     ThereAndBack,
     PostgresKilled,
+    Flushed,
+    MasterFails,
+    SlotsMove,
     /// Apart from the others, because it lasts.
     PostgresAway(Duration),
 }
 
-/// Those of the campaign.
-pub const KINDS: [Kind; 16] = [
+/// Those of a Cluster.
+pub const OF_A_CLUSTER: [Kind; 2] = [Kind::MasterFails, Kind::SlotsMove];
+
+/// Those of one Redis.
+pub const KINDS: [Kind; 17] = [
     Kind::GatewayKilled,
     Kind::GatewayStopped,
     Kind::GatewayStoppedLong,
@@ -52,6 +63,7 @@ pub const KINDS: [Kind; 16] = [
     Kind::PromotionWithLoss,
     Kind::ThereAndBack,
     Kind::PostgresKilled,
+    Kind::Flushed,
 ];
 
 impl Kind {
@@ -64,6 +76,8 @@ impl Kind {
                 | Self::OldSnapshot
                 | Self::PromotionWithLoss
                 | Self::ThereAndBack
+                | Self::Flushed
+                | Self::MasterFails
         )
     }
 
@@ -87,6 +101,9 @@ impl Kind {
             }
             Self::FunctionsFlushed => campaign.redis.ask(&["FUNCTION", "FLUSH"]),
             Self::OldSnapshot => campaign.old_snapshot().await,
+            Self::Flushed => campaign.flushed().await,
+            Self::MasterFails => campaign.master_fails().await,
+            Self::SlotsMove => campaign.slots_move(),
             Self::TinyMemory => campaign.tiny_memory().await,
             Self::ReadOnly => campaign.read_only().await,
             Self::Promotion => campaign.promotion(false).await,
@@ -137,6 +154,51 @@ impl Campaign {
         self.redis.put_back(&self.snapshot.0);
         self.put_back_by = self.snapshot.1.elapsed();
         self.redis.start_again();
+    }
+
+    /// Everything is deleted, which serves nobody, until somebody puts back what there was.
+    async fn flushed(&mut self) {
+        self.snapshot = (self.redis.snapshot(), Instant::now());
+        self.some_time(500).await;
+        self.redis.ask::<()>(&["FLUSHALL"]);
+        for at in 0..3 {
+            self.probe(at, &self.org).await.refused(503, "books_unavailable");
+        }
+        self.some_time(500).await;
+        self.redis.kill();
+        self.redis.put_back(&self.snapshot.0);
+        self.put_back_by = self.snapshot.1.elapsed();
+        self.redis.start_again();
+    }
+
+    /// A master of the Cluster dies, the others have its replica take over, and it comes back as one.
+    async fn master_fails(&mut self) {
+        let shard = self.random.below(SHARDS);
+        let cluster = self.cluster.as_mut().expect("it is a Cluster");
+        let dead = cluster.master_of(shard);
+        cluster.servers[dead].kill();
+        let began = Instant::now();
+        while cluster.find_master_of(shard).is_none() {
+            assert!(began.elapsed() < Duration::from_secs(90), "nobody takes over");
+            sleep(Duration::from_millis(20)).await;
+        }
+        cluster.servers[dead].start_again();
+        let follows = ["role:slave", "master_link_status:up", "master_sync_in_progress:0"];
+        wait_for(&cluster.servers[dead], "replication", &follows).await;
+    }
+
+    /// Each shard goes to another master, while it is used.
+    fn slots_move(&mut self) {
+        let cluster = self.cluster.as_ref().expect("it is a Cluster");
+        for shard in 0..SHARDS {
+            let from = cluster.master_of(shard);
+            let is_other = |at: &usize| {
+                let told: String = cluster.servers[*at].ask(&["INFO", "replication"]);
+                *at != from && told.contains("role:master")
+            };
+            let others: Vec<usize> = (0..cluster.servers.len()).filter(is_other).collect();
+            cluster.move_shard(shard, others[self.random.below(others.len())], |_| ());
+        }
     }
 
     /// At `maxmemory` nothing is held, and what is open still ends.

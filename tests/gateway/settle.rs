@@ -2,7 +2,6 @@
 
 use serde_json::json;
 
-use crate::support::world::in_redis_too;
 use crate::support::{Access, Call, Client, Org, Script, World, run, until};
 
 fn told(n: &str, script: &Script) -> Call {
@@ -159,10 +158,7 @@ fn d31_usage_above_the_hold_goes_through_the_waterfall_and_ends_as_overdraft() {
             })
             .collect();
         assert_eq!(kinds, ["licence 1", "overdraft 3"]);
-        // Books in Redis are not looked through for a scrape.
-        if !in_redis_too() {
-            assert_eq!(world.metric("tollgate_overdraft_credits", &["acme"]), 3.0);
-        }
+        assert_eq!(world.metric("tollgate_overdraft_credits", &["acme"]), 3.0);
         client.send(&told("1", &Script::usage(1))).await.refused(402, "overdrawn");
         client.send(&Call::post("/v1/recolor", "x").user("alice")).await.is(200);
         // The pool pays excess too, before there is overdraft.

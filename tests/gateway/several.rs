@@ -309,6 +309,35 @@ fn f36_a_gateway_that_was_paused_goes_on_and_its_holds_were_resolved_once() {
 }
 
 #[test]
+fn d30_f25_a_hold_whose_capture_redis_is_silent_to_is_told_to_be_held_and_captured_once() {
+    run(async {
+        let mut shared = Shared::on(Arc::new(RedisServer::start())).await;
+        let proxy = FaultProxy::start(shared.redis.port, 0);
+        let url = format!("redis://127.0.0.1:{}", proxy.port);
+        for (key, value) in [("SETTLE_TIMEOUT", "300ms"), ("OWNER_TIMEOUT", "10m"), ("URL", &url)] {
+            shared.environment.push((format!("TOLLGATE__BOOKS__{key}"), value.to_owned()));
+        }
+        let world = shared.gateways(1, &Org::new().user("alice", "10", Access::None)).remove(0);
+        let call = |path: &str, body: serde_json::Value| {
+            Call::post(path, body.to_string())
+                .key(crate::support::org::STUDIO)
+                .header("content-type", "application/json")
+        };
+        let hold = json!({ "user": "alice", "feature": "image", "quantity": 4 });
+        let held = world.send(&call("/.tollgate/v1/holds", hold)).await.is(201).json();
+        let charge = held["charge"].as_str().unwrap();
+        proxy.keep_requests("tollgate_1_settle");
+        let path = format!("/.tollgate/v1/holds/{charge}/capture");
+        let told = world.send(&call(&path, json!({ "quantity": 6 }))).await.is(200).json();
+        assert_eq!((told["state"].as_str(), proxy.kept()), (Some("held"), 1), "{told}");
+        proxy.release();
+        let captured = || (world.charge(charge)["state"] == "captured").then_some(());
+        until("it is captured", captured).await;
+        world.seat("alice", "6", "4", "0");
+    });
+}
+
+#[test]
 fn d30_f25_an_answer_whose_capture_redis_is_silent_to_is_passed_on_and_charged_once() {
     run(async {
         let server = Arc::new(RedisServer::start_with(&["--appendonly", "yes"]));

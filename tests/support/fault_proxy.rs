@@ -90,7 +90,12 @@ impl FaultProxy {
 
     /// From now on no reply comes.
     pub fn keep_replies(&self) {
-        *self.shared.keeps.lock().unwrap() = Some((false, ""));
+        self.keep_replies_with("");
+    }
+
+    /// From now on no reply comes that has this in it.
+    pub fn keep_replies_with(&self, with: &'static str) {
+        *self.shared.keeps.lock().unwrap() = Some((false, with));
     }
 
     /// What was kept goes on.

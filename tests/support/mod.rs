@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod cluster;
 pub mod fault_proxy;
 pub mod faults;
 pub mod org;
@@ -16,6 +17,8 @@ pub mod world;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+/// As the books' tests call it.
+pub use self::redis as redis_server;
 pub use backend::{Backend, Script};
 pub use client::{Answer, Call, Client, burst, burst_over, raw};
 pub use org::{Access, Org};

@@ -213,7 +213,7 @@ async fn taken(call: &Call, org: &Org, id: ChargeId, own: ChargeId) -> Result<Ta
         return conflict("the charge took nothing");
     }
     // Before its first part, so that it is given back whole or not at all.
-    if legs.iter().any(|leg| call.admin.books.is_closed(&leg.account)) {
+    if legs.iter().any(|leg| call.admin.books.is_closed(org.id.as_str(), &leg.account)) {
         return Err(BooksError::Closed.into());
     }
     // A crash may have left a part; the rest follows under the ids that it began with.

@@ -401,7 +401,7 @@ impl Books for Session {
         Ok(view)
     }
 
-    fn is_closed(&self, key: &AccountKey) -> bool {
+    fn is_closed(&self, _org: &str, key: &AccountKey) -> bool {
         key.is_closed(self.0.shared.table.closed())
     }
 

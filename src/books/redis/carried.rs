@@ -1,10 +1,13 @@
 //! What moving books says to a shard: two scripts, and accounts, keys and entries as they are stored.
 
+use std::collections::BTreeMap;
+
 use super::ledger::CARRIED;
 use super::pack::{In, Malformed, Out};
 use super::wire::once_field;
 use crate::books::fold::{FoldAccount, FoldOnce};
-use crate::core::account::{AccountKey, Balance, Version};
+use crate::core::account::{AccountKey, AccountKind, Balance, Version};
+use crate::core::cycle::Label;
 
 /// The session of the entries that books begin with which were moved here.
 const SESSION: &str = "moved";
@@ -59,12 +62,31 @@ pub(super) fn stored(account: &FoldAccount) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// A key as it is stored: charge, request, whether it is captured, when it was held.
-pub(super) fn kept_key(bytes: &[u8]) -> Result<FoldOnce, Malformed> {
+/// What the users of an org owe in a cycle that is not closed, as a shard's `meta` has it: field and sum.
+pub(super) fn owed<'a>(
+    accounts: impl IntoIterator<Item = (&'a AccountKey, &'a FoldAccount)>,
+    closed: Label,
+) -> BTreeMap<String, u64> {
+    let mut owed = BTreeMap::<String, u64>::new();
+    for (key, FoldAccount { name, balance, .. }) in accounts {
+        let owes = u64::try_from(-balance.remaining()).unwrap_or(0);
+        if key.kind == AccountKind::Overdraft && owes > 0 && key.period >= closed {
+            let org = name.split('/').next().unwrap_or_default();
+            let sum = owed.entry(format!("owed:{}:{org}", key.period.digits())).or_default();
+            *sum = sum.saturating_add(owes);
+        }
+    }
+    owed
+}
+
+/// The key of a charge as it is stored: charge, request, whether it is captured, when it was held.
+/// Nothing of what is no charge's: the key of an adjustment, and a name.
+pub(super) fn kept_key(bytes: &[u8]) -> Result<Option<FoldOnce>, Malformed> {
     let mut input = In::new(bytes);
     input.array()?;
-    let (charge, request) = (input.fixed()?, input.fixed()?);
-    Ok(FoldOnce { charge, request, captured: input.flag()?, at: input.int()? })
+    let Ok(Ok(charge)) = input.bytes().map(TryFrom::try_from) else { return Ok(None) };
+    let request = input.fixed()?;
+    Ok(Some(FoldOnce { charge, request, captured: input.flag()?, at: input.int()? }))
 }
 
 pub(super) fn packed(number: u64) -> Vec<u8> {

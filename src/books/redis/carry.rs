@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::carried::{OPEN_AGAIN, SHUT, account, entry, kept_key, packed, stored};
+use super::carried::{OPEN_AGAIN, SHUT, account, entry, kept_key, owed, packed, stored};
 use super::ledger::{Entry, scope_and_key};
 use super::link::Link;
 use super::pack::{In, Malformed, Out};
@@ -30,9 +30,9 @@ const PAGE: usize = 100;
 /// The shards of a Redis.
 #[derive(Debug)]
 pub struct Shards {
-    link: Link,
+    pub(super) link: Link,
     prefix: String,
-    count: usize,
+    pub(super) count: usize,
 }
 
 /// Whether there are books in the shards.
@@ -92,11 +92,11 @@ impl Shards {
         Ok(Self { link: Link::new(place, TIMEOUT), prefix: prefix.to_owned(), count })
     }
 
-    fn keys(&self, shard: usize) -> Keys {
+    pub(super) fn keys(&self, shard: usize) -> Keys {
         Keys::new(&self.prefix, shard)
     }
 
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
         let value = self.link.send(command).await?;
         redis::from_redis_value(value).map_err(|error| OpenError::Redis(error.to_string()))
     }
@@ -146,6 +146,9 @@ impl Shards {
             let here = self.read_shard(shard, epoch, silence, &mut read.fold).await?;
             read.shards.push(here);
         }
+        // One shard closes a cycle before another, and forgets its accounts in its time.
+        let Fold { accounts, closed, .. } = &mut read.fold;
+        accounts.retain(|key, _| !key.is_closed(*closed));
         Ok(read)
     }
 
@@ -197,7 +200,7 @@ impl Shards {
             // The others count how many a scope has.
             let Ok(field) = <[u8; 24]>::try_from(field) else { continue };
             let known = kept_key(&bytes).map_err(odd)?;
-            if known.captured {
+            if let Some(known) = known.filter(|known| known.captured) {
                 fold.once.insert(scope_and_key(field), known);
             }
         }
@@ -211,7 +214,7 @@ impl Shards {
             end: number("seq")?,
             terms: terms.into_iter().map(|term| (term.name, term.from)).collect(),
             is_shut,
-            is_open: text("run") == self.run().await?,
+            is_open: text("run").split('-').next() == Some(&*self.run().await?),
             holds: holds.collect(),
             sessions: self.heard_of(&keys[7], silence).await?,
         })
@@ -366,6 +369,9 @@ impl Shards {
         meta.arg("scopes").arg(scopes.len()).arg("kept").arg(once.len());
         for none in ["holds", "ending", "ended", "sessions", "since", "lost"] {
             meta.arg(none).arg(0);
+        }
+        for (field, sum) in owed(accounts.iter().copied(), fold.closed) {
+            meta.arg(field).arg(sum);
         }
         // The first gateway opens the shard, as in any new run of the server.
         meta.arg("run").arg("").arg("opening").arg("").arg("terms").arg(terms.into_bytes());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::entrance::{Entered, tag};
-use super::journal;
+use super::journal::{self, Kept};
 use super::link::CallError;
 use super::pack::Out;
 use super::session::{Inner, Kind, Lease, Pending, Queue, Told};
@@ -35,10 +35,15 @@ pub(super) struct Driver {
     lives: u32,
     /// The number of the last batch; `None` before the session has joined the shard.
     number: Option<u64>,
+    /// The last one that changed something.
+    kept: Option<Kept>,
     /// Whether the shard is open to it, as far as it knows.
     has_entered: bool,
     /// When it is heard of next, if nothing else is asked.
     renew_at: Option<Instant>,
+    /// What is asked once more, because nobody knows yet, and when.
+    unsure: Vec<Pending>,
+    unsure_until: Option<Instant>,
 }
 
 impl Driver {
@@ -46,12 +51,27 @@ impl Driver {
         let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
         let (keys, name) = (shared.keys(shard), inner.name.clone());
         let (number, renew_at) = (None, None);
-        Self { inner, shared, shard, keys, name, lives: 0, number, has_entered: false, renew_at }
+        let (lives, kept, has_entered) = (0, None, false);
+        let (unsure, unsure_until) = (Vec::new(), None);
+        Self {
+            inner,
+            shared,
+            shard,
+            keys,
+            name,
+            lives,
+            number,
+            kept,
+            has_entered,
+            renew_at,
+            unsure,
+            unsure_until,
+        }
     }
 
     /// Until the session has been left and nothing waits any more.
     pub(super) async fn run(mut self, left: CancellationToken) {
-        let shared = Arc::clone(&self.shared);
+        let mut began = self.shared.began[self.shard].subscribe();
         loop {
             let batch = self.take();
             if !batch.is_empty() || self.renew_at.is_some_and(|at| at <= Instant::now()) {
@@ -61,11 +81,12 @@ impl Driver {
             tokio::select! {
                 () = self.queue().wake.notified() => {}
                 () = until(self.renew_at) => continue,
-                () = shared.began[self.shard].notified(), if self.number.is_some() => {
+                () = until(self.unsure_until) => continue,
+                Ok(()) = began.changed(), if self.number.is_some() => {
                     self.renew_at = Some(Instant::now());
                     continue;
                 }
-                () = left.cancelled() => {
+                () = left.cancelled(), if self.unsure.is_empty() => {
                     if self.queue().waiting.lock().is_empty() {
                         return;
                     }
@@ -80,8 +101,15 @@ impl Driver {
         &self.inner.shards[self.shard]
     }
 
-    fn take(&self) -> Vec<Pending> {
-        take(&mut self.queue().waiting.lock())
+    fn take(&mut self) -> Vec<Pending> {
+        let mut waiting = self.inner.shards[self.shard].waiting.lock();
+        if self.unsure_until.is_some_and(|until| until <= Instant::now()) {
+            self.unsure_until = None;
+            for pending in self.unsure.drain(..).rev() {
+                waiting.push_front(pending);
+            }
+        }
+        take(&mut waiting)
     }
 
     /// Has a batch done, whatever it takes. Waiters are told when it takes too long; what they
@@ -121,6 +149,13 @@ impl Driver {
                         self.void_holds(&batch);
                     }
                     batch = give_up(batch, REMOVED, |pending| {
+                        pending.gives_back() || pending.kind == Kind::Reads
+                    });
+                }
+                Err(Failed::Forgotten) => {
+                    unknown = None;
+                    self.void_holds(&batch);
+                    batch = give_up(batch, FORGOTTEN, |pending| {
                         pending.gives_back() || pending.kind == Kind::Reads
                     });
                 }
@@ -180,10 +215,10 @@ impl Driver {
             "the books have removed a session that was not heard of in time; what it held is resolved"
         );
         let retired = std::mem::replace(&mut self.name, name);
-        // Nobody else does again what is lost of it.
+        // Nobody waits for it when what is lost of it is done again.
         self.shared.retired[self.shard].lock().insert(retired);
         (self.number, self.renew_at) = (None, None);
-        self.has_entered = false;
+        (self.kept, self.has_entered) = (None, false);
         *self.queue().lease.lock() = None;
     }
 
@@ -219,6 +254,10 @@ impl Driver {
         let changes = batch.iter().any(|pending| pending.kind != Kind::Reads);
         let replica = self.shared.replica.filter(|_| changes);
         let called = self.shared.call(&self.keys, function, &args, replica).await?;
+        if called.is_empty() {
+            self.number = Some(number);
+            return Err(Failed::Forgotten);
+        }
         let charges: Vec<ChargeId> = batch.iter().map(|pending| pending.charge).collect();
         match wire::reply(&called, tag, &charges) {
             Ok(Called::Done(done)) => {
@@ -228,6 +267,7 @@ impl Driver {
                     let (entry, ops, reply) = (done.entry, &*args[1], &*called);
                     let batch = journal::Batch { session, number, term, entry, ops, reply };
                     journal.keep(self.shard, &batch);
+                    self.kept = Some(Kept { number, entry, term: done.term });
                 }
                 Ok(done.replies)
             }
@@ -252,7 +292,7 @@ impl Driver {
 
     /// Enters the shard, and says which number was the last.
     async fn enter(&mut self, last: Option<u64>) -> Result<u64, Failed> {
-        match self.shared.enter(self.shard, &self.name, last).await? {
+        match self.shared.enter(self.shard, &self.name, last, self.kept.as_ref()).await? {
             Entered::At(number) => {
                 (self.number, self.has_entered) = (Some(number), true);
                 Ok(number)
@@ -261,13 +301,19 @@ impl Driver {
         }
     }
 
-    fn answer(&self, batch: Vec<Pending>, replies: Vec<Reply>, sent: Instant) {
+    fn answer(&mut self, batch: Vec<Pending>, replies: Vec<Reply>, sent: Instant) {
         for (mut pending, reply) in batch.into_iter().zip(replies) {
             match (pending.kind, &reply) {
                 // Its waiter was told that the books do not answer, and forwards nothing.
                 (Kind::Hold(at), Reply::Done(..)) if pending.answer.is_none() => {
                     self.queue().void(pending.charge, at);
                 }
+                // It must arrive.
+                (Kind::GivesBack, Reply::Unsure) => {
+                    self.unsure_until.get_or_insert_with(|| Instant::now() + MAX_REST);
+                    self.unsure.push(pending);
+                }
+                (_, Reply::Unsure) => pending.answer(Err(BooksError::Unavailable(UNSURE.into()))),
                 _ => pending.answer(Ok(Told { reply, sent })),
             }
         }
@@ -328,6 +374,8 @@ pub(super) enum Failed {
     NoMemory,
     /// It was not executed, because the session is not registered any more.
     Removed,
+    /// It was executed, and the shard was built again since: nobody knows the reply any more.
+    Forgotten,
     /// It was not executed, and will not be.
     Refused(String),
 }
@@ -340,6 +388,7 @@ impl std::fmt::Display for Failed {
             }
             Self::NoMemory => f.write_str(NO_MEMORY),
             Self::Removed => f.write_str(REMOVED),
+            Self::Forgotten => f.write_str(FORGOTTEN),
         }
     }
 }
@@ -356,7 +405,9 @@ fn take(waiting: &mut std::collections::VecDeque<Pending>) -> Vec<Pending> {
     waiting.drain(..count.max(usize::from(!waiting.is_empty()))).collect()
 }
 
+const UNSURE: &str = "Redis came back, and not every gateway has done again what it has lost";
 const NO_MEMORY: &str = "Redis has no memory left (maxmemory)";
+const FORGOTTEN: &str = "the books were built again, and what they said is not known any more";
 const REMOVED: &str = "the books have removed this session, because it was not heard of in time";
 
 /// What is asked again of a batch that was not executed; the rest is told why not.

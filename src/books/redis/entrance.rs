@@ -7,17 +7,12 @@
 //! have not is an overdraft that everybody sees. One that comes when the shard is open again enters in
 //! the same way.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::drive::Failed;
-use super::journal::{Batch, Journal, Term, batches};
-use super::pack::Out;
+use super::journal::Kept;
 use super::welcome::{self, Here};
-use super::wire::{self, Called};
 use super::{Engine, OpenError, Shared, library};
-use crate::core::ids::ChargeId;
 
 /// Where a session goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,66 +23,36 @@ pub(super) enum Entered {
     Removed,
 }
 
-/// A batch that a shard has lost, with what it takes to do it again.
-#[derive(Debug)]
-struct Lost {
-    number: u64,
-    term: String,
-    entry: u64,
-    ops: Vec<u8>,
-    reply: Vec<u8>,
-}
-
-impl From<Batch<'_>> for Lost {
-    fn from(batch: Batch<'_>) -> Self {
-        Self {
-            number: batch.number,
-            term: batch.term.to_owned(),
-            entry: batch.entry,
-            ops: batch.ops.to_vec(),
-            reply: batch.reply.to_vec(),
-        }
-    }
-}
-
 impl Shared {
-    /// Has a session enter a shard; `last` is the number of its last batch that was done, if any was.
+    /// Has a session enter a shard; `last` is the number of its last batch that was done, if any was, and
+    /// `kept` is the last one in the journal. First this gateway does its part again, for all of its
+    /// sessions: what one of them did another one may be asked for.
     pub(super) async fn enter(
         &self,
         shard: usize,
         session: &str,
         last: Option<u64>,
+        kept: Option<&Kept>,
     ) -> Result<Entered, Failed> {
-        let here = self.look_in(shard, session, last.unwrap_or(0)).await?;
-        self.earlier_lives(shard, &here.terms).await?;
-        self.enter_as_found(shard, session, last, here).await
-    }
-
-    async fn enter_as_found(
-        &self,
-        shard: usize,
-        session: &str,
-        last: Option<u64>,
-        Here { known, terms }: Here,
-    ) -> Result<Entered, Failed> {
-        let mark = match (known, last) {
+        let mut here = self.look_in(shard, session, last.unwrap_or(0)).await?;
+        if self.does_its_part(shard, &here.terms, false).await? {
+            here = self.look_in(shard, session, last.unwrap_or(0)).await?;
+        }
+        // It was told of something while the journal was read.
+        if kept.is_some_and(|kept| kept.is_lost(here.known, &here.terms)) {
+            self.does_its_part(shard, &here.terms, true).await?;
+            here = self.look_in(shard, session, last.unwrap_or(0)).await?;
+        }
+        let mark = match (here.known, last) {
             (Some(known), Some(last)) if known > last + 1 => {
                 let why = format!("shard {shard}: another gateway has this one's name and data");
                 return Err(Failed::Refused(why));
             }
-            (Some(known), Some(last)) if known < last => {
-                self.do_again(shard, session, Some(known), &terms).await?;
-                last
-            }
+            // Behind what is there came what changed nothing.
             (Some(known), last) => last.unwrap_or(known),
-            (None, Some(last)) => {
-                if self.do_again(shard, session, None, &terms).await? == 0 {
-                    return Ok(Entered::Removed);
-                }
-                last
-            }
+            (None, Some(_)) => return Ok(Entered::Removed),
             (None, None) => {
-                self.join(shard, session, 0).await?;
+                self.join(shard, session, 0, true).await?;
                 0
             }
         };
@@ -110,7 +75,12 @@ impl Shared {
     }
 
     /// A call that may be made as often as one likes.
-    async fn ask(&self, shard: usize, function: &str, args: &[Vec<u8>]) -> Result<Vec<u8>, Failed> {
+    pub(super) async fn ask(
+        &self,
+        shard: usize,
+        function: &str,
+        args: &[Vec<u8>],
+    ) -> Result<Vec<u8>, Failed> {
         let called = self.call(&self.keys(shard), function, args, None).await;
         called.map_err(|failed| match failed {
             Failed::Unknown(why) => Failed::NotExecuted(why),
@@ -119,18 +89,36 @@ impl Shared {
     }
 
     /// What a shard says to a session that enters.
-    async fn look_in(&self, shard: usize, session: &str, last: u64) -> Result<Here, Failed> {
+    pub(super) async fn look_in(
+        &self,
+        shard: usize,
+        session: &str,
+        last: u64,
+    ) -> Result<Here, Failed> {
         let told = self.ask_as(session, shard, library::ENTER, &[last.into()]).await?;
         welcome::here(&told).map_err(odd)?.map_err(|why| refused(shard, &why))
     }
 
-    async fn join(&self, shard: usize, session: &str, number: u64) -> Result<(), Failed> {
-        let told = self.ask_as(session, shard, library::JOIN, &[number.into()]).await?;
+    /// Registers a session behind a number; a new one has nothing to do again.
+    pub(super) async fn join(
+        &self,
+        shard: usize,
+        session: &str,
+        number: u64,
+        is_new: bool,
+    ) -> Result<(), Failed> {
+        let numbers = [number.into(), is_new.into()];
+        let told = self.ask_as(session, shard, library::JOIN, &numbers).await?;
         welcome::joined(&told).map_err(odd)?.map_err(|why| refused(shard, &why)).map(|_| ())
     }
 
     /// Waits no longer than a call: a shard that is closed is asked again.
-    async fn ready(&self, shard: usize, session: &str, number: u64) -> Result<(), Failed> {
+    pub(super) async fn ready(
+        &self,
+        shard: usize,
+        session: &str,
+        number: u64,
+    ) -> Result<(), Failed> {
         let numbers = [number.into(), self.rejoin_timeout.as_micros()];
         let told = self.ask_as(session, shard, library::READY, &numbers).await?;
         let (is_open, absent) = match welcome::ready(&told).map_err(odd)? {
@@ -156,96 +144,6 @@ impl Shared {
             ))),
         }
     }
-
-    /// Does again what a shard has lost of a session, and says how many batches that were.
-    async fn do_again(
-        &self,
-        shard: usize,
-        session: &str,
-        known: Option<u64>,
-        terms: &[Term],
-    ) -> Result<usize, Failed> {
-        let lost = self.lost(shard, session, known, terms).await?;
-        let Some(first) = lost.first() else { return Ok(0) };
-        if known.is_none() {
-            self.join(shard, session, first.number - 1).await?;
-        }
-        let mut in_the_red = 0;
-        for batch in &lost {
-            in_the_red = in_the_red.max(self.repeat(shard, session, batch).await?);
-        }
-        tracing::warn!(
-            shard,
-            session,
-            batches = lost.len(),
-            in_the_red,
-            "Redis has lost what it had acknowledged; it is done again"
-        );
-        Ok(lost.len())
-    }
-
-    /// What a shard has lost of a session, in order.
-    async fn lost(
-        &self,
-        shard: usize,
-        session: &str,
-        known: Option<u64>,
-        terms: &[Term],
-    ) -> Result<Vec<Lost>, Failed> {
-        let Some(journal) = self.journal.clone() else { return Ok(Vec::new()) };
-        let (session, terms) = (session.to_owned(), terms.to_vec());
-        let find = move || {
-            let files = journal.read(shard)?;
-            let mut lost = BTreeMap::new();
-            for (_, batch) in files.iter().flat_map(|bytes| batches(bytes)) {
-                let is_lost = || match known {
-                    Some(known) => batch.number > known,
-                    None => !batch.is_there(&terms),
-                };
-                if batch.session != session {
-                    continue;
-                }
-                // What was done again once has a later entry too.
-                match is_lost() {
-                    true => lost.insert(batch.number, Lost::from(batch)),
-                    false => lost.remove(&batch.number),
-                };
-            }
-            Ok::<_, std::io::Error>(lost.into_values().collect())
-        };
-        let found = self.read_journal(find).await?;
-        found.map_err(|error| Failed::NotExecuted(format!("the journal of shard {shard}: {error}")))
-    }
-
-    /// Does a batch again, as it was done, and says how many accounts are in the red with it.
-    async fn repeat(&self, shard: usize, session: &str, batch: &Lost) -> Result<u64, Failed> {
-        let tag = tag(batch.number, shard);
-        let mut head = Out::default();
-        head.bytes(self.epoch.as_bytes()).bytes(session.as_bytes());
-        head.uint(batch.number).uint(tag);
-        let mut before = Out::default();
-        before.array(2).bytes(batch.term.as_bytes()).uint(batch.entry);
-        let args = [head.into_bytes(), batch.ops.clone(), before.into_bytes(), batch.reply.clone()];
-        let told = self.ask(shard, library::SETTLE, &args).await?;
-        let charges = vec![ChargeId([0; 16]); wire::count(&batch.ops).map_err(odd)?];
-        match wire::reply(&told, tag, &charges).map_err(odd)? {
-            Called::Done(done) => {
-                let again = Batch {
-                    session,
-                    number: batch.number,
-                    term: &done.term,
-                    entry: done.entry,
-                    ops: &batch.ops,
-                    reply: &batch.reply,
-                };
-                if let Some(journal) = self.journal.as_ref().filter(|_| done.entry > 0) {
-                    journal.keep(shard, &again);
-                }
-                Ok(done.in_the_red)
-            }
-            Called::Refused(why, _) => Err(Failed::NotExecuted(why)),
-        }
-    }
 }
 
 /// What the reply to a call says that it is one to.
@@ -257,74 +155,13 @@ fn refused(shard: usize, why: &str) -> Failed {
     Failed::Refused(format!("shard {shard} refuses this gateway: {why}"))
 }
 
-fn odd(error: impl std::fmt::Display) -> Failed {
+pub(super) fn odd(error: impl std::fmt::Display) -> Failed {
     Failed::NotExecuted(error.to_string())
 }
 
 impl Shared {
-    /// What is lost of earlier lives of this gateway is done again by whichever session enters first in
-    /// a term, and so is what was done under names that were removed since.
-    async fn earlier_lives(&self, shard: usize, terms: &[Term]) -> Result<(), Failed> {
-        let Some(term) = terms.last() else { return Ok(()) };
-        let mut done = self.entered[shard].lock().await;
-        if *done == term.name {
-            return Ok(());
-        }
-        if let Some(journal) = self.journal.clone() {
-            self.earlier_lives_of(shard, journal, terms).await?;
-        }
-        done.clone_from(&term.name);
-        self.began[shard].notify_waiters();
-        Ok(())
-    }
-
-    async fn earlier_lives_of(
-        &self,
-        shard: usize,
-        journal: Arc<Journal>,
-        terms: &[Term],
-    ) -> Result<(), Failed> {
-        let (mine, this) = (format!("{}/", self.gateway), self.this_life());
-        let (all, retired) = (terms.to_vec(), self.retired[shard].lock().clone());
-        let find = move || {
-            let files = journal.read(shard)?;
-            let mut lives = BTreeMap::new();
-            for (_, batch) in files.iter().flat_map(|bytes| batches(bytes)) {
-                let is_earlier = batch.session.starts_with(&mine)
-                    && (!batch.session.starts_with(&this) || retired.contains(batch.session));
-                if is_earlier && (!batch.is_there(&all) || lives.contains_key(batch.session)) {
-                    lives.insert(batch.session.to_owned(), batch.number);
-                }
-            }
-            Ok::<_, std::io::Error>(lives)
-        };
-        let lives = self.read_journal(find).await?.map_err(odd)?;
-        for (name, last) in lives {
-            let here = self.look_in(shard, &name, last).await?;
-            // Done again already.
-            if here.known.is_some_and(|known| known >= last) {
-                continue;
-            }
-            match self.enter_as_found(shard, &name, Some(last), here).await {
-                Ok(_) | Err(Failed::Waits(_)) => {}
-                Err(failed) => return Err(failed),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads something of the journal, one shard's files at a time: all of them at once would be more
-    /// than there is memory.
-    async fn read_journal<T: Send + 'static>(
-        &self,
-        read: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Failed> {
-        let _turn = self.reading.lock().await;
-        tokio::task::spawn_blocking(read).await.map_err(odd)
-    }
-
     /// What the names of all sessions of this life begin with.
-    fn this_life(&self) -> String {
+    pub(super) fn this_life(&self) -> String {
         format!("{}/{}/", self.gateway, self.incarnation)
     }
 }
@@ -362,7 +199,7 @@ impl Engine {
         let is_earlier = |name: &String| name.starts_with(&mine) && !name.starts_with(&this);
         let mut are_in = true;
         for name in owners.filter(is_earlier) {
-            match shared.enter(shard, &name, None).await {
+            match shared.enter(shard, &name, None, None).await {
                 Ok(_) => {}
                 Err(Failed::NotExecuted(why) | Failed::Waits(why)) => {
                     tracing::info!(shard, why, "this gateway left something there");
@@ -375,7 +212,7 @@ impl Engine {
         // What is lost may be of one that the shard does not know any more.
         match shared.look_in(shard, &this, 0).await {
             Ok(Here { terms, .. }) => {
-                if let Err(failed) = shared.earlier_lives(shard, &terms).await {
+                if let Err(failed) = shared.does_its_part(shard, &terms, false).await {
                     tracing::error!(shard, %failed, "what is lost of earlier lives stays so yet");
                 }
             }

@@ -31,7 +31,8 @@ fn size(reply: &Reply) -> usize {
         Reply::Ended(_, open) => size_of_hold(open),
         Reply::Found(charges) => charges.len(),
         Reply::Again(view) => known(view),
-        Reply::Known(_) | Reply::Unknown | Reply::Already(_) | Reply::Refused(_) => 1,
+        Reply::Known(_) | Reply::Unknown | Reply::Unsure => 1,
+        Reply::Already(_) | Reply::Refused(_) => 1,
     }
 }
 
@@ -44,11 +45,13 @@ fn size_of_hold(open: &OpenCharge) -> usize {
     open.legs.len() + names.sum::<usize>() + open.memo.len() + open.note.len()
 }
 
-/// How many values were read of replies to a session that enters, and of a shard's terms.
+/// How many values were read of replies to a session that enters or does things again, and of a
+/// shard's terms.
 pub fn welcome(bytes: &[u8]) -> usize {
     let here = welcome::here(bytes).map_or(0, |here| here.map_or(1, |here| here.terms.len()));
     let ready = welcome::ready(bytes).map_or(0, |ready| ready.map_or(1, |ready| ready.1.len()));
-    here + ready + welcome::terms(bytes).map_or(0, |terms| terms.len())
+    let again = welcome::again(bytes, None).map_or(0, |again| again.done.len());
+    here + ready + again + welcome::terms(bytes).map_or(0, |terms| terms.len())
 }
 
 /// Reads a reply to `join`: the last number of a session, or the length of why not.

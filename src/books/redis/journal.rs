@@ -42,14 +42,34 @@ pub(super) struct Term {
 }
 
 impl Batch<'_> {
-    /// Whether the shard has the batch. What came behind the entry from which the next term went on
-    /// is lost, and so is a term that the shard does not know, unless it begins behind it.
+    /// Whether the shard has the batch.
     pub(super) fn is_there(&self, terms: &[Term]) -> bool {
-        let end = match terms.iter().position(|term| term.name == self.term) {
-            Some(at) => terms.get(at + 1),
-            None => terms.first(),
-        };
-        end.is_none_or(|next| self.entry <= next.from)
+        is_there(self.term, self.entry, terms)
+    }
+}
+
+/// Whether the shard has an entry of a term. What came behind the entry from which the next term went
+/// on is lost, and so is a term that the shard does not know, unless it begins behind it.
+fn is_there(term: &str, entry: u64, terms: &[Term]) -> bool {
+    let end = match terms.iter().position(|known| known.name == term) {
+        Some(at) => terms.get(at + 1),
+        None => terms.first(),
+    };
+    end.is_none_or(|next| entry <= next.from)
+}
+
+/// Which batch of a session was kept last.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) number: u64,
+    pub(super) term: String,
+    pub(super) entry: u64,
+}
+
+impl Kept {
+    /// Whether the shard has lost it: `known` is the last number that it has of the session.
+    pub(super) fn is_lost(&self, known: Option<u64>, terms: &[Term]) -> bool {
+        known.is_none_or(|known| known < self.number) && !is_there(&self.term, self.entry, terms)
     }
 }
 
@@ -271,5 +291,10 @@ mod tests {
         // Where the oldest terms are not listed any more, what was before them is there.
         let of_old = |entry| Batch { term: "x", entry, ..batch(1) }.is_there(&terms[1..]);
         assert!(of_old(100) && !of_old(101));
+        let lost =
+            |entry, known| Kept { number: 7, term: "a".into(), entry }.is_lost(known, &terms);
+        assert!(lost(101, None) && lost(101, Some(6)));
+        // It was done again, or its session was removed.
+        assert!(!lost(101, Some(7)) && !lost(100, None));
     }
 }

@@ -3,13 +3,15 @@
 
 use smallvec::SmallVec;
 
+use super::cycles;
 use super::pack::{In, Malformed};
 use super::wire::{leg_kind, state_of};
 use crate::core::account::{AccountKey, Grant, Version};
 use crate::core::charge::{InDoubt, OutcomeMemo};
+use crate::core::cycle::Label;
 use crate::core::record::{
-    Adjust, Amend, Carried, CarriedKey, Finish, Hold, Known, Lasting, Leg, Once, Opening, Record,
-    Resolve, Used,
+    Adjust, Amend, Carried, CarriedKey, Close, Finish, Hold, Known, Lasting, Leg, Once, Opening,
+    Record, Resolve, Used,
 };
 
 /// What one call changed.
@@ -21,6 +23,8 @@ pub struct Entry<'a> {
     pub number: u64,
     /// What it did, in order.
     pub records: Vec<Record<'a>>,
+    /// What else is said of some of its records, by their places.
+    pub more: Vec<(usize, More)>,
     /// Of what was done again, because Redis had lost it: the term that it was in first, and its
     /// position there.
     pub before: Option<(&'a str, u64)>,
@@ -39,29 +43,117 @@ impl<'a> Entry<'a> {
             count => return Err(Malformed(format!("an entry of {count} values"))),
         };
         let (session, number) = (input.text()?, input.uint()?);
-        let count = input.array()?;
-        let records = (0..count).map(|_| record(&mut input)).collect::<Result<_, _>>()?;
+        let (mut records, mut more) = (Vec::new(), Vec::new());
+        for at in 0..input.array()? {
+            let (record, said) = record(&mut input)?;
+            records.push(record);
+            more.extend(said.map(|said| (at, said)));
+        }
         let mut before = None;
         if has_before {
             input.tuple(2)?;
             before = Some((input.text()?, input.uint()?));
         }
         input.end()?;
-        Ok(Self { session, number, records, before })
+        Ok(Self { session, number, records, more, before })
     }
 }
 
-fn record<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+/// What only whoever builds books again wants to know of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum More {
+    /// A hold that was put back by another session than its owner.
+    Back(Back),
+    /// The names that an amended charge has from then on.
+    Names(Vec<Name>),
+    /// The key under which an adjustment was made.
+    Key(Once),
+    /// What there is to the end of a charge.
+    End(End),
+}
+
+/// What there is to the end of a charge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    /// It is remembered, because another session than its owner's made it.
+    pub remembered: bool,
+    /// Whether a captured charge has its key: one that was captured late may have it again, and of
+    /// another one it may be somebody else's by then.
+    pub has_key: Option<bool>,
+}
+
+impl End {
+    /// As it is written: `REMEMBERED`, `KEY_LOST` and `HAS_KEY` of the library.
+    fn read(bits: u64) -> Self {
+        let has_key = match bits & 6 {
+            2 => Some(false),
+            4 => Some(true),
+            _ => None,
+        };
+        Self { remembered: bits & 1 == 1, has_key }
+    }
+}
+
+/// A name of an open charge, with its scope, as a shard has it.
+pub type Name = [u8; 24];
+
+/// What a hold had that was put back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Back {
+    /// Whose it is.
+    pub owner: String,
+    /// What was known of its use.
+    pub known: Option<Known>,
+    /// Its names.
+    pub names: Vec<Name>,
+    /// Which entry of the ledger has what it was then.
+    pub carried: u64,
+}
+
+fn record<'a>(input: &mut In<'a>) -> Result<(Record<'a>, Option<More>), Malformed> {
     let count = input.array()?;
     let kind = input.small()?;
-    match (kind, count) {
-        (1, 10) => hold(input),
-        (2, 10) => resolve(input),
-        (3, 9) => amend(input),
-        (5, 7) => adjust(input),
-        (CARRIED, 5) => carried(input),
-        _ => Err(Malformed(format!("a record of kind {kind} with {count} values"))),
+    let record = match (kind, count) {
+        (1, 10 | 11) => hold(input)?,
+        (2, 10 | 11) => resolve(input)?,
+        (3, 9 | 10) => amend(input)?,
+        (5, 7) => return adjust(input),
+        (CARRIED, 5) => carried(input)?,
+        (cycles::CLOSE, 4) => close(input)?,
+        _ => return Err(Malformed(format!("a record of kind {kind} with {count} values"))),
+    };
+    let more = match (kind, count) {
+        (1, 11) => Some(More::Back(back(input)?)),
+        (2, 11) => Some(More::End(End::read(input.uint()?))),
+        (3, 10) => Some(More::Names(names(input)?)),
+        _ => None,
+    };
+    Ok((record, more))
+}
+
+fn back(input: &mut In<'_>) -> Result<Back, Malformed> {
+    input.tuple(4)?;
+    let owner = input.text()?.to_owned();
+    let known = finish(input)?;
+    let names = if input.is_nothing() { Vec::new() } else { names(input)? };
+    Ok(Back { owner, known, names, carried: input.uint()? })
+}
+
+/// What becomes of a hold without its owner: only the use that is known is not in its record too.
+fn finish(input: &mut In<'_>) -> Result<Option<Known>, Malformed> {
+    let count = input.array()?;
+    let (_, memo) = (input.small()?, input.bytes()?);
+    if count < 3 {
+        return Ok(None);
     }
+    let count = input.array()?;
+    let keep = (0..count).map(|_| input.uint()).collect::<Result<_, _>>()?;
+    Ok(Some(Known { keep, memo: decode(memo)? }))
+}
+
+fn names(input: &mut In<'_>) -> Result<Vec<Name>, Malformed> {
+    let count = input.array()?;
+    (0..count).map(|_| input.fixed()).collect()
 }
 
 fn hold<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
@@ -139,11 +231,25 @@ fn amend<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
     Ok(Record::Amend(Amend { charge, at, openings, legs, known, expires, note, answer }))
 }
 
-fn adjust<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
-    let (_, at) = (input.bytes()?, input.int()?);
+fn adjust<'a>(input: &mut In<'a>) -> Result<(Record<'a>, Option<More>), Malformed> {
+    let (once, at) = (input.bytes()?, input.int()?);
     let openings = openings(input)?;
     let (key, delta, memo) = (account(input)?, input.int()?, input.bytes()?);
-    Ok(Record::Adjust(Adjust { at, openings, key, delta, memo }))
+    let once = match once.split_first_chunk() {
+        None => None,
+        Some((field, request)) => {
+            let (scope, key) = scope_and_key(*field);
+            let odd = |_| Malformed(format!("a request of {} bytes", request.len()));
+            Some(More::Key(Once { scope, key, request: request.try_into().map_err(odd)? }))
+        }
+    };
+    Ok((Record::Adjust(Adjust { at, openings, key, delta, memo }), once))
+}
+
+fn close<'a>(input: &mut In<'a>) -> Result<Record<'a>, Malformed> {
+    let (_, at, below) = (input.bytes()?, input.int()?, input.uint()?);
+    let below = u32::try_from(below).map_err(|_| Malformed(format!("a cycle {below}")))?;
+    Ok(Record::Close(Close { at, below: Label::from_digits(below) }))
 }
 
 /// The kind of a record of accounts that come from other books.

@@ -18,20 +18,30 @@ pub const CODE: &str = concat!(
     "\n",
     include_str!("lua/look.lua"),
     "\n",
+    include_str!("lua/cycles.lua"),
+    "\n",
     include_str!("lua/batch.lua"),
     "\n",
     include_str!("lua/shard.lua"),
     "\n",
     include_str!("lua/terms.lua"),
+    "\n",
+    include_str!("lua/repair.lua"),
 );
 
 pub(super) const APPLY: &str = "tollgate_1_apply";
 pub(super) const SETTLE: &str = "tollgate_1_settle";
+pub(super) const AGAIN: &str = "tollgate_1_again";
 pub(super) const CREATE: &str = "tollgate_1_create";
 pub(super) const ENTER: &str = "tollgate_1_enter";
 pub(super) const READY: &str = "tollgate_1_ready";
 pub(super) const JOIN: &str = "tollgate_1_join";
 pub(super) const LEAVE: &str = "tollgate_1_leave";
+pub(super) const INSPECT: &str = "tollgate_1_inspect";
+pub(super) const UNMAKE: &str = "tollgate_1_unmake";
+pub(super) const REFILL: &str = "tollgate_1_refill";
+pub(super) const REMAKE: &str = "tollgate_1_remake";
+pub(super) const SUMS: &str = "tollgate_1_sums";
 const NAME: &str = "tollgate_1";
 
 /// Has each master load the library, unless it has it: where memory is short it loads nothing, and

@@ -2,27 +2,51 @@
 //! pieces, so that no charge waits for it (f37).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use super::pack::{In, Malformed};
 use super::stored::StoredHold;
-use super::{Engine, NAMES, OpenError};
+use super::{Engine, HOLDS, Keys, META, NAMES, OpenError};
 use crate::books::{Books, OpenCharge};
 use crate::core::account::{Account, AccountKey, Balance};
 use crate::core::charge::State;
+use crate::core::cycle::Label;
 use crate::core::ids::ChargeId;
 use crate::core::record::instant;
 
 /// How many balances are read at once; a view has room for this many.
 const BALANCES: usize = 32;
 
+/// What the users of an org owe in a cycle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owed {
+    /// The org's id.
+    pub org: String,
+    /// The cycle.
+    pub period: Label,
+    /// Millionths of a credit.
+    pub amount: u64,
+}
+
+impl Owed {
+    /// Of a field of a shard's `meta`, where it is one of these.
+    fn read((field, value): (String, Vec<u8>)) -> Option<Self> {
+        let (period, org) = field.strip_prefix("owed:")?.split_once(':')?;
+        let amount = std::str::from_utf8(&value).ok()?.parse().ok()?;
+        Some(Self { org: org.to_owned(), period: Label::from_digits(period.parse().ok()?), amount })
+    }
+}
+
 /// What was seen when it was last looked.
 #[derive(Debug, Default)]
 pub struct Seen {
     holds: Mutex<(usize, Option<Timestamp>)>,
     balances: Mutex<HashMap<AccountKey, Balance>>,
+    owed: Mutex<Vec<Owed>>,
+    redone: AtomicU64,
     failed: AtomicBool,
     /// Captured and voided.
     in_doubt: Mutex<[usize; 2]>,
@@ -37,6 +61,20 @@ impl Seen {
     /// An account's balance, where it was one of those looked at.
     pub fn balance(&self, key: &AccountKey) -> Option<Balance> {
         self.balances.lock().get(key).copied()
+    }
+
+    /// What users owe, by org and cycle.
+    pub fn owed(&self) -> Vec<Owed> {
+        self.owed.lock().clone()
+    }
+
+    /// How many batches this gateway has done again that Redis had lost.
+    pub fn redone(&self) -> u64 {
+        self.redone.load(Relaxed)
+    }
+
+    pub(super) fn did_again(&self) {
+        self.redone.fetch_add(1, Relaxed);
     }
 
     /// How many holds were resolved at the start that this gateway had left open: captured, voided.
@@ -71,7 +109,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks for the oldest hold, and at these accounts.
+    /// Looks for the oldest hold, at these accounts, and at what users owe.
     ///
     /// # Errors
     /// When Redis does not answer; what was seen before stays.
@@ -96,7 +134,63 @@ impl Engine {
             balances.extend(some.iter().enumerate().map(|(slot, of)| (of.key, balance(slot))));
         }
         *self.shared.seen.balances.lock() = balances;
+        let mut owed = Vec::new();
+        for shard in 0..self.shared.shards {
+            let meta = redis::cmd("HGETALL").arg(&self.shared.keys(shard).0[META]).clone();
+            let fields: Vec<(String, Vec<u8>)> = self.read(&meta).await?;
+            owed.extend(fields.into_iter().filter_map(Owed::read));
+        }
+        *self.shared.seen.owed.lock() = owed;
         Ok(())
+    }
+
+    /// How many holds are open.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn open_holds(&self) -> Result<usize, OpenError> {
+        let mut open = 0;
+        for shard in 0..self.shared.shards {
+            let command = redis::cmd("HLEN").arg(&self.shared.keys(shard).0[HOLDS]).clone();
+            open += self.read::<usize>(&command).await?;
+        }
+        Ok(open)
+    }
+
+    /// Every account's balance, with its name.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or not as expected.
+    pub async fn balances(&self) -> Result<Vec<(AccountKey, String, Balance)>, OpenError> {
+        let mut all = Vec::new();
+        let odd = || OpenError::Books("an account that cannot be read".into());
+        for shard in 0..self.shared.shards {
+            let Keys([meta, accounts, names, ..]) = self.shared.keys(shard);
+            let accounts: Vec<(Vec<u8>, Vec<u8>)> =
+                self.read(&redis::cmd("HGETALL").arg(accounts).clone()).await?;
+            let names: HashMap<Vec<u8>, String> =
+                self.read(&redis::cmd("HGETALL").arg(names).clone()).await?;
+            // What is closed is gone, also where it is not forgotten yet.
+            let closed: Option<u32> =
+                self.read(&redis::cmd("HGET").arg(meta).arg("closed").clone()).await?;
+            let closed = Label::from_digits(closed.unwrap_or_default());
+            for (key, bytes) in accounts {
+                let name = names.get(&key).cloned().ok_or_else(odd)?;
+                let key: [u8; 21] = key.try_into().map_err(|_| odd())?;
+                let key = AccountKey::from_bytes(&key).ok_or_else(odd)?;
+                if key.is_closed(closed) {
+                    continue;
+                }
+                let mut input = In::new(&bytes);
+                let mut balance = || {
+                    let (base, adjusted) = (input.uint()?, input.int()?);
+                    let (held, captured) = (input.uint()?, input.uint()?);
+                    Ok::<_, Malformed>(Balance { base, adjusted, held, captured })
+                };
+                all.push((key, name, balance().map_err(|_| odd())?));
+            }
+        }
+        Ok(all)
     }
 
     /// Every open hold, in no order; one that is made or ends meanwhile is among them or not.

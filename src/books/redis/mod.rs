@@ -9,6 +9,7 @@
 //! number, and refuses any number but the next. So a reply that was lost is asked for again, and a
 //! call that comes late changes nothing.
 //!
+//! - `agree`: what all gateways have to be configured alike.
 //! - `pack`: MessagePack, as the library speaks it.
 //! - `wire`: operations and replies, with `stored` for a hold as it is there.
 //! - `foreign`: both, for whoever tries to break them.
@@ -20,18 +21,25 @@
 //! - `session`: the [`Books`](super::Books) of a worker.
 //! - `welcome`: what a shard says to a session that enters it.
 //! - `entrance`: how a session comes to use a shard, also of a server that has lost something.
+//! - `again`: what a shard has lost is done again.
 //! - `journal`: what was acknowledged, on this gateway's disk.
 //! - `recorded`: captures that Redis was silent to.
 //! - `drive`: takes a session's operations to Redis, and renews it.
 //! - `owners`: the holds of sessions that nobody hears of any more (D36).
+//! - `cycles`: those that are long over.
 //! - `ledger`: the records of a shard's stream.
 //! - `look`: what lists and gauges show.
 //! - `stream`: how far the streams are, and trimming.
 //! - `carry`: books as a whole, where they move, with `carried` (what it says to a shard).
+//! - `repair`: a shard that is not whole any more, with `rebuild` (what its records add up to)
+//!   and `refill` (what its keys are filled with).
 
+mod again;
+mod agree;
 mod carried;
 pub mod carry;
 mod check;
+mod cycles;
 mod drive;
 mod entrance;
 #[doc(hidden)]
@@ -45,7 +53,10 @@ mod node;
 mod owners;
 mod pack;
 mod place;
+pub mod rebuild;
 mod recorded;
+mod refill;
+pub mod repair;
 mod session;
 mod slots;
 mod stored;
@@ -53,6 +64,7 @@ mod stream;
 mod welcome;
 mod wire;
 
+pub use look::Owed;
 pub use session::Session;
 pub use stream::LedgerEntry;
 
@@ -60,23 +72,21 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Value};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::link::{CallError, Link};
-use self::pack::In;
 use self::place::Place;
 use self::wire::Endable;
 use super::{BooksError, OpenCharge, forgotten_before};
-use crate::core::account::{AccountKey, Balance};
 use crate::core::charge::State;
 use crate::core::ids::ChargeId;
 
@@ -202,17 +212,21 @@ pub(super) struct Shared {
     /// How long a server waits for a replica each time that it is asked, where changes count only then.
     replica: Option<Duration>,
     recorded: Option<Arc<recorded::Recorded>>,
-    /// Whoever reads the journal has it.
+    /// Whoever reads the journal, and does again what is in it, has it.
     reading: tokio::sync::Mutex<()>,
-    /// Of each shard the term in which earlier lives of this gateway have entered.
+    /// Of each shard the term in which this gateway has done its part again.
     entered: Box<[tokio::sync::Mutex<String>]>,
     /// Of each shard the names under which sessions of this life go on no more.
     retired: Box<[Mutex<BTreeSet<String>>]>,
     /// Of each shard, that a term has begun: sessions that have nothing to ask enter too.
-    began: Box<[Notify]>,
+    began: Box<[watch::Sender<()>]>,
     tasks: TaskTracker,
     runtime: Handle,
     seen: look::Seen,
+    /// Of each shard.
+    closed: Box<[cycles::Closed]>,
+    /// Cancelled when nobody is to ask any more: what was asked is still done.
+    closing: CancellationToken,
     /// Cancelled when the engine goes: nobody drives any more.
     end: CancellationToken,
 }
@@ -222,6 +236,7 @@ pub(super) struct Shared {
 pub(super) struct Keys([String; 10]);
 
 const META: usize = 0;
+const ACCOUNTS: usize = 1;
 const NAMES: usize = 2;
 const HOLDS: usize = 3;
 const ENDING: usize = 4;
@@ -261,7 +276,7 @@ impl Shared {
             true => {
                 let epoch = [self.epoch.clone().into_bytes()];
                 let create = keys.function(library::CREATE, &epoch);
-                Some(self.reads.call_kept(&create, self.replica).await?)
+                Some(self.make(&create).await?)
             }
             false => {
                 let epoch = redis::cmd("HGET").arg(&keys.0[META]).arg("epoch").clone();
@@ -278,9 +293,20 @@ impl Shared {
                 )))
             }
             None => Err(OpenError::Books(format!(
-                "shard {shard} is gone: what it held is lost, so nothing is served from it; \
-                 restore Redis from its files"
+                "shard {shard} is gone, so nothing is served from it: restore Redis from its files, \
+                 or build it again from the archive with `tollgate books repair`"
             ))),
+        }
+    }
+
+    /// Makes a shard, which may be asked for again: a replica that has just come needs a moment.
+    async fn make(&self, create: &Cmd) -> Result<Vec<u8>, CallError> {
+        let began = Instant::now();
+        loop {
+            match self.reads.call_kept(create, self.replica).await {
+                Err(CallError::Unknown(_)) if began.elapsed() < self.rejoin_timeout => {}
+                made => return made,
+            }
         }
     }
 
@@ -321,7 +347,7 @@ impl Engine {
             reading: tokio::sync::Mutex::default(),
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
             retired: (0..options.shards.max(1)).map(|_| Mutex::default()).collect(),
-            began: (0..options.shards.max(1)).map(|_| Notify::new()).collect(),
+            began: (0..options.shards.max(1)).map(|_| watch::Sender::new(())).collect(),
             link: Link::new(place.clone(), options.call_timeout),
             reads: Link::new(place, options.call_timeout.max(Duration::from_secs(5))),
             prefix: options.prefix,
@@ -335,6 +361,8 @@ impl Engine {
             tasks: TaskTracker::new(),
             runtime,
             seen: look::Seen::default(),
+            closed: (0..options.shards.max(1)).map(|_| cycles::Closed::default()).collect(),
+            closing: CancellationToken::new(),
             end: CancellationToken::new(),
         });
         check::servers(&shared.link, options.replica).await.map_err(OpenError::Redis)?;
@@ -344,6 +372,8 @@ impl Engine {
         }
         let session = shared.next_session();
         let engine = Self { shared, session, silent: owners::Silent::default() };
+        engine.agrees().await?;
+        engine.see_closed().await?;
         engine.earlier_lives_enter().await?;
         engine.settle_recorded().await;
         engine.resolve_left_open(now).await;
@@ -353,6 +383,16 @@ impl Engine {
     /// A new session. Each worker has one.
     pub fn session(&self) -> Session {
         self.shared.next_session()
+    }
+
+    /// Waits until what was asked is done, for as long as anybody waits for Redis; what is asked from
+    /// now on is not. What is not done then is resolved by whoever starts next, or by others.
+    pub async fn close(&self) {
+        self.shared.closing.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(self.shared.deadline, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("Redis has not answered to all that was asked");
+        }
     }
 
     async fn read<T: redis::FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
@@ -425,48 +465,6 @@ impl Engine {
         let due: Vec<Vec<u8>> = self.read(&command).await?;
         let id = |charge: Vec<u8>| charge.try_into().ok().map(ChargeId);
         Ok(due.into_iter().filter_map(id).collect())
-    }
-
-    /// How many holds are open.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn open_holds(&self) -> Result<usize, OpenError> {
-        let mut open = 0;
-        for shard in 0..self.shared.shards {
-            let command = redis::cmd("HLEN").arg(&self.shared.keys(shard).0[HOLDS]).clone();
-            open += self.read::<usize>(&command).await?;
-        }
-        Ok(open)
-    }
-
-    /// Every account's balance, with its name.
-    ///
-    /// # Errors
-    /// When Redis does not answer, or not as expected.
-    pub async fn balances(&self) -> Result<Vec<(AccountKey, String, Balance)>, OpenError> {
-        let mut all = Vec::new();
-        let odd = || OpenError::Books("an account that cannot be read".into());
-        for shard in 0..self.shared.shards {
-            let Keys([_, accounts, names, ..]) = self.shared.keys(shard);
-            let accounts: Vec<(Vec<u8>, Vec<u8>)> =
-                self.read(&redis::cmd("HGETALL").arg(accounts).clone()).await?;
-            let names: std::collections::HashMap<Vec<u8>, String> =
-                self.read(&redis::cmd("HGETALL").arg(names).clone()).await?;
-            for (key, bytes) in accounts {
-                let name = names.get(&key).cloned().ok_or_else(odd)?;
-                let key: [u8; 21] = key.try_into().map_err(|_| odd())?;
-                let key = AccountKey::from_bytes(&key).ok_or_else(odd)?;
-                let mut input = In::new(&bytes);
-                let mut balance = || {
-                    let (base, adjusted) = (input.uint()?, input.int()?);
-                    let (held, captured) = (input.uint()?, input.uint()?);
-                    Ok::<_, pack::Malformed>(Balance { base, adjusted, held, captured })
-                };
-                all.push((key, name, balance().map_err(|_| odd())?));
-            }
-        }
-        Ok(all)
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) struct Owner {
     /// Its last number, and when it was seen, as they are stored.
     mark: Vec<u8>,
     /// When it was seen, in microseconds since the Unix epoch by Redis' clock.
-    seen: i64,
+    pub(super) seen: i64,
 }
 
 impl Engine {
@@ -200,7 +200,7 @@ impl Engine {
     }
 
     /// Redis' clock, in microseconds since the Unix epoch.
-    async fn redis_clock(&self) -> Result<i64, OpenError> {
+    pub(super) async fn redis_clock(&self) -> Result<i64, OpenError> {
         let (seconds, micros): (i64, i64) = self.read(&redis::cmd("TIME")).await?;
         Ok(seconds.saturating_mul(1_000_000).saturating_add(micros))
     }

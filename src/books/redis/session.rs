@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 use super::Shared;
 use super::drive::Driver;
@@ -159,7 +159,7 @@ impl Session {
     pub(super) fn start(shared: &Arc<Shared>, name: String) -> Self {
         let shards = (0..shared.shards).map(|_| Queue::default()).collect();
         let inner = Arc::new(Inner { shared: Arc::clone(shared), name, shards });
-        let left = CancellationToken::new();
+        let left = shared.closing.child_token();
         for shard in 0..inner.shards.len() {
             let driver = Driver::new(&inner, shard).run(left.clone());
             let driving = shared.end.clone().run_until_cancelled_owned(driver);
@@ -294,6 +294,12 @@ impl Session {
         }
     }
 
+    /// Has a shard do something that is about no charge; false where it says no.
+    pub(super) async fn does(&self, shard: usize, op: Vec<u8>) -> Result<bool, BooksError> {
+        let reply = self.ask(shard, NO_CHARGE, Kind::GivesBack, Ok(op)).await?;
+        Ok(matches!(reply, Reply::Done(..)))
+    }
+
     /// Forgets what is forgotten in its time (f19), and was there before an instant.
     pub(super) async fn sweep(
         &self,
@@ -301,8 +307,7 @@ impl Session {
         before: i64,
         most: u64,
     ) -> Result<(), BooksError> {
-        let op = wire::sweep(before, most);
-        self.ask(shard, NO_CHARGE, Kind::GivesBack, Ok(op)).await.map(|_| ())
+        self.does(shard, wire::sweep(before, most)).await.map(|_| ())
     }
 }
 
@@ -451,8 +456,8 @@ impl Books for Session {
         Ok(view)
     }
 
-    fn is_closed(&self, _key: &AccountKey) -> bool {
-        false
+    fn is_closed(&self, org: &str, key: &AccountKey) -> bool {
+        self.inner.shared.is_closed(org, key)
     }
 
     async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
@@ -473,6 +478,7 @@ fn odd(reply: &Reply) -> BooksError {
         Reply::Short(_) => "short",
         Reply::Known(_) => "known",
         Reply::Unknown => "unknown",
+        Reply::Unsure => "unsure",
         Reply::Found(_) => "found",
         Reply::Again(_) => "again",
         Reply::Already(_) => "already",

@@ -47,7 +47,7 @@ impl StoredHold {
     pub(super) fn read(input: &mut In<'_>) -> Result<Self, Malformed> {
         // What comes behind the others is not there in every hold.
         let values = input.array()?;
-        if !(11..=13).contains(&values) {
+        if !(11..=14).contains(&values) {
             return Err(Malformed(format!("a hold of {values} values")));
         }
         let owner = input.text()?.to_owned();
@@ -86,8 +86,11 @@ impl StoredHold {
                 input.bytes()?;
             }
         }
-        if values > 12 {
+        if values > 12 && !input.is_nothing() {
             input.uint()?;
+        }
+        if values > 13 {
+            input.flag()?;
         }
         Ok(Self { owner, at, expires, legs, memo, note })
     }

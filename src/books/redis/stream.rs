@@ -3,6 +3,7 @@
 
 use super::journal::Term;
 use super::{Engine, Keys, LEDGER, META, OpenError, welcome};
+use crate::core::cycle::Label;
 
 /// How far a shard's ledger is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub struct Ledger {
     /// Its terms, the oldest first: the name of each, and the position of the last entry before it.
     /// A new one begins whenever Redis comes back, for it may have lost entries.
     pub terms: Vec<(String, u64)>,
+    /// Cycles that began before it are closed.
+    pub closed: Label,
 }
 
 /// An entry of a stream: its id, and its fields.
@@ -49,6 +52,11 @@ impl Engine {
         self.shared.shards
     }
 
+    /// Which books these are.
+    pub fn epoch(&self) -> &str {
+        &self.shared.epoch
+    }
+
     /// The shard of an org, or of a charge, by its home.
     pub fn shard_of(&self, home: u16) -> usize {
         self.shared.shard_of(home)
@@ -70,13 +78,16 @@ impl Engine {
     /// When Redis does not answer, or not as expected.
     pub async fn ledger_terms(&self, shard: usize) -> Result<Option<Ledger>, OpenError> {
         let Keys(keys) = self.shared.keys(shard);
-        let read = redis::cmd("HMGET").arg(&keys[META]).arg("seq").arg("terms").clone();
-        let (end, terms): (Option<u64>, Option<Vec<u8>>) = self.read(&read).await?;
+        let mut read = redis::cmd("HMGET");
+        read.arg(&keys[META]).arg("seq").arg("terms").arg("closed");
+        let (end, terms, closed): (Option<u64>, Option<Vec<u8>>, Option<u32>) =
+            self.read(&read).await?;
         let Some(end) = end else { return Ok(None) };
         let terms = welcome::terms(terms.as_deref().unwrap_or(&[0x90]));
         let terms = terms.map_err(|error| OpenError::Books(error.to_string()))?;
         let terms = terms.into_iter().map(|Term { name, from }| (name, from)).collect();
-        Ok(Some(Ledger { end, terms }))
+        let closed = Label::from_digits(closed.unwrap_or_default());
+        Ok(Some(Ledger { end, terms, closed }))
     }
 
     /// Deletes the entries of a shard's ledger up to a position. The ledger itself stays, also

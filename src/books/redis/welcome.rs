@@ -29,7 +29,7 @@ pub(super) fn terms(bytes: &[u8]) -> Result<Vec<Term>, Malformed> {
     some_terms(&mut In::new(bytes))
 }
 
-fn some_terms(input: &mut In<'_>) -> Result<Vec<Term>, Malformed> {
+pub(super) fn some_terms(input: &mut In<'_>) -> Result<Vec<Term>, Malformed> {
     let count = input.array()?;
     (0..count)
         .map(|_| {
@@ -61,4 +61,42 @@ pub(super) fn joined(bytes: &[u8]) -> Result<Result<u64, String>, Malformed> {
         "done" => Ok(Ok(input.uint()?)),
         why => Ok(Err(why.to_owned())),
     }
+}
+
+/// What became of batches that were done again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Again {
+    /// Those that were, in order.
+    pub(super) done: Vec<Repeated>,
+    /// How many accounts have less than nothing with one of them, at most.
+    pub(super) in_the_red: u64,
+    /// Why not all were.
+    pub(super) why: Option<String>,
+}
+
+/// A batch that was done again, and the term and the entry with which it is there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Repeated {
+    pub(super) number: u64,
+    pub(super) entry: u64,
+    pub(super) term: String,
+}
+
+/// Reads the reply to `again`; `tag` is that of the call, where it is known.
+pub(super) fn again(bytes: &[u8], tag: Option<u64>) -> Result<Again, Malformed> {
+    let mut input = In::new(bytes);
+    input.tuple(5)?;
+    let (what, of) = (input.text()?, input.uint()?);
+    if what != "again" || tag.is_some_and(|tag| tag != of) {
+        return Err(Malformed(format!("{what}, of call {of}")));
+    }
+    let done = (0..input.array()?).map(|_| {
+        input.tuple(3)?;
+        let (number, entry) = (input.uint()?, input.uint()?);
+        Ok(Repeated { number, entry, term: input.text()?.to_owned() })
+    });
+    let done = done.collect::<Result<_, Malformed>>()?;
+    let in_the_red = input.uint()?;
+    let why = if input.is_nothing() { None } else { Some(input.text()?.to_owned()) };
+    Ok(Again { done, in_the_red, why })
 }

@@ -53,9 +53,9 @@ pub(super) fn hold(ask: &Ask<'_>) -> Result<Vec<u8>, BooksError> {
 }
 
 /// What becomes of a hold without its owner.
-const VOID: u64 = 0;
-const WHOLE: u64 = 1;
-const USED: u64 = 2;
+pub(super) const VOID: u64 = 0;
+pub(super) const WHOLE: u64 = 1;
+pub(super) const USED: u64 = 2;
 
 pub(super) fn resolve(
     charge: ChargeId,
@@ -156,7 +156,7 @@ pub(super) fn end(charge: ChargeId, at: i64, which: Endable<'_>) -> Vec<u8> {
 
 /// How many charges that ended without their owner a shard remembers: some 300 bytes each. Whoever
 /// is late for one that is not remembered is told that it is unknown.
-const MAX_ENDED: u64 = 100_000;
+pub(super) const MAX_ENDED: u64 = 100_000;
 
 pub(super) fn adjust(adjustment: &Adjustment<'_>) -> Result<Vec<u8>, BooksError> {
     if adjustment.delta.unsigned_abs() > MAX_MICRO {
@@ -297,18 +297,18 @@ fn put_extra(out: &mut Out, extra: Option<(&[Account<'_>], &Post)>) -> Result<()
     }
 }
 
-fn put_keep(out: &mut Out, keep: &[u64]) {
+pub(super) fn put_keep(out: &mut Out, keep: &[u64]) {
     out.array(keep.len());
     for keep in keep {
         out.uint(*keep.min(&MAX_MICRO));
     }
 }
 
-fn encode<T: serde::Serialize>(what: &T) -> Result<Vec<u8>, BooksError> {
+pub(super) fn encode<T: serde::Serialize>(what: &T) -> Result<Vec<u8>, BooksError> {
     postcard::to_allocvec(what).map_err(|error| BooksError::Unavailable(error.to_string()))
 }
 
-fn code(state: State) -> u64 {
+pub(super) fn code(state: State) -> u64 {
     match state {
         State::Held => 0,
         State::Captured => 1,
@@ -343,6 +343,8 @@ pub(super) enum Reply {
     /// What was adjusted under a key before: the balance now.
     Again(View),
     Refused(BooksError),
+    /// Nobody knows yet: some session has not entered since Redis came back.
+    Unsure,
 }
 
 /// What a call came to.
@@ -362,8 +364,6 @@ pub(super) struct Done {
     pub(super) entry: u64,
     /// The term that it belongs to.
     pub(super) term: String,
-    /// Of what was done again: how many accounts have less than nothing with it.
-    pub(super) in_the_red: u64,
 }
 
 /// Reads the reply to the call with this tag; `charges` are those of its operations, in order.
@@ -383,9 +383,8 @@ pub(super) fn reply(bytes: &[u8], tag: u64, charges: &[ChargeId]) -> Result<Call
     let replies = charges.iter().map(|charge| one(&mut input, *charge));
     let replies = replies.collect::<Result<Vec<Reply>, Malformed>>()?;
     let (entry, term) = (input.uint()?, input.text()?.to_owned());
-    let in_the_red = if count > 5 { input.uint()? } else { 0 };
     input.end()?;
-    Ok(Called::Done(Done { replies, entry, term, in_the_red }))
+    Ok(Called::Done(Done { replies, entry, term }))
 }
 
 /// How many operations a batch has.
@@ -430,6 +429,7 @@ fn one(input: &mut In<'_>, charge: ChargeId) -> Result<Reply, Malformed> {
             Reply::Again(view(input)?)
         }
         10 => Reply::Refused(BooksError::KeyReused),
+        11 => Reply::Unsure,
         code => return Err(Malformed(format!("a status {code}"))),
     })
 }

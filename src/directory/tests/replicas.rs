@@ -14,6 +14,7 @@ use super::*;
 use crate::directory::change::Condition;
 use crate::directory::edit::How;
 use crate::sql::query;
+use sqlx::Connection as _;
 
 /// How long anything may take that is promised within a second: what it took is printed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -392,6 +393,34 @@ async fn a_server_that_is_away_refuses_changes_and_nothing_else() {
         assert!(directory.user(&id("acme"), &id("alice")).await.unwrap().is_some());
         let fresh = alone(&url).await;
         assert_eq!(shown(&directory.live.load()), shown(&fresh.live.load()));
+    }
+}
+
+/// Whoever brings a schema up to date may stand still, and a connection that is made again asks
+/// whether it is.
+#[tokio::test]
+async fn a_schema_that_somebody_keeps_is_not_waited_for_for_ever() {
+    let server = Postgres::shared().await;
+    let url = server.database();
+    let replica = Replica::open(&url).await;
+    let directory = &replica.directory;
+    apply(directory, "acme", ACME).await;
+    let mut other = sqlx::PgConnection::connect(&url).await.unwrap();
+    for sql in [
+        "BEGIN",
+        "LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    ] {
+        sqlx::query(sql).execute(&mut other).await.unwrap();
+    }
+    let edit = |name: &str| put(Kind::Group, How::Create, &json!({ "id": name }));
+    let refused = tokio::time::timeout(PATIENCE, write(directory, edit("refused"))).await.unwrap();
+    assert!(matches!(refused, Err(ApplyError::Store(_))), "{refused:?}");
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    let began = Instant::now();
+    while let Err(error) = write(directory, edit("written")).await {
+        assert!(began.elapsed() < PATIENCE, "{error}");
     }
 }
 

@@ -251,7 +251,7 @@ enum Answer {
 }
 
 async fn answer(upstream: &Arc<Upstream>, request: Request<Outgoing>) -> Answer {
-    let Ok((response, lease)) = upstream.send(request, &Upload::default()).await else {
+    let Ok((response, lease)) = upstream.send(request, &Upload::default(), || true).await else {
         return Answer::Nothing;
     };
     let (head, body) = response.into_parts();

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use jiff::Timestamp;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
 
 #[tokio::test]
 async fn d01_a_request_is_priced_forwarded_captured_and_receipted() {
@@ -165,7 +167,12 @@ pub enum Fault {
     Captured,
     /// An excess is beyond what they can hold.
     Range,
+    /// They do not hear of the gateway any more after it has asked them so often ([`MAY`]).
+    Unheard,
 }
+
+/// How often what is held may be forwarded.
+pub static MAY: AtomicUsize = AtomicUsize::new(0);
 
 /// Books of which that goes wrong.
 pub struct Faulty(pub embedded::Session, pub Fault);
@@ -249,8 +256,13 @@ impl Books for Faulty {
         self.0.balances(accounts).await
     }
 
-    fn is_closed(&self, key: &AccountKey) -> bool {
-        self.0.is_closed(key)
+    fn may_forward(&self, _charge: ChargeId, _held: Instant) -> bool {
+        let one_less = |may: usize| may.checked_sub(1);
+        self.1 != Fault::Unheard || MAY.fetch_update(SeqCst, SeqCst, one_less).is_ok()
+    }
+
+    fn is_closed(&self, org: &str, key: &AccountKey) -> bool {
+        self.0.is_closed(org, key)
     }
 
     async fn open_charge(&self, charge: ChargeId) -> Result<Option<OpenCharge>, BooksError> {
@@ -274,6 +286,34 @@ async fn d38_a_request_whose_hold_fails_is_voided_and_counted_once_as_refused() 
         .collect();
     let expected = r#"tollgate_requests_total{org="acme",route="/v1/images",outcome="refused",status_class="5xx"} 1"#;
     assert_eq!(counted, [expected]);
+}
+
+/// It is asked when the work begins, and again before each time that something is sent.
+#[tokio::test]
+async fn f36_what_took_long_to_send_is_not_sent_and_not_sent_again() {
+    let got = "[[route]]\npath = \"/v1/got\"\nupstream = \"media\"\nfeature = \"image\"\n";
+    let bench = Bench::over(got, |session| Faulty(session, Fault::Unheard)).await;
+    bench.backend.answers("200 OK", "x");
+    let ask = || {
+        bench.send(get("/v1/got").header("tollgate-user", "alice").body(Full::default()).unwrap())
+    };
+    let refused = |answer: &Answer| {
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "books_unavailable"));
+    };
+    for (may, sent) in [(0, 0), (1, 0)] {
+        MAY.store(may, SeqCst);
+        refused(&ask().await);
+        assert_eq!(bench.backend.seen().len(), sent, "{may}");
+    }
+    MAY.store(2, SeqCst);
+    assert_eq!(ask().await.receipt()["state"], "captured");
+    // A connection that was idle ends when it is used: what is safe would be sent again.
+    bench.backend.plays([Step::Close]);
+    MAY.store(2, SeqCst);
+    refused(&ask().await);
+    assert_eq!(bench.backend.seen().len(), 2);
+    bench.settled().await;
+    assert_eq!(bench.seat("alice").await, "102");
 }
 
 #[tokio::test]

@@ -30,6 +30,8 @@ pub(super) struct Row {
     key: Vec<u8>,
     record: Vec<u8>,
     at: At,
+    /// The key under which it was made once.
+    pub(super) once: Option<Vec<u8>>,
 }
 
 impl Row {
@@ -42,7 +44,7 @@ impl Row {
     ) -> (Option<Self>, Option<postcard::Error>) {
         let row = |id, org, charge| {
             let (key, record) = (key_bytes(&adjust.key), bytes.to_vec());
-            Self { id, org, charge, key, record, at }
+            Self { id, org, charge, key, record, at, once: None }
         };
         match postcard::from_bytes::<AdjustMemo<'_>>(adjust.memo) {
             Ok(memo) => (Some(row(memo.id, Some(memo.org.to_owned()), memo.charge)), None),
@@ -50,7 +52,12 @@ impl Row {
         }
     }
 
-    pub(super) async fn write(&self, db: &mut Connection) -> Result<(), sqlx::Error> {
+    /// `books` is the number of those in Redis that it was made in.
+    pub(super) async fn write(
+        &self,
+        db: &mut Connection,
+        books: Option<i64>,
+    ) -> Result<(), sqlx::Error> {
         let org = match &self.org {
             Some(org) => org.clone(),
             None => name(db, &self.key).await?.split('/').next().unwrap_or_default().to_owned(),
@@ -58,13 +65,14 @@ impl Row {
         // What is archived again is as it was recorded; its place stays. The places of an org are
         // in the order of its records, because all of them are in one journal or shard, which one
         // after the other archives.
-        let sql = "INSERT INTO adjustments (id, org, charge, record, position) \
-                   VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET \
+        let sql = "INSERT INTO adjustments (id, org, charge, record, position, once, books) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET \
                    charge = excluded.charge, record = excluded.record, \
-                   position = excluded.position";
+                   position = excluded.position, once = excluded.once, books = excluded.books";
         let insert = query(sql).bind(&self.id[..]).bind(org);
         let insert = insert.bind(Value::Bytes(self.charge.map(Vec::from))).bind(&self.record);
-        insert.bind(self.at.position as i64).execute(db).await?;
+        let insert = insert.bind(self.at.position as i64).bind(Value::Bytes(self.once.clone()));
+        insert.bind(Value::Number(books)).execute(db).await?;
         Ok(())
     }
 }

@@ -26,6 +26,11 @@ static SCHEMA: Schema = Schema {
     writer: None,
 };
 
+/// A link of its own to the database, for changes too.
+pub(super) fn link(place: Place) -> Link {
+    Link::new(place, &SCHEMA, false)
+}
+
 /// Links to the database, made when they are needed and again when they were lost.
 pub(super) struct Database {
     writer: Mutex<Link>,

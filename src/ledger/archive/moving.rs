@@ -54,7 +54,9 @@ impl Archive {
     /// # Errors
     /// When the database fails.
     pub async fn begin_shards(place: Place) -> Result<(), ArchiveError> {
-        Self::change(place, &["DELETE FROM shards", "DELETE FROM shard_terms"]).await
+        let tables =
+            ["DELETE FROM shards", "DELETE FROM shard_terms", "DELETE FROM shard_sessions"];
+        Self::change(place, &tables).await
     }
 
     /// A journal begins anew, whatever is known of another one. What is archived stays.

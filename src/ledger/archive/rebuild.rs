@@ -8,6 +8,7 @@ use super::adjustments::own_id;
 use super::{ArchiveError, At, Batch, write};
 use crate::books::journal::{Cursor, Damage, Next, Segments};
 use crate::books::snapshot;
+use crate::core::account::Grant;
 use crate::core::record::{Hold, Lasting, Record, instant};
 use crate::sql::{Connection, query};
 
@@ -87,7 +88,8 @@ async fn begin_later(
     let mut bases = snapshots.iter().filter(|(at, _)| *at >= first);
     if let Some(fold) = bases.find_map(|(_, path)| snapshot::read(path).ok()) {
         for (key, account) in fold.accounts {
-            batch.accounts.insert(key, account.name.into_string());
+            let grant = Grant { base: account.balance.base, version: account.version };
+            batch.open(key, &account.name, grant);
         }
         for (charge, hold) in &fold.holds {
             let record = Record::Lasting(Lasting {

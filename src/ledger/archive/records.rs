@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 
+use super::more;
 use super::{ArchiveError, At, dead, unreadable};
+use crate::books::redis::ledger::Name;
 use crate::core::account::{AccountKey, LegKind};
 use crate::core::charge::{ChargeDocument, ChargeRecord, LegLine, leg_documents};
 use crate::core::ids::ChargeId;
 use crate::core::note;
 use crate::core::record::{Amend, Finish, Hold, Lasting, Leg, Record, Resolve, add_legs, instant};
-use crate::sql::{Connection, query};
+use crate::sql::{Connection, Value, query};
 
 /// The end of a charge, with what was noted then.
 pub(super) type End<'a> = (Resolve<'a>, &'a [u8]);
@@ -29,7 +31,7 @@ pub(super) fn decoded<'a>(
 }
 
 /// A hold in the form of one that there is more to.
-fn lasting(bytes: &[u8]) -> Option<Lasting<'_>> {
+pub(super) fn lasting(bytes: &[u8]) -> Option<Lasting<'_>> {
     match Record::decode(bytes) {
         Ok(Record::Hold(hold)) => Some(Lasting { hold, expires: None, once: None, note: &[] }),
         Ok(Record::Lasting(lasting)) => Some(lasting),
@@ -57,19 +59,26 @@ pub(super) async fn amend(
     at: At,
     charge: &[u8],
     record: &[u8],
+    names: Option<&[Name]>,
 ) -> Result<bool, sqlx::Error> {
-    let select = query("SELECT hold FROM charges WHERE id = $1").bind(charge);
-    let hold: Option<Vec<u8>> = match select.fetch_optional(&mut *db).await? {
-        Some(row) => Some(row.try_get(0)?),
+    let select = query("SELECT hold, more FROM charges WHERE id = $1").bind(charge);
+    let row: Option<(Vec<u8>, Option<Vec<u8>>)> = match select.fetch_optional(&mut *db).await? {
+        Some(row) => Some((row.try_get(0)?, row.try_get(1)?)),
         None => None,
     };
-    let next = match (&hold, Record::decode(record)) {
-        (Some(hold), Ok(Record::Amend(amend))) => amended(hold, &amend),
+    let next = match (&row, Record::decode(record)) {
+        (Some((hold, more)), Ok(Record::Amend(amend))) => {
+            let mut open = more.as_deref().and_then(more::open);
+            if let Some(open) = &mut open {
+                open.amend(&amend, names);
+            }
+            amended(hold, &amend).map(|hold| (hold, open.as_ref().map(more::encode)))
+        }
         _ => None,
     };
-    let Some(next) = next else { return dead::resolution(db, at, charge, record).await };
-    let update = query("UPDATE charges SET hold = $1 WHERE id = $2");
-    update.bind(next).bind(charge).execute(db).await?;
+    let Some((hold, more)) = next else { return dead::resolution(db, at, charge, record).await };
+    let update = query("UPDATE charges SET hold = $1, more = $2 WHERE id = $3");
+    update.bind(hold).bind(Value::Bytes(more)).bind(charge).execute(db).await?;
     Ok(false)
 }
 

@@ -7,12 +7,14 @@
 //! so while the database is away the streams keep what is not archived.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
+use super::more::{self, Said, Sessions};
 use super::terms::Terms;
 use super::{Archive, ArchiveError, At, REST, dead};
 use crate::books::redis::ledger::Entry;
@@ -31,6 +33,8 @@ pub(super) struct Shards {
     engine: Arc<Engine>,
     /// How many archived entries of each shard stay in its stream.
     keep: u64,
+    /// The number of these books in the archive.
+    books: AtomicI64,
     known: Mutex<Vec<Known>>,
 }
 
@@ -65,11 +69,13 @@ impl Known {
 impl Shards {
     pub(super) fn new(engine: Arc<Engine>, keep: u64) -> Self {
         let known = Mutex::new(vec![Known::default(); engine.shards()]);
-        Self { engine, keep, known }
+        Self { engine, keep, books: AtomicI64::new(0), known }
     }
 
-    /// A row for each shard, where there is none yet.
+    /// A row for these books and for each shard, where there is none yet.
     pub(super) async fn begin(&self, db: &mut Connection) -> Result<(), sqlx::Error> {
+        let number = more::number_of(&mut *db, self.engine.epoch()).await?;
+        self.books.store(number, Ordering::Release);
         let rows =
             (0..self.engine.shards()).map(|shard| [(shard as i64).into(), Value::from(0_i64)]);
         let into = "INSERT INTO shards (shard, position)";
@@ -233,20 +239,28 @@ impl Archive {
         // Read under the lock, so that nobody has archived more than this meanwhile.
         let Some(ledger) = shards.engine.ledger_terms(shard).await? else { return Ok(None) };
         let terms = Terms::read(&mut transaction, shard, ledger.terms.clone()).await?;
-        let read = Read::new(shards, shard, (from, ledger.end), &terms).await?;
+        let mut read = Read::new(shards, shard, (from, ledger.end), &terms).await?;
+        read.batch.books = Some(shards.books.load(Ordering::Acquire));
         // Another Redis may have answered in between, whose entries are not of these terms: they would
         // count as archived, and what is done again of them would not be.
         let still = shards.engine.ledger_terms(shard).await?;
         if !still.is_some_and(|now| now.terms == ledger.terms && now.end >= ledger.end) {
             return Ok(None);
         }
-        let Read { batch, entries, position, .. } = read;
+        let Read { batch, entries, position, sessions, .. } = read;
         let mut dead = None;
         if batch.write(&mut transaction).await? {
             dead = Some(dead::count(&mut transaction).await?);
         }
         let update = query("UPDATE shards SET position = $1 WHERE shard = $2");
         update.bind(position as i64).bind(shard as i64).execute(&mut transaction).await?;
+        // What is closed by the end of the ledger may be so by an entry that is not archived yet.
+        if position >= ledger.end {
+            let update = query("UPDATE shards SET closed = $1 WHERE shard = $2");
+            let update = update.bind(i64::from(ledger.closed.digits()));
+            update.bind(shard as i64).execute(&mut transaction).await?;
+        }
+        more::write_sessions(&mut transaction, shard, &sessions, batch.newest).await?;
         terms.archived(&mut transaction, shard, position).await?;
         transaction.commit().await?;
         batch.tell();
@@ -262,6 +276,7 @@ struct Read<'a> {
     entries: usize,
     /// Up to where it leads.
     position: u64,
+    sessions: Sessions,
     terms: &'a Terms,
 }
 
@@ -274,7 +289,8 @@ impl<'a> Read<'a> {
         terms: &'a Terms,
     ) -> Result<Self, OpenError> {
         let start = terms.go_on(from);
-        let mut read = Self { batch: Batch::default(), entries: 0, position: start, terms };
+        let (batch, sessions) = (Batch::default(), Sessions::new());
+        let mut read = Self { batch, entries: 0, position: start, sessions, terms };
         if start < from {
             // Gateways do them again, each in an entry of its own.
             read.miss(shard, start + 1, from, "Redis has lost entries that are archived");
@@ -305,6 +321,8 @@ impl<'a> Read<'a> {
             Ok(entry) => entry,
             Err(error) => return self.batch.bury(at, &[], &error, bytes),
         };
+        let last = self.sessions.entry(entry.session.to_owned()).or_default();
+        *last = entry.number.max(*last);
         // What was archived before Redis lost it is here.
         if entry.before.is_some_and(|(term, position)| self.terms.has(term, position)) {
             return;
@@ -313,7 +331,10 @@ impl<'a> Read<'a> {
             let at = At { part, ..at };
             let mut own = Vec::new();
             match record.encode(&mut own) {
-                Ok(()) => self.batch.add(record, &own, at),
+                Ok(()) => {
+                    let said = Said::new(&entry, part as usize);
+                    self.batch.add_said(record, &own, at, Some(&said));
+                }
                 Err(error) => self.batch.bury(at, &[], &error, bytes),
             }
         }

@@ -201,7 +201,7 @@ fn close_cycles(play: &mut Play<OnFiles>) {
         .into_iter()
         .filter(|&id| {
             let account = play.world.newest(id);
-            play.sessions[0].is_closed(&account.key)
+            play.sessions[0].is_closed(account.name.org, &account.key)
         })
         .collect();
     for &id in &closed {

@@ -3,7 +3,7 @@
 local STEPS = {
     [HOLD] = Batch.hold, [RESOLVE] = Batch.resolve, [AMEND] = Batch.amend, [END] = Batch.finish,
     [ADJUST] = Batch.adjust, [READ] = Batch.read, [SWEEP] = Batch.sweep, [LOOK] = Batch.look,
-    [FIND] = Batch.find,
+    [FIND] = Batch.find, [CLOSE] = Batch.close, [FORGET] = Batch.forget_accounts,
 }
 
 -- Reads all that the operations of a batch can touch; of what is done again, with the replies that it
@@ -41,6 +41,8 @@ function Batch:load(ops, replies)
             if op[6] then key(op[6][1]) end
         elseif kind == READ then
             named(op[2])
+        elseif kind == FORGET then
+            for _, account in ipairs(op[3]) do accounts[account] = true end
         elseif kind == SWEEP then
             local before = string.format('(%.0f', op[2])
             self.swept = redis.call('ZRANGEBYSCORE', keys[KEPT], '-inf', before, 'LIMIT', 0, op[3])
@@ -89,6 +91,7 @@ function Batch:load(ops, replies)
     self.accounts = fetch(keys[ACCOUNTS], accounts)
     for field, bytes in pairs(self.accounts) do
         self.accounts[field] = {cmsgpack.unpack(bytes)}
+        self.owed[field] = owed(field, self.accounts[field])
     end
     self.once = fetch(keys[ONCE], once)
     for field, bytes in pairs(self.once) do self.once[field] = cmsgpack.unpack(bytes) end
@@ -111,10 +114,13 @@ function Batch:write()
         local a = self.accounts[key]
         put[#put + 1] = key
         put[#put + 1] = cmsgpack.pack(a[1], a[2], a[3], a[4], a[5], a[6])
+        self:put_owed(key)
     end
     call_many('HSET', keys[ACCOUNTS], put)
     call_many('HSET', keys[NAMES], self.new_names)
-    counts.accounts = counts.accounts + #self.new_names / 2
+    call_many('HDEL', keys[ACCOUNTS], self.gone)
+    call_many('HDEL', keys[NAMES], self.gone)
+    counts.accounts = counts.accounts + #self.new_names / 2 - #self.gone
     put = {}
     for charge in pairs(self.holds_changed) do
         local hold, was = self.holds[charge], self.were[charge]
@@ -174,4 +180,10 @@ function Batch:write()
         put[2 * index - 1], put[2 * index] = name, string.format('%.0f', counts[name])
     end
     redis.call('HSET', keys[META], unpack(put))
+    if next(self.new_days) then self:put_days() end
+    if self.closes then
+        redis.call('HSET', keys[META], 'closed', self.closes)
+        self:forget_owed()
+    end
+    if self.forgotten then redis.call('HSET', keys[META], 'forgotten', self.forgotten) end
 end

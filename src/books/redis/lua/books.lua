@@ -11,7 +11,9 @@
 -- (held and captured) has the same bound, so that every sum below is exact where it matters.
 --
 -- Keys, all of one hash slot:
---   meta      hash: epoch, seq (of the ledger), closed (cycles before it are), and how much there is
+--   meta      hash: epoch, seq (of the ledger), closed (cycles before it are) and forgotten (accounts
+--             of cycles before it are gone), the last day on which something was recorded and the
+--             last DAYS of them, owed:<cycle>:<org> (what its users owe in it), and how much there is
 --             of accounts, holds, ending, keys, scopes, kept, ended, sessions; run, opening, since,
 --             lost and terms (see "A server that comes back")
 --   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
@@ -24,7 +26,7 @@
 --   kept      sorted set, what is forgotten in its time: keys of captured charges and of adjustments
 --             (24 bytes), by when they were held or made; charges that ended without their owner (16
 --             bytes), by when they did
---   sessions  hash: session -> its mark (last number, when it was seen, in which run of the server);
+--   sessions  hash: session -> its mark (last number, when it was seen, in which term it has entered);
 --             session:r -> the reply to that number
 --   ledger    stream: an entry for each call that changed something; its ids count from 1: {session,
 --             number, records}, and of what was done again {term, seq} that it had first
@@ -50,7 +52,8 @@
 --
 -- Of a charge that several sessions had to do with, each does its part again, in any order. Whoever
 -- resolved or changed another one's hold has it in his reply (`{..., false, carried}`), and can put it
--- back himself; a hold that comes behind that is not put back again.
+-- back himself; a hold that comes behind that is not put back again. Where the hold is there, and is not
+-- what it was when it was ended, what was kept of it is captured as the reply says.
 
 local META, ACCOUNTS, NAMES, HOLDS, ENDING, ONCE, KEPT, SESSIONS, LEDGER, ENDED =
     1, 2, 3, 4, 5, 6, 7, 8, 9, 10
@@ -68,25 +71,37 @@ local H_OWNER, H_AT, H_EXPIRES, H_ONCE, H_LEGS, H_NAMED, H_SLOTS, H_FINISH, H_DO
 local H_NAMES = 12
 -- Of one that was put back by another than its owner: which entry of the ledger has what it was then.
 local H_CARRIED = 13
+-- That another session than its owner's has changed it.
+local H_CHANGED = 14
 -- A charge that ended without its owner: how; of one that can still be captured what it took, which
 -- accounts it named, and the key it was made under, with its request and when it was held.
 local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
 
 -- Kinds of operations, and of entries of the ledger.
 local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local CLOSE, FORGET = 11, 12
 -- What became of an operation.
 local DONE, SHORT, KNOWN, UNKNOWN, CLOSED, RANGE, TOO_MANY_KEYS, ALREADY = 0, 1, 2, 3, 4, 5, 6, 7
-local FOUND, AGAIN, REUSED = 8, 9, 10
+local FOUND, AGAIN, REUSED, UNSURE = 8, 9, 10, 11
 -- What becomes of a hold without its owner.
 local VOID, WHOLE, USED = 0, 1, 2
 -- How a charge ends.
 local CAPTURED_STATE, VOIDED_STATE, EXPIRED_STATE = 1, 2, 3
+-- What else is said of the end of a charge: that it is remembered because another session than its owner's
+-- has ended it; that its key is another one's; that it was captured late and has its key.
+local REMEMBERED, KEY_LOST, HAS_KEY = 1, 2, 4
+-- The kind of an account that tells what a user owes: the last byte of its key.
+local OVERDRAFT = 1
 -- The kind of a leg that counts against the cap of the one before it.
 local CAP = 5
 
 -- What is counted of a shard, in `meta`.
 local COUNTS =
     {'seq', 'accounts', 'holds', 'ending', 'keys', 'scopes', 'kept', 'ended', 'sessions'}
+-- How many days on which something was recorded are known: so many lie behind a cycle that is closed.
+local DAYS, DAY = 100, 86400000000
+-- How many open holds are looked at in one call.
+local MOST_LOOKED_AT = 10000
 -- How long the id of a charge is; whatever else is forgotten in its time has longer names.
 local CHARGE_BYTES = 16
 
@@ -146,9 +161,15 @@ local function is_newer(account, stored)
     return account[A_EPOCH] > epoch or (account[A_EPOCH] == epoch and account[A_NUMBER] > number)
 end
 
--- This run of this server process, as long as it lasts: a library is read anew by each.
+-- This run of this server process, as long as it lasts: a library is read anew by each. A master that
+-- was a replica in between reads it anew too where it took over another one's data, and has another
+-- replication id since it is master again: that is another run, because what it had may be lost.
 local process
 local function this_run()
-    if not process then process = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') end
+    if not process then
+        process = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+        local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+        process = process .. '-' .. string.sub(id or '', 1, 8)
+    end
     return process
 end

@@ -49,13 +49,19 @@ end
 function Batch:resolve_ended(op, was)
     local charge, keep, accounts, sources, look, at, note, answer, late, promised =
         op[2], op[4], op[5], op[6], op[7], op[8], op[10], op[11], op[12], op[14]
-    local ended, openings = self.ended[charge], {}
-    if was and not ended then
-        local _, names, had_ended = carried(was)
-        ended = had_ended
-        if ended then self:open_legs(ended[E_LEGS], ended[E_NAMED], names, openings) end
+    local ended, openings, had_key = self.ended[charge], {}, nil
+    if was then
+        local _, names, had_ended
+        _, names, had_ended, had_key = carried(was)
+        if had_ended and not ended then
+            ended = had_ended
+            if self:is_over(ended[E_NAMED]) then return {DONE, {}, {}} end
+            self:open_legs(ended[E_LEGS], ended[E_NAMED], names, openings)
+        end
     end
     if ended and ended[E_STATE] == EXPIRED_STATE and not promised then late = false end
+    -- Nothing is captured in a cycle that is closed.
+    if ended and ended[E_NAMED] and self:is_over(ended[E_NAMED]) then late = false end
     local kept = ended and ended[E_LEGS] and late and self:late_legs(ended[E_LEGS], keep)
     if not kept then return self:already(charge) end
     if not self:force(kept) then return {RANGE} end
@@ -78,14 +84,19 @@ function Batch:resolve_ended(op, was)
     end
     -- Whoever repeats the request under its key is told so, unless another charge has the key by now.
     local once = ended[E_ONCE]
-    if once and not self.once[once[1]] then
+    local has_key = once and not self.once[once[1]]
+    if was then has_key = once and had_key end
+    if has_key then
+        if self.once[once[1]] then self:key_ends(once[1]) end
         self:key_begun({once[1], string.sub(once[1], 1, 8), once[2]}, charge, once[3])
         self:key_captured(once[1])
     end
-    self:record({RESOLVE, charge, at, openings, all, CAPTURED_STATE, {}, late, note, answer})
+    self:record_end({RESOLVE, charge, at, openings, all, CAPTURED_STATE, {}, late, note, answer},
+        has_key and HAS_KEY or 0)
     local reply = {DONE, legs, self:view_of(ended[E_NAMED])}
     if not was then
-        reply[4], reply[5] = false, cmsgpack.pack({false, self:names_of(ended[E_LEGS]), ended})
+        reply[4], reply[5] = false, cmsgpack.pack(
+            {false, self:names_of(ended[E_LEGS]), ended, has_key or false})
     end
     return reply
 end
@@ -140,15 +151,17 @@ function Batch:finish(op, was)
         keep = finish[3]
     end
     if was then state, keep = was[4][1], was[4][2] end
-    local kept = self:settle(charge, hold, state, keep)
+    local openings, extra = {}, {}
+    if was then keep = self:keep_as_then(hold, was, keep, openings, extra) end
+    local kept, more = self:settle(charge, hold, state, keep)
     local ended = {state}
     if state ~= CAPTURED_STATE then
-        local once = hold[H_ONCE]
-        ended = {state, hold[H_LEGS], hold[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
+        local once, before = hold[H_ONCE], was and carried(was) or hold
+        ended = {state, before[H_LEGS], before[H_NAMED], once and {once[1], once[2], hold[H_AT]}}
         -- There may be many of those, and few of them are captured late.
         if state == EXPIRED_STATE and not was then most = most / 2 end
     end
     self:remember(charge, ended, at, most)
-    self:record({RESOLVE, charge, at, {}, {}, state, kept, memo, '', ''})
+    self:record_end({RESOLVE, charge, at, openings, extra, state, kept, memo, '', ''}, more)
     return {DONE, {}, {}, self:describe(hold, state, kept)}
 end

@@ -2,6 +2,14 @@
 
 function Batch:record(entry)
     self.entries[#self.entries + 1] = entry
+    local day = math.floor(entry[3] / DAY)
+    if day ~= self.day then self.new_days[day] = true end
+end
+
+-- The end of a charge, with what else is said of it.
+function Batch:record_end(entry, more)
+    if more > 0 then entry[#entry + 1] = more end
+    self:record(entry)
 end
 
 -- Puts a hold where it is found, or takes it away.
@@ -11,13 +19,12 @@ function Batch:put_hold(charge, hold)
 end
 
 -- What this session has in its reply of another's charge: the hold, or false; the names of its legs'
--- accounts; and how it had ended where it was captured late.
+-- accounts; and where it was captured late, how it had ended, and whether it had its key again.
 local function carried(was)
     if not was or was[1] ~= DONE then return false end
     if was[4] then return was[4][3], was[4][4] end
     if not was[5] then return false end
-    local hold, names, ended = unpack(cmsgpack.unpack(was[5]))
-    return hold, names, ended
+    return unpack(cmsgpack.unpack(was[5]))
 end
 
 -- Sees that the accounts of legs are there.
@@ -37,7 +44,7 @@ end
 -- Puts back another's hold, with all that it took.
 function Batch:carry(charge, was)
     local hold, names = carried(was)
-    if not hold or self.ended[charge] then return nil end
+    if not hold or self.ended[charge] or self:is_over(hold[H_NAMED]) then return nil end
     local legs, openings = hold[H_LEGS], {}
     self:open_legs(legs, hold[H_NAMED], names, openings)
     for at = 1, #legs, 3 do
@@ -53,7 +60,8 @@ function Batch:carry(charge, was)
         self:key_begun_again({once[1], string.sub(once[1], 1, 8), once[2]}, charge, hold[H_AT])
     end
     self:record({HOLD, charge, hold[H_AT], openings, legs, hold[H_DOUBT], hold[H_MEMO],
-        hold[H_EXPIRES], once, hold[H_NOTE]})
+        hold[H_EXPIRES], once, hold[H_NOTE],
+        {hold[H_OWNER], hold[H_FINISH], hold[H_NAMES], hold[H_CARRIED]}})
     return hold
 end
 
@@ -65,9 +73,9 @@ function Batch:names_of(legs)
     return names
 end
 
--- What a reply says besides of another's hold, so that this session can put it back.
+-- What a reply says besides of a hold that others have to do with, so that this session can put it back.
 function Batch:with_hold(reply, hold)
-    if hold[H_OWNER] ~= self.session and not self.before then
+    if (hold[H_OWNER] ~= self.session or hold[H_CHANGED]) and not self.before then
         reply[4], reply[5] = false, cmsgpack.pack({hold, self:names_of(hold[H_LEGS]), false})
     end
     return reply
@@ -77,6 +85,9 @@ function Batch:hold(op, was)
     local charge, accounts, sources, look, at, expires, once, finish, doubt, memo, note =
         op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12]
     if was and (self.holds[charge] or self.ended[charge]) then return {DONE, {}, {}} end
+    for _, account in ipairs(was and accounts or {}) do
+        if self:is_closed(account) then return {DONE, {}, {}} end
+    end
     if self.holds[charge] then return {RANGE} end
     if once and not was then
         local status, kept = self:key_begins(once, charge)
@@ -122,9 +133,10 @@ function Batch:view_of(named)
     return view
 end
 
--- Ends a hold: of each leg so much is captured, the rest returns.
+-- Ends a hold: of each leg so much is captured, the rest returns. Says what is captured, and KEY_LOST
+-- where its key is another one's by now.
 function Batch:settle(charge, hold, state, keep)
-    local legs, kept = hold[H_LEGS], {}
+    local legs, kept, more = hold[H_LEGS], {}, 0
     for at = 1, #legs, 3 do
         local key, amount = legs[at], legs[at + 2]
         local index = (at + 2) / 3
@@ -146,9 +158,47 @@ function Batch:settle(charge, hold, state, keep)
             else
                 self:key_ends(field)
             end
+        elseif state == CAPTURED_STATE and not (known and known[1] == charge) then
+            more = KEY_LOST
         end
     end
-    return kept
+    return kept, more
+end
+
+-- What was captured late, and is open yet because its void comes later this time, has its key if it had
+-- it then.
+function Batch:key_as_it_was(charge, hold, was)
+    local _, _, ended, had_key = carried(was)
+    local once = hold[H_ONCE]
+    if not ended or not once then return end
+    local known = self.once[once[1]]
+    local is_its = known and known[1] == charge
+    if known and (is_its ~= had_key) and (had_key or not known[3]) then self:key_ends(once[1]) end
+    if had_key and not is_its then
+        self:key_begun({once[1], string.sub(once[1], 1, 8), once[2]}, charge, hold[H_AT])
+    end
+end
+
+-- Ends a hold again that is not what it was when this session ended it: whoever else changed it comes
+-- later, and finds it ended. What was kept then is captured as legs of their own, so that nobody has to
+-- know which legs it has by now. Returns what is still kept of those.
+function Batch:keep_as_then(hold, was, keep, openings, extra)
+    local before, names = carried(was)
+    if not before or self:is_over(before[H_NAMED]) then return keep end
+    local has, legs = hold[H_LEGS], before[H_LEGS]
+    local is_same = #has == #legs
+    for at = 1, #legs do is_same = is_same and has[at] == legs[at] end
+    if is_same then return keep end
+    self:open_legs(legs, before[H_NAMED], names, openings)
+    for at = 1, #legs, 3 do
+        local amount = math.min(keep[(at + 2) / 3] or 0, legs[at + 2])
+        if amount > 0 then
+            local stored, last = self.accounts[legs[at]], #extra
+            stored[CAPTURED] = stored[CAPTURED] + amount
+            extra[last + 1], extra[last + 2], extra[last + 3] = legs[at], legs[at + 1], amount
+        end
+    end
+    return {}
 end
 
 function Batch:resolve(op, was)
@@ -157,6 +207,7 @@ function Batch:resolve(op, was)
     local hold = self.holds[charge]
     if was then hold = hold or self:carry(charge, was) end
     if not hold then return self:resolve_ended(op, was) end
+    if was then self:key_as_it_was(charge, hold, was) end
     local openings, legs, extra = {}, {}, {}
     if sources then
         local status, taken, view =
@@ -165,15 +216,17 @@ function Batch:resolve(op, was)
         if status == SHORT then return {SHORT, view} end
         legs, extra = taken, by_account(taken, accounts)
     end
-    local kept = self:settle(charge, hold, state, keep)
+    if was then keep = self:keep_as_then(hold, was, keep, openings, extra) end
+    local kept, more = self:settle(charge, hold, state, keep)
     if was then
         -- Its hold may still come, from whoever made it or changed it.
         self:remember(charge, {state}, at, math.huge)
     elseif most and hold[H_OWNER] ~= self.session and hold[H_EXPIRES] == 0 then
         -- Its owner is still at work on it, and is told at its end.
         self:remember(charge, {state}, at, most)
+        more = more + REMEMBERED
     end
-    self:record({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer})
+    self:record_end({RESOLVE, charge, at, openings, extra, state, kept, memo, note, answer}, more)
     return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, hold)
 end
 
@@ -202,8 +255,13 @@ function Batch:amend(op, was)
     if finish then hold[H_FINISH] = finish end
     if note then hold[H_NOTE] = note end
     if names then self:give_names(charge, hold, names) end
+    if hold[H_OWNER] ~= self.session then
+        hold[H_NAMES], hold[H_CARRIED] = hold[H_NAMES] or false, hold[H_CARRIED] or false
+        hold[H_CHANGED] = true
+    end
     self:put_hold(charge, hold)
-    self:record({AMEND, charge, at, openings, taken, known, expires, note, answer})
+    self:record({AMEND, charge, at, openings, taken, known, expires, note, answer,
+        names and hold[H_NAMES] or nil})
     return self:with_hold({DONE, legs, self:view_of(hold[H_NAMED])}, before)
 end
 

@@ -10,6 +10,14 @@ function Batch:is_closed(account)
     return account[A_ENDS] > 0 and account[A_ENDS] < self.closed
 end
 
+-- Whether one of the accounts that a hold named is of a closed cycle.
+function Batch:is_over(named)
+    for at = 3, #named, 6 do
+        if named[at] > 0 and named[at] < self.closed then return true end
+    end
+    return false
+end
+
 -- The balance of an account under the newer of its two grants.
 function Batch:balance(account)
     if self:is_closed(account) then return {0, 0, 0, 0} end
@@ -59,12 +67,16 @@ local function put_view(view, slot, balance)
 end
 
 -- Takes the legs that were taken before, whatever their accounts have, and names the accounts that
--- were seen then.
+-- were seen then. What a cycle gave that is closed by now is over.
 function Batch:post_again(accounts, was, side, openings)
-    local legs, view, order = was[2], was[3], {}
-    for at = 1, #legs, 3 do
-        local stored = self:open(accounts[legs[at] + 1], openings)
-        stored[side] = stored[side] + legs[at + 2]
+    local taken, view, order, legs = was[2], was[3], {}, {}
+    for at = 1, #taken, 3 do
+        local account, last = accounts[taken[at] + 1], #legs
+        if not self:is_closed(account) then
+            local stored = self:open(account, openings)
+            stored[side] = stored[side] + taken[at + 2]
+            legs[last + 1], legs[last + 2], legs[last + 3] = taken[at], taken[at + 1], taken[at + 2]
+        end
     end
     for at = 1, #view, 5 do order[#order + 1] = view[at] end
     return DONE, legs, {}, order
@@ -96,6 +108,8 @@ function Batch:post(accounts, sources, look, side, openings, was)
     local function debit(slot, kind, amount)
         local balance = seen[slot]
         if amount > MAX - (balance[HELD] + balance[CAPTURED]) then in_range = false end
+        -- Nothing can be forced on what is closed.
+        if self:is_closed(accounts[slot + 1]) then in_range = false end
         balance[side] = balance[side] + amount
         local at = #legs
         legs[at + 1], legs[at + 2], legs[at + 3] = slot, kind, amount
@@ -172,7 +186,10 @@ function Batch:adjust(op, was)
         end
         if status then return {status} end
     end
-    if self:is_closed(account) and not was then return {CLOSED} end
+    if self:is_closed(account) then
+        if was then return {DONE, {}, {}} end
+        return {CLOSED}
+    end
     local before = self:balance(account)
     local sum = before[ADJUSTED] + delta
     if math.abs(sum) > MAX or math.abs(delta) > MAX then return {RANGE} end
@@ -184,7 +201,7 @@ function Batch:adjust(op, was)
         self:key_begun(once, '', at)
         self:key_captured(once[1])
     end
-    self:record({ADJUST, '', at, openings, account[A_KEY], delta, memo})
+    self:record({ADJUST, once and once[1] .. once[3] or '', at, openings, account[A_KEY], delta, memo})
     local view = {}
     put_view(view, 0, self:balance(account))
     return {DONE, {}, view}

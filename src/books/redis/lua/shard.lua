@@ -29,17 +29,24 @@ end
 -- What a shard says of itself.
 local function about(keys)
     local meta = redis.call('HMGET', keys[META], 'epoch', 'closed', unpack(COUNTS))
-    local more = redis.call('HMGET', keys[META], 'run', 'opening', 'since', 'lost', 'terms')
+    local more = redis.call('HMGET', keys[META], 'run', 'opening', 'since', 'lost', 'terms', 'day')
     return {
         epoch = meta[1], closed = tonumber(meta[2]), counts = counted(meta), run = more[1],
         opening = more[2], since = tonumber(more[3]), lost = more[4],
-        terms = more[5] and cmsgpack.unpack(more[5]) or {},
+        terms = more[5] and cmsgpack.unpack(more[5]) or {}, day = tonumber(more[6]),
     }
 end
 
--- A session's last number, with the reply to it; `run` is empty of one that has not entered yet.
-local function put_mark(keys, session, number, run, reply)
-    local mark = cmsgpack.pack(number, now(), run)
+-- The term that goes on.
+local function term_of(shard)
+    local term = shard.terms[#shard.terms]
+    return term and term[1] or ''
+end
+
+-- A session's last number, with the reply to it, and the term in which it has entered: nothing of one
+-- that has not yet.
+local function put_mark(keys, session, number, term, reply)
+    local mark = cmsgpack.pack(number, now(), term)
     if reply then
         redis.call('HSET', keys[SESSIONS], session, mark, session .. ':r', reply)
     else
@@ -47,40 +54,36 @@ local function put_mark(keys, session, number, run, reply)
     end
 end
 
--- Applies a batch: {epoch, session, number, tag}, {operation, ...}. A session numbers its batches;
--- the same number again returns the same reply, and any other than the next is refused. The tag is
--- in the reply, so that nobody takes the reply to another call for his own; behind the replies the
--- ledger's entry, zero where there is none, and its term.
---
--- With {term, seq} and the reply that it had, a batch that was done before and is not known any more is
--- done again as it was then.
-local function apply(keys, args)
-    local epoch, session, number, tag = cmsgpack.unpack(args[1])
-    local before = args[3] and cmsgpack.unpack(args[3])
-    local was = before and cmsgpack.unpack(args[4])[3]
-    local shard = about(keys)
-    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
-    local is_open = shard.run == this_run()
-    if not (is_open or (before and shard.opening == this_run())) then return refused('closed') end
-    local known, last, run = redis.call('HGET', keys[SESSIONS], session), nil, nil
-    if known then
-        last, run = select(1, cmsgpack.unpack(known)), select(3, cmsgpack.unpack(known))
+-- The last number and the term of a mark; nothing where there is none.
+local function read_mark(mark)
+    if not mark then return nil, nil end
+    local last, _, term = cmsgpack.unpack(mark)
+    return last, term
+end
+
+-- Which sessions have not entered in this term.
+local function absent_of(keys, shard)
+    local names, absent = {}, {}
+    for _, name in ipairs(redis.call('HKEYS', keys[SESSIONS])) do
+        if string.sub(name, -2) ~= ':r' then names[name] = true end
     end
-    if number == last then
-        -- It is a sign of life like any other, and a change behind which a replica is waited for.
-        put_mark(keys, session, number, run)
-        return redis.call('HGET', keys[SESSIONS], session .. ':r')
+    for name, mark in pairs(fetch(keys[SESSIONS], names)) do
+        if select(2, read_mark(mark)) ~= term_of(shard) then absent[#absent + 1] = name end
     end
-    local counts = shard.counts
-    if not is_whole(keys, counts) then return refused('damaged') end
-    if not known then return refused('session') end
-    if number ~= last + 1 and not (before and number > last) then return refused('number', last) end
+    return absent
+end
+
+-- Works on the operations of a batch, and writes what it came to. Returns the replies, and the ledger's
+-- entry, zero where there is none; with what it was `before` ({term, seq}) and the replies that it had then
+-- it is done again as it was, and the third value is how many accounts are in the red with it.
+local function work(keys, shard, session, number, ops, before, was)
     local batch = setmetatable({
-        keys = keys, session = session, number = number, closed = shard.closed, counts = counts,
+        keys = keys, session = session, number = number, closed = shard.closed, counts = shard.counts,
         entries = {}, changed = {}, names = {}, new_names = {}, holds_changed = {}, once_changed = {},
-        ended_changed = {}, kept = {}, unkept = {}, swept = {}, before = before,
+        ended_changed = {}, kept = {}, unkept = {}, swept = {}, gone = {}, before = before,
+        owed = {}, day = shard.day, new_days = {},
     }, Batch)
-    local ops, replies = cmsgpack.unpack(args[2]), {}
+    local replies, seq, in_the_red = {}, 0, 0
     batch:load(ops, was)
     for index, op in ipairs(ops) do
         -- What changed nothing then changes nothing now.
@@ -90,20 +93,55 @@ local function apply(keys, args)
             replies[index] = STEPS[op[1]](batch, op, was and was[index])
         end
     end
-    local seq, forgets = 0, next(batch.once_changed) or next(batch.ended_changed)
+    local forgets = next(batch.once_changed) or next(batch.ended_changed)
+        or batch.forgotten or #batch.gone > 0
     if forgets or #batch.entries > 0 then
         batch:write()
-        seq = counts.seq
+        seq = shard.counts.seq
     end
-    local term, in_the_red = shard.terms[#shard.terms], nil
-    if before then
-        in_the_red = 0
-        for key in pairs(batch.changed) do
-            if remaining(batch.accounts[key]) < 0 then in_the_red = in_the_red + 1 end
+    for key in pairs(before and batch.changed or {}) do
+        if remaining(batch.accounts[key]) < 0 then in_the_red = in_the_red + 1 end
+    end
+    return replies, seq, in_the_red
+end
+
+-- As long as somebody has not entered, what is not known of a charge may be what he has to do again.
+local function unless_sure(keys, shard, ops, replies)
+    local is_sure = nil
+    for index, op in ipairs(ops) do
+        local asks = op[1] == RESOLVE or op[1] == AMEND or op[1] == LOOK
+        if asks and replies[index][1] == UNKNOWN then
+            if is_sure == nil then is_sure = #absent_of(keys, shard) == 0 end
+            if not is_sure then replies[index] = {UNSURE} end
         end
     end
-    local reply = cmsgpack.pack({'done', tag, replies, seq, term and term[1] or '', in_the_red})
-    if before then redis.call('HSET', keys[META], 'lost', 1) end
-    put_mark(keys, session, number, before and '' or this_run(), reply)
+end
+
+-- Applies a batch: {epoch, session, number, tag}, {operation, ...}. A session numbers its batches;
+-- the same number again returns the same reply, and any other than the next is refused. The tag is
+-- in the reply, so that nobody takes the reply to another call for his own; behind the replies the
+-- ledger's entry, zero where there is none, and its term.
+local function apply(keys, args)
+    local epoch, session, number, tag = cmsgpack.unpack(args[1])
+    local shard = about(keys)
+    if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
+    if shard.run ~= this_run() then return refused('closed') end
+    local known = redis.call('HGET', keys[SESSIONS], session)
+    local last, entered = read_mark(known)
+    if number == last then
+        -- It is a sign of life like any other, and a change behind which a replica is waited for.
+        put_mark(keys, session, number, entered)
+        return redis.call('HGET', keys[SESSIONS], session .. ':r')
+    end
+    if not is_whole(keys, shard.counts) then return refused('damaged') end
+    if not known then return refused('session') end
+    -- What its gateway knows of may have to be done again first.
+    if entered ~= term_of(shard) then return refused('closed') end
+    if number ~= last + 1 then return refused('number', last) end
+    local ops = cmsgpack.unpack(args[2])
+    local replies, seq = work(keys, shard, session, number, ops)
+    unless_sure(keys, shard, ops, replies)
+    local reply = cmsgpack.pack({'done', tag, replies, seq, term_of(shard)})
+    put_mark(keys, session, number, term_of(shard), reply)
     return reply
 end

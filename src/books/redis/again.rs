@@ -1,0 +1,263 @@
+//! What a shard has lost is done again: by each gateway what it was told of, from its journal, in order
+//! and under the numbers that it had, with the legs that were taken then. Several batches go in one call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use redis::FromRedisValue;
+
+use super::drive::Failed;
+use super::entrance::{odd, tag};
+use super::journal::{Batch, Journal, Term, batches};
+use super::pack::Out;
+use super::welcome::{self, Repeated};
+use super::{SESSIONS, Shared, library, wire};
+
+/// The most operations of a call, and the most bytes, unless one batch has more: so long nobody else is
+/// served by Redis.
+const MAX_OPS: usize = 256;
+const MAX_BYTES: usize = 1 << 20;
+
+/// A batch that a shard has lost, with what it takes to do it again.
+#[derive(Debug)]
+struct Lost {
+    number: u64,
+    term: String,
+    entry: u64,
+    ops: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+impl From<Batch<'_>> for Lost {
+    fn from(batch: Batch<'_>) -> Self {
+        Self {
+            number: batch.number,
+            term: batch.term.to_owned(),
+            entry: batch.entry,
+            ops: batch.ops.to_vec(),
+            reply: batch.reply.to_vec(),
+        }
+    }
+}
+
+impl Lost {
+    fn bytes(&self) -> usize {
+        self.ops.len() + self.reply.len()
+    }
+
+    /// As it is sent.
+    fn packed(&self) -> Vec<u8> {
+        let mut out = Out::default();
+        out.uint(self.number).bytes(&self.ops);
+        out.array(2).bytes(self.term.as_bytes()).uint(self.entry).bytes(&self.reply);
+        out.into_bytes()
+    }
+
+    /// Keeps where it is now.
+    fn keep(&self, journal: &Journal, shard: usize, session: &str, term: &str, entry: u64) {
+        let Self { number, ops, reply, .. } = self;
+        journal.keep(shard, &Batch { session, number: *number, term, entry, ops, reply });
+    }
+}
+
+/// What was lost of a session, by its numbers.
+type OfSession = BTreeMap<u64, Lost>;
+
+impl Shared {
+    /// Does again what a shard has lost, once in a term: of all sessions of this gateway, in this life
+    /// and in earlier ones; once more where `more` was told since. Says whether it did it now.
+    pub(super) async fn does_its_part(
+        &self,
+        shard: usize,
+        terms: &[Term],
+        more: bool,
+    ) -> Result<bool, Failed> {
+        let Some(term) = terms.last() else { return Ok(false) };
+        let mut done = self.entered[shard].lock().await;
+        if *done == term.name && !more {
+            return Ok(false);
+        }
+        // Whoever has nothing to ask is waited for too.
+        self.began[shard].send_replace(());
+        if let Some(journal) = self.journal.clone() {
+            self.does_again(shard, &journal, terms).await?;
+        }
+        done.clone_from(&term.name);
+        Ok(true)
+    }
+
+    async fn does_again(
+        &self,
+        shard: usize,
+        journal: &Arc<Journal>,
+        terms: &[Term],
+    ) -> Result<(), Failed> {
+        // One shard at a time: all of them at once would be more than there is memory.
+        let _turn = self.reading.lock().await;
+        let (mine, all) = (format!("{}/", self.gateway), terms.to_vec());
+        let reading = Arc::clone(journal);
+        let found = move || lost(&reading, shard, &mine, &all);
+        let found = tokio::task::spawn_blocking(found).await.map_err(odd)?;
+        let found = found.map_err(|error| {
+            Failed::NotExecuted(format!("the journal of shard {shard}: {error}"))
+        })?;
+        for (session, lost) in found {
+            let known = self.look_in(shard, &session, 0).await?.known;
+            let is_known = |number: &u64| known.is_some_and(|known| *number <= known);
+            let (there, lost): (Vec<Lost>, Vec<Lost>) =
+                lost.into_values().partition(|batch| is_known(&batch.number));
+            if !there.is_empty() {
+                self.is_there(journal, shard, &session, &there, terms).await?;
+            }
+            let Some(first) = lost.first() else { continue };
+            if known.is_none() {
+                self.join(shard, &session, first.number - 1, false).await?;
+            }
+            self.do_again(journal, shard, &session, &lost).await?;
+        }
+        self.gone_are_ready(shard).await
+    }
+
+    /// Sessions of earlier lives, and under names that are used no more, have entered with this: nobody
+    /// waits for them. The others enter themselves.
+    async fn gone_are_ready(&self, shard: usize) -> Result<(), Failed> {
+        let told = self.read_key(shard, redis::cmd("HKEYS"), &[]).await?;
+        let names = Vec::<String>::from_redis_value(told).map_err(odd)?;
+        let (mine, this) = (format!("{}/", self.gateway), self.this_life());
+        let retired = self.retired[shard].lock().clone();
+        let is_gone = |name: &String| {
+            let is_own = name.starts_with(&mine) && !name.ends_with(":r");
+            is_own && (!name.starts_with(&this) || retired.contains(name))
+        };
+        for name in names.iter().filter(|name| is_gone(name)) {
+            match self.ready(shard, name, 0).await {
+                Ok(()) | Err(Failed::Waits(_)) => {}
+                Err(failed) => return Err(failed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for something of a shard's sessions.
+    async fn read_key(
+        &self,
+        shard: usize,
+        mut command: redis::Cmd,
+        more: &[&str],
+    ) -> Result<redis::Value, Failed> {
+        command.arg(&self.keys(shard).0[SESSIONS]).arg(more);
+        let told = self.link.send(&command).await;
+        told.map_err(|error| Failed::NotExecuted(error.to_string()))
+    }
+
+    async fn do_again(
+        &self,
+        journal: &Journal,
+        shard: usize,
+        session: &str,
+        lost: &[Lost],
+    ) -> Result<(), Failed> {
+        let (mut rest, mut in_the_red) = (lost, 0);
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(together(rest)?);
+            in_the_red = in_the_red.max(self.repeat(journal, shard, session, now).await?);
+            rest = later;
+        }
+        tracing::warn!(
+            shard,
+            session,
+            batches = lost.len(),
+            in_the_red,
+            "Redis has lost what it had acknowledged; it is done again"
+        );
+        Ok(())
+    }
+
+    /// Does batches again, as they were done, and says how many accounts are in the red with one of them
+    /// at most.
+    async fn repeat(
+        &self,
+        journal: &Journal,
+        shard: usize,
+        session: &str,
+        lost: &[Lost],
+    ) -> Result<u64, Failed> {
+        let tag = tag(lost.last().map_or(0, |last| last.number), shard);
+        let mut head = Out::default();
+        head.bytes(self.epoch.as_bytes()).bytes(session.as_bytes()).uint(tag);
+        let batches = lost.iter().map(Lost::packed);
+        let args: Vec<Vec<u8>> = [head.into_bytes()].into_iter().chain(batches).collect();
+        let told = self.ask(shard, library::AGAIN, &args).await?;
+        let again = welcome::again(&told, Some(tag)).map_err(odd)?;
+        for (Repeated { term, entry, .. }, batch) in again.done.iter().zip(lost) {
+            batch.keep(journal, shard, session, term, *entry);
+            self.seen.did_again();
+        }
+        match again.why {
+            None if again.done.len() == lost.len() => Ok(again.in_the_red),
+            why => Err(Failed::NotExecuted(why.unwrap_or_else(|| "not all was done".into()))),
+        }
+    }
+
+    /// Keeps where batches are that the shard has, and of which the journal does not say so: they were
+    /// done again by a call whose reply did not come, and the shard has that still, because the session
+    /// has asked nothing since. Others were there before this term began.
+    async fn is_there(
+        &self,
+        journal: &Journal,
+        shard: usize,
+        session: &str,
+        there: &[Lost],
+        terms: &[Term],
+    ) -> Result<(), Failed> {
+        let reply = format!("{session}:r");
+        let told = self.read_key(shard, redis::cmd("HGET"), &[&reply]).await?;
+        let told = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?;
+        // One to something else is from before.
+        let again = told.and_then(|told| welcome::again(&told, None).ok()).unwrap_or_default();
+        let Some(last) = terms.last() else { return Ok(()) };
+        tracing::info!(shard, session, batches = there.len(), "what was done again is there");
+        for batch in there {
+            let done = again.done.iter().find(|done| done.number == batch.number);
+            let (term, entry) = done.map_or((&last.name, last.from), |at| (&at.term, at.entry));
+            batch.keep(journal, shard, session, term, entry);
+        }
+        Ok(())
+    }
+}
+
+/// What the journal has of a shard and of this gateway's sessions, and the shard has lost.
+fn lost(
+    journal: &Journal,
+    shard: usize,
+    mine: &str,
+    terms: &[Term],
+) -> std::io::Result<BTreeMap<String, OfSession>> {
+    let files = journal.read(shard)?;
+    let mut found: BTreeMap<String, OfSession> = BTreeMap::new();
+    let all = files.iter().flat_map(|bytes| batches(bytes)).map(|(_, batch)| batch);
+    for batch in all.filter(|batch| batch.session.starts_with(mine)) {
+        // What was done again once has a later entry too.
+        if !batch.is_there(terms) {
+            let of = found.entry(batch.session.to_owned()).or_default();
+            of.insert(batch.number, Lost::from(batch));
+        } else if let Some(of) = found.get_mut(batch.session) {
+            of.remove(&batch.number);
+        }
+    }
+    found.retain(|_, of| !of.is_empty());
+    Ok(found)
+}
+
+/// How many batches go in one call: one at least.
+fn together(lost: &[Lost]) -> Result<usize, Failed> {
+    let (mut ops, mut bytes) = (0, 0);
+    for (at, batch) in lost.iter().enumerate() {
+        ops += wire::count(&batch.ops).map_err(odd)?;
+        bytes += batch.bytes();
+        if at > 0 && (ops > MAX_OPS || bytes > MAX_BYTES) {
+            return Ok(at);
+        }
+    }
+    Ok(lost.len())
+}
