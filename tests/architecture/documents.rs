@@ -186,7 +186,7 @@ fn planted_gaps_in_the_map_are_found() {
 }
 
 /// Names in backticks in the first column of the tables of docs/dependencies.md must be the
-/// dependencies of the manifest.
+/// dependencies of the manifests.
 fn unexplained(manifest: &str, page: &str) -> Vec<String> {
     let mut section = "";
     let mut wanted = BTreeSet::new();
@@ -210,7 +210,8 @@ fn unexplained(manifest: &str, page: &str) -> Vec<String> {
 #[test]
 fn every_dependency_has_its_reason() {
     let read = |path: &str| std::fs::read_to_string(source::root().join(path)).unwrap();
-    super::none(&unexplained(&read("Cargo.toml"), &read("docs/dependencies.md")));
+    let manifests = read("Cargo.toml") + &read("loadtest/Cargo.toml");
+    super::none(&unexplained(&manifests, &read("docs/dependencies.md")));
 }
 
 #[test]

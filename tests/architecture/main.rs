@@ -16,9 +16,9 @@ mod wording;
 
 use source::Source;
 
-/// Every Rust source of the package.
+/// Every Rust source of the workspace.
 fn sources() -> Vec<Source> {
-    let mut found = source::read(&["src", "tests", "benches"], "rs");
+    let mut found = source::read(&["src", "tests", "benches", "loadtest"], "rs");
     assert!(found.len() > 50, "only {} sources found", found.len());
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found

@@ -99,6 +99,9 @@ fn findings(packages: &[Value], policy: &Policy) -> Vec<String> {
     findings
 }
 
+/// The packages of the workspace.
+const OWN: [&str; 2] = ["tollgate", "tollgate-loadtest"];
+
 /// Packages of a lock file that are neither our own nor out of one registry with a checksum.
 fn strangers(lock: &str) -> Vec<String> {
     let tree: toml::Table = lock.parse().unwrap();
@@ -106,7 +109,7 @@ fn strangers(lock: &str) -> Vec<String> {
     let source = |package: &toml::Value| package.get("source").map(|source| source.to_string());
     let registry = packages.iter().find_map(source).unwrap_or_default();
     let is_strange = |package: &&toml::Value| match source(package) {
-        None => package["name"].as_str() != Some("tollgate"),
+        None => !package["name"].as_str().is_some_and(|name| OWN.contains(&name)),
         Some(from) => {
             from != registry || !from.contains("registry+") || package.get("checksum").is_none()
         }
