@@ -131,10 +131,9 @@ fn f27_f34_what_was_done_again_by_a_call_without_a_reply_is_not_done_once_more()
         server.start_again();
         // It does it again, and is not told.
         proxy.keep_replies_with("again");
-        let asked = one.runtime.handle.spawn({
-            let session = one.session.clone();
-            async move { session.balances(&[account("a", 1000, 1)]).await.map(|_| ()) }
-        });
+        let (session, mut asked) = (one.session.clone(), tokio::task::JoinSet::new());
+        let asking = async move { session.balances(&[account("a", 1000, 1)]).await.map(|_| ()) };
+        asked.spawn_on(asking, &one.runtime.handle);
         until("it is done again", || proxy.kept() > 0);
         if is_killed {
             drop(one);
@@ -143,7 +142,8 @@ fn f27_f34_what_was_done_again_by_a_call_without_a_reply_is_not_done_once_more()
             let before = calls(&server);
             until("it asks once more", || calls(&server) > before);
             proxy.release();
-            one.runtime.handle.block_on(asked).unwrap().unwrap();
+            let answers = one.runtime.handle.block_on(asked.join_all());
+            assert_eq!(answers, [Ok(())]);
             drop(one);
         }
         // Its sessions go, and in the next run it is asked what of theirs is lost.

@@ -153,9 +153,9 @@ impl Session {
         match recorded.record(capture.clone()).await {
             Ok(()) => {
                 tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
-                let inner = Arc::clone(&self.inner);
+                let shared = Arc::clone(self.shared());
                 // Nobody waits for it.
-                inner.shared.tasks.spawn_on(self.keep_promise(capture), &inner.shared.runtime);
+                shared.tasks.spawn_on(self.keep_promise(capture), &shared.runtime);
                 Ok(Resolved::Recorded)
             }
             Err(error) => {
