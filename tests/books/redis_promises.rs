@@ -98,6 +98,8 @@ fn d31_the_excess_of_a_recorded_capture_is_owed_where_those_who_had_it_have_not(
         if !lives_on {
             books.open(0);
         }
+        // What is not known is uncertain until all have entered.
+        books.open_charge(1, 2);
         until("it is made", || recorded(&books, 0) == 0);
         assert!(books.open_charge(0, 1).is_none());
         let found = books.balances(1);

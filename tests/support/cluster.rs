@@ -32,11 +32,11 @@ impl Cluster {
         }
         cluster.settled();
         for (master, replica) in cluster.servers.iter().zip(&cluster.servers[masters..]) {
-            let master: String = master.command(&["CLUSTER", "MYID"]).unwrap();
-            replica.command::<()>(&["CLUSTER", "REPLICATE", &master]).unwrap();
+            let id: String = master.command(&["CLUSTER", "MYID"]).unwrap();
+            replica.command::<()>(&["CLUSTER", "REPLICATE", &id]).unwrap();
             until("a replica is in step", || {
-                let told: String = replica.command(&["INFO", "replication"]).unwrap();
-                told.contains("master_link_status:up")
+                let told: String = master.command(&["INFO", "replication"]).unwrap();
+                told.contains("state=online") && !told.contains("offset=0,")
             });
         }
         cluster
