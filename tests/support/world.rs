@@ -123,6 +123,11 @@ impl World {
 
     /// Starts the gateway on its data, on new ports.
     pub fn start(&mut self) {
+        self.try_start().unwrap_or_else(|log| panic!("not serving: {log:?}"));
+    }
+
+    /// As [`Self::start`]; what it said where it ended instead.
+    pub fn try_start(&mut self) -> Result<(), Vec<String>> {
         assert!(self.process.is_none(), "it runs");
         let text = include_str!("gateway.toml")
             .replace("@gateway@", &self.setup.gateway)
@@ -156,8 +161,11 @@ impl World {
                 lines.lock().unwrap().push(line);
             }
         });
-        let addresses = is_serving.recv_timeout(PATIENCE);
-        let addresses = addresses.unwrap_or_else(|_| panic!("not serving: {:?}", log.lock()));
+        let Ok(addresses) = is_serving.recv_timeout(PATIENCE) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(log.lock().unwrap().clone());
+        };
         let mut found = addresses
             .split_whitespace()
             .map(|part| part.trim_start_matches("admin=").trim_start_matches("ops="))
@@ -165,6 +173,7 @@ impl World {
         let mut next = || found.next().unwrap();
         let (gateway, admin, ops) = (next(), next(), next());
         self.process = Some(Process { child, gateway, admin, ops, log });
+        Ok(())
     }
 
     fn process(&self) -> &Process {
