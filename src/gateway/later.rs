@@ -128,9 +128,10 @@ impl<'a> Later<'a> {
         }
         let accounts = position.as_ref().map(|position| &position.accounts[..]);
         if let Some(accounts) = accounts.filter(|_| settling.has_excess()) {
-            let seen =
-                worker.books.balances(accounts).await.map_err(|error| unavailable(&error))?;
-            settling = settling.knowing(&seen);
+            // Without them it is planned once more.
+            if let Ok(seen) = worker.books.balances(accounts).await {
+                settling = settling.knowing(&seen);
+            }
         }
         let (extra, is_recorded) = loop {
             memo.cost = settling.cost;

@@ -46,6 +46,12 @@ pub enum RepairError {
          same"
     )]
     Inexact,
+    /// A stream has entries that cannot be read, or lacks some.
+    #[error(
+        "the stream of shard {0} cannot be followed to its end: what it has beyond the archive would be \
+         lost; --inexact builds the shard all the same, and gives that up"
+    )]
+    Unread(usize),
 }
 
 /// A shard as it is built again.
@@ -116,6 +122,10 @@ impl Repair<'_> {
             None => return Err(RepairError::NotArchived(self.epoch.to_owned())),
             Some(whole) if !whole.is_sure() && !self.inexact => return Err(RepairError::Inexact),
             Some(_) => {}
+        }
+        let built = self.build_from(&mut reader, which).await?;
+        if let Some(built) = built.iter().find(|built| built.unread && !self.inexact) {
+            return Err(RepairError::Unread(built.shard));
         }
         for shard in which {
             self.shards.give_up(*shard, self.epoch, token).await?;

@@ -109,3 +109,24 @@ fn d31_the_excess_of_a_recorded_capture_is_owed_where_those_who_had_it_have_not(
         books.is_as_recorded(1);
     }
 }
+
+#[test]
+fn d30_f27_a_promise_for_what_another_gateway_has_to_do_again_waits_for_that() {
+    let mut books = impatient();
+    let (accounts, one) = ([account("a", 100, 1)], take(1, &[0]));
+    books.hold(1, &ask(2, &accounts, &one)).unwrap();
+    books.save();
+    // This one is lost, and its gateway is away.
+    books.hold(1, &ask(3, &accounts, &take(10, &[0]))).unwrap();
+    books.server.kill();
+    assert!(matches!(books.capture(0, 3, 4), Resolved::Recorded));
+    books.gateways[1].running = None;
+    books.server.start_again();
+    until("the shard is open", || books.hold(0, &ask(4, &accounts, &one)).is_ok());
+    assert!(recorded(&books, 0) > 0, "nobody knows of the charge yet");
+    books.open(1);
+    until("it is made", || recorded(&books, 0) == 0);
+    // What its gateway had left open is void, and this is captured late.
+    until("all is done", || books.balances(1)[&name("a")] == balance(100, 0, 11, 4));
+    books.is_as_recorded(1);
+}

@@ -1,8 +1,8 @@
 //! What all gateways on the same books have to be configured alike: how long they wait for each other.
 //! One that waited shorter than others are heard of would end their holds while they work (D36).
 //!
-//! Each says what it has where it starts, and does not start beside one that runs and has something
-//! else. Two that start at the same moment may miss each other.
+//! Each says what it has where it starts, and again each minute, and does not start beside one that
+//! runs and has something else. Two that start at the same moment may miss each other.
 
 use jiff::SignedDuration;
 
@@ -15,8 +15,7 @@ impl Engine {
     /// Sees that no gateway that runs waits for others longer or shorter than this one.
     pub(super) async fn agrees(&self) -> Result<(), OpenError> {
         let shared = &self.shared;
-        let key = &shared.keys(0).0[META];
-        let mine = [shared.owner_timeout, shared.rejoin_timeout].map(|it| it.as_micros() as i64);
+        let (key, mine) = (&shared.keys(0).0[META], self.timeouts());
         let fields: Vec<(String, Vec<u8>)> =
             self.read(redis::cmd("HGETALL").arg(key)).await.map(lossy)?;
         for (field, theirs) in &fields {
@@ -30,10 +29,22 @@ impl Engine {
                 return Err(OpenError::Books(differs(gateway, theirs, mine)));
             }
         }
-        let (field, text) =
-            (format!("{FIELD}{}", shared.gateway), format!("{} {}", mine[0], mine[1]));
-        self.read::<i64>(redis::cmd("HSET").arg(key).arg(field).arg(text)).await?;
+        self.says_timeouts().await
+    }
+
+    /// Says what this gateway has: Redis may have lost it.
+    pub(super) async fn says_timeouts(&self) -> Result<(), OpenError> {
+        let field = format!("{FIELD}{}", self.shared.gateway);
+        let [owner, rejoin] = self.timeouts();
+        let mut command = redis::cmd("HSET");
+        command.arg(&self.shared.keys(0).0[META]).arg(field).arg(format!("{owner} {rejoin}"));
+        self.read::<i64>(&command).await?;
         Ok(())
+    }
+
+    fn timeouts(&self) -> [i64; 2] {
+        let shared = &self.shared;
+        [shared.owner_timeout, shared.rejoin_timeout].map(|it| it.as_micros() as i64)
     }
 
     /// Whether a gateway was heard of in so many microseconds.

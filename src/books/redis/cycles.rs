@@ -60,11 +60,13 @@ impl Shared {
 impl Engine {
     /// Closes the cycles that are long over by the time of what is recorded (D6), and forgets their
     /// accounts. Nothing is ever taken from them again, whatever any clock says. Returns how many
-    /// accounts went. To be called now and then, by whichever gateways there are.
+    /// accounts went. To be called now and then, by whichever gateways there are, which also say again
+    /// what they have to agree on.
     ///
     /// # Errors
     /// When Redis does not answer, or not as expected.
     pub async fn close_cycles(&self, now: Timestamp) -> Result<usize, OpenError> {
+        self.says_timeouts().await?;
         let mut gone = 0;
         for shard in 0..self.shared.shards {
             gone += self.close_cycles_in(shard, now).await?;

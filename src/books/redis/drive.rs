@@ -309,7 +309,7 @@ impl Driver {
                     self.queue().void(pending.charge, at);
                 }
                 // It must arrive.
-                (Kind::GivesBack, Reply::Unsure) => {
+                (Kind::GivesBack | Kind::Promised, Reply::Unsure) => {
                     self.unsure_until.get_or_insert_with(|| Instant::now() + MAX_REST);
                     self.unsure.push(pending);
                 }

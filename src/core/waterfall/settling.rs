@@ -6,7 +6,7 @@ use super::super::account::{Post, Taken, View};
 use super::super::amount::Credits;
 use super::super::price::Price;
 use super::settlement::{Keep, owe, plan_excess, settle, side_of};
-use super::{Excess, MAX_PLANS, Observed, Position, Settlement, stand};
+use super::{Excess, MAX_PLANS, Observed, Position, Settlement, Split, stand};
 
 /// Where a settlement stands. The default keeps and charges nothing.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +76,11 @@ impl Settling {
     /// uncovered in observe mode (D28); where accounts changed too often, all of it is.
     pub fn post(&self, position: Option<&Position<'_>>) -> (Option<Post>, Option<Observed>) {
         let Some(excess) = &self.excess else { return (None, self.observed) };
-        let (view, last) = (&self.known.0, !self.may_be_short());
+        let last = !self.may_be_short();
+        // Nothing guards a seat that pays beside a pool that could pay all by now.
+        let is_whole = position.is_some_and(|position| position.split == Split::Whole);
+        let nothing = View::default();
+        let view = if is_whole && self.known.1 == 0 { &nothing } else { &self.known.0 };
         if let Some(observed) = &self.observed {
             let from = position.filter(|_| !last).map(|position| (position, view));
             let (mut post, observed) = observed.pay(excess, self.pool, from);
