@@ -26,12 +26,7 @@ fn server() -> RedisServer {
 /// Has a server follow another, and waits until it has told that one what it has.
 fn follow(replica: &RedisServer, master: &RedisServer) {
     replica.command::<()>(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]).unwrap();
-    until("a replica is in step", || {
-        // Something to have, and nothing that a later look would find.
-        master.command::<()>(&["PUBLISH", "anybody", "there"]).unwrap();
-        let told: String = master.command(&["INFO", "replication"]).unwrap();
-        told.contains("state=online") && !told.contains("offset=0,")
-    });
+    master.until_followed();
 }
 
 /// A replica of what nobody is behind gets nothing more.

@@ -25,10 +25,7 @@ impl Watched {
         let servers = [(); 2].map(|()| RedisServer::start_with(&settings));
         let master = servers[0].port.to_string();
         servers[1].command::<()>(&["REPLICAOF", "127.0.0.1", &master]).unwrap();
-        until("the replica is in step", || {
-            let told: String = servers[1].command(&["INFO", "replication"]).unwrap();
-            told.contains("master_link_status:up")
-        });
+        servers[0].until_followed();
         let sentinel = RedisServer::start_with(&[SENTINEL]);
         let command = |words: &[&str]| sentinel.command::<()>(words).unwrap();
         command(&["SENTINEL", "MONITOR", "books", "127.0.0.1", &master, "1"]);

@@ -34,10 +34,7 @@ impl Cluster {
         for (master, replica) in cluster.servers.iter().zip(&cluster.servers[masters..]) {
             let id: String = master.command(&["CLUSTER", "MYID"]).unwrap();
             replica.command::<()>(&["CLUSTER", "REPLICATE", &id]).unwrap();
-            until("a replica is in step", || {
-                let told: String = master.command(&["INFO", "replication"]).unwrap();
-                told.contains("state=online") && !told.contains("offset=0,")
-            });
+            master.until_followed();
         }
         cluster
     }

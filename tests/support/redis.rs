@@ -113,6 +113,17 @@ impl RedisServer {
         self.process.wait().unwrap();
     }
 
+    /// Waits until it counts a replica that has told what it has. What a replica tells of its link
+    /// comes before that.
+    pub fn until_followed(&self) {
+        until("a replica is in step", || {
+            // Something to have, and nothing that a later look would find.
+            self.ask::<()>(&["PUBLISH", "anybody", "there"]);
+            let told: String = self.ask(&["INFO", "replication"]);
+            told.contains("state=online") && !told.contains("offset=0,")
+        });
+    }
+
     /// What it answers to a command.
     pub fn ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = ::redis::cmd(words[0]);
