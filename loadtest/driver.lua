@@ -40,25 +40,32 @@ local function prepare(exponent)
     prob[i] = (i + 1) ^ -exponent
     total = total + prob[i]
   end
-  local small, large = {}, {}
+  -- Two stacks at the ends of one array: tables that shrink and grow sent wrk's compiled code into a
+  -- loop that did not end, now and then.
+  local stack, smalls, larges = ffi.new("int[?]", users), 0, users
   for i = 0, users - 1 do
     prob[i] = prob[i] * users / total
     alias[i] = i
-    if prob[i] < 1 then small[#small + 1] = i else large[#large + 1] = i end
+    if prob[i] < 1 then
+      stack[smalls], smalls = i, smalls + 1
+    else
+      larges = larges - 1
+      stack[larges] = i
+    end
   end
-  while #small > 0 and #large > 0 do
-    local less, more = table.remove(small), large[#large]
+  while smalls > 0 and larges < users do
+    local less, more = stack[smalls - 1], stack[larges]
+    smalls = smalls - 1
     alias[less] = more
     prob[more] = prob[more] + prob[less] - 1
     if prob[more] < 1 then
-      table.remove(large)
-      small[#small + 1] = more
+      larges = larges + 1
+      stack[smalls], smalls = more, smalls + 1
     end
   end
   -- What is left is 1 but for rounding.
-  for _, rest in ipairs({ small, large }) do
-    for _, i in ipairs(rest) do prob[i] = 1 end
-  end
+  for at = 0, smalls - 1 do prob[stack[at]] = 1 end
+  for at = larges, users - 1 do prob[stack[at]] = 1 end
 end
 
 function draw()

@@ -30,9 +30,9 @@ use crate::redis_server::RedisServer;
 
 pub const SHARDS: usize = 4;
 /// Orgs, of which each shard has some.
-const ORGS: [&str; 8] = ["acme", "b", "c", "d", "e", "f", "g", "h"];
+pub const ORGS: [&str; 8] = ["acme", "b", "c", "d", "e", "f", "g", "h"];
 
-fn account(org: &'static str, id: &'static str) -> Account<'static> {
+pub fn account(org: &'static str, id: &'static str) -> Account<'static> {
     let (period, kind) = ("2026-11-01".parse().unwrap(), AccountKind::Licence);
     Account {
         key: AccountKey { stem: Stem::new(&[org, id]), period, kind },
@@ -41,7 +41,7 @@ fn account(org: &'static str, id: &'static str) -> Account<'static> {
     }
 }
 
-fn charge_of(org: &str, turn: u64) -> ChargeId {
+pub fn charge_of(org: &str, turn: u64) -> ChargeId {
     ChargeId::v7(turn, u128::from(turn) << 16).at_home(home_of(org))
 }
 

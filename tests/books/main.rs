@@ -28,6 +28,7 @@
 //! - `redis_replica`: changes that count only when a replica has them.
 //! - `redis_repair`: shards that are built again from the archive, and books in Redis added up.
 //! - `redis_states`: a Redis that is down, full, busy, emptied or damaged.
+//! - `redis_together`: batches of several shards in one call.
 //! - `redis_visit`: an address that leads to another Redis for a while.
 //! - `recorded`: what several threads wrote, cut at every byte.
 //! - `crash_points`: a journal cut at every place, recovered twice.
@@ -81,6 +82,7 @@ mod redis_sentinel;
 #[expect(dead_code, reason = "the gateway's tests need more of it")]
 mod redis_server;
 mod redis_states;
+mod redis_together;
 mod redis_visit;
 mod repairs;
 mod threads;

@@ -253,7 +253,7 @@ impl Driver {
         // What changes nothing need not be anywhere else.
         let changes = batch.iter().any(|pending| pending.kind != Kind::Reads);
         let replica = self.shared.replica.filter(|_| changes);
-        let called = self.shared.call(&self.keys, function, &args, replica).await?;
+        let called = self.shared.apply(&self.keys, function, &args, replica).await?;
         if called.is_empty() {
             self.number = Some(number);
             return Err(Failed::Forgotten);
@@ -338,8 +338,26 @@ impl Driver {
 }
 
 impl Shared {
-    /// Calls a function of the library. With `replica` what it did is nowhere as long as no replica has
-    /// it: the same has to be asked again.
+    /// Applies a batch. With `replica` what it did is nowhere as long as no replica has it: the same has
+    /// to be asked again. A server serves nobody else on a connection that waits for a replica, so that
+    /// each such batch has one by itself.
+    async fn apply(
+        &self,
+        keys: &Keys,
+        function: &'static str,
+        args: &[Vec<u8>; 2],
+        replica: Option<Duration>,
+    ) -> Result<Vec<u8>, Failed> {
+        let called = match &self.together {
+            Some(together) if replica.is_none() => {
+                together.call(&self.link, keys, function, args.clone()).await
+            }
+            _ => self.link.call_kept(&keys.function(function, args), replica).await,
+        };
+        self.told(called).await
+    }
+
+    /// Calls a function of the library; `replica` as for [`Shared::apply`].
     pub(super) async fn call(
         &self,
         keys: &Keys,
@@ -347,7 +365,11 @@ impl Shared {
         args: &[Vec<u8>],
         replica: Option<Duration>,
     ) -> Result<Vec<u8>, Failed> {
-        match self.link.call_kept(&keys.function(function, args), replica).await {
+        self.told(self.link.call_kept(&keys.function(function, args), replica).await).await
+    }
+
+    async fn told(&self, called: Result<Vec<u8>, CallError>) -> Result<Vec<u8>, Failed> {
+        match called {
             Ok(bytes) => Ok(bytes),
             Err(CallError::NoMemory) => Err(Failed::NoMemory),
             Err(CallError::NoLibrary) => {

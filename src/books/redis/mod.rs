@@ -61,6 +61,7 @@ mod session;
 mod slots;
 mod stored;
 mod stream;
+mod together;
 mod welcome;
 mod wire;
 
@@ -195,6 +196,8 @@ pub struct Engine {
 #[derive(Debug)]
 pub(super) struct Shared {
     link: Link,
+    /// Where one server has all shards.
+    together: Option<together::Together>,
     /// For what is long to read (f37).
     reads: Link,
     prefix: String,
@@ -348,6 +351,7 @@ impl Engine {
             entered: (0..options.shards.max(1)).map(|_| tokio::sync::Mutex::default()).collect(),
             retired: (0..options.shards.max(1)).map(|_| Mutex::default()).collect(),
             began: (0..options.shards.max(1)).map(|_| watch::Sender::new(())).collect(),
+            together: place.is_one_server().then(Default::default),
             link: Link::new(place.clone(), options.call_timeout),
             reads: Link::new(place, options.call_timeout.max(Duration::from_secs(5))),
             prefix: options.prefix,

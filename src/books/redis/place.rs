@@ -60,6 +60,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Whether one server has everything.
+    pub(super) fn is_one_server(&self) -> bool {
+        !matches!(self.kind, Kind::Cluster(_))
+    }
+
     /// Reads `books.url`: one URL, or several with spaces between them.
     ///
     /// # Errors

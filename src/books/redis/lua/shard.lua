@@ -145,3 +145,21 @@ local function apply(keys, args)
     put_mark(keys, session, number, term_of(shard), reply)
     return reply
 end
+
+-- Applies batches of several shards, each as `apply` does it alone: of each its keys, and its two
+-- arguments. A reply each, behind a sign: what fails keeps no other from being done.
+local function together(keys, args)
+    local replies, calls = {}, #args / 2
+    local width = #keys / calls
+    for at = 1, calls do
+        local own = {}
+        for index = 1, width do own[index] = keys[(at - 1) * width + index] end
+        local worked, told = pcall(apply, own, {args[2 * at - 1], args[2 * at]})
+        if worked then
+            replies[at] = '+' .. (told or '')
+        else
+            replies[at] = '-' .. (type(told) == 'table' and told.err or tostring(told))
+        end
+    end
+    return replies
+end

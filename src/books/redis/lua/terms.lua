@@ -136,6 +136,7 @@ local function again(keys, args)
 end
 
 redis.register_function('tollgate_1_apply', apply)
+redis.register_function('tollgate_1_apply_together', together)
 redis.register_function('tollgate_1_create', create)
 -- What gives back, what was taken already, and who comes back: not refused where memory is short (f28).
 local function register(name, callback)
@@ -144,6 +145,7 @@ local function register(name, callback)
     }
 end
 register('settle', apply)
+register('settle_together', together)
 register('again', again)
 register('enter', enter)
 register('join', join)
