@@ -87,6 +87,21 @@ fn f33_a_shard_that_fails_keeps_no_other_in_its_call_from_being_done() {
             told => assert!(!is_theirs && is_done(told), "{org}"),
         }
     }
+    // The reply to such a call, here of two shards that are asked with another epoch.
+    shards.server.ask::<()>(&["SET", "x:{s8}:meta", "no hash"]);
+    let mut call = ::redis::cmd("FCALL");
+    call.arg("tollgate_1_apply_together").arg(20);
+    for shard in ["x:{s8}", "x:{s9}"] {
+        let names = ["meta", "a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        call.arg(names.map(|name| format!("{shard}:{name}")).as_slice());
+    }
+    for _ in 0..2 {
+        call.arg(b"\x94\xa1e\xa1s\x01\x01").arg(b"\x90");
+    }
+    let mut connection =
+        ::redis::Client::open(shards.server.url()).unwrap().get_connection().unwrap();
+    let told: Vec<Vec<u8>> = call.query(&mut connection).unwrap();
+    assert!(told[0].starts_with(b"-WRONGTYPE") && told[1].starts_with(b"+"), "{told:?}");
     shards.server.ask::<()>(&["RENAME", aside, &key]);
     until("it is used again", || shards.holds(3).into_iter().all(|told| told.is_ok()));
 }
