@@ -20,7 +20,8 @@ def build() -> Path:
 
 
 def start_tollgate(binary: Path, dir: Path, ports: dict, users: int, key: str, orgs: int = 1,
-                   books: str = EMBEDDED, workers: int = 1, core: int | str = SYSTEM_CORE) -> Process:
+                   books: str = EMBEDDED, workers: int = 1, core: int | str = SYSTEM_CORE,
+                   broke: int = 0) -> Process:
     """Serves, and has the orgs applied."""
     dir.mkdir()
     config = fill("tollgate.toml", dir / "tollgate.toml", dir=dir, books=books, workers=workers,
@@ -32,7 +33,7 @@ def start_tollgate(binary: Path, dir: Path, ports: dict, users: int, key: str, o
         process.wait_for(ports["ops"], "/readyz")
         began = time.monotonic()
         for number in range(orgs):
-            file = org.write(dir / "org.toml", users, key, number, orgs)
+            file = org.write(dir / "org.toml", users, key, number, orgs, broke)
             apply = [str(binary), "apply", str(file), "--admin", f"http://127.0.0.1:{ports['admin']}"]
             done = subprocess.run(
                 apply, env={**os.environ, **token}, capture_output=True, text=True, timeout=900

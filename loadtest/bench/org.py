@@ -1,5 +1,5 @@
-"""The org of a measurement: users by the hundred thousand, three licences each, and as many who
-have nothing left and no access to the pool."""
+"""The org of a measurement: users by the hundred thousand, three licences each, and others who have
+nothing left and no access to the pool."""
 
 from pathlib import Path
 
@@ -74,8 +74,8 @@ def head(name: str = "load") -> str:
     return HEAD.replace("@ORG@", name)
 
 
-def write(to: Path, users: int, secret: str, org: int = 0, orgs: int = 1) -> Path:
-    """One of `orgs` among which the users are shared out; only one for all has those with nothing."""
+def write(to: Path, users: int, secret: str, org: int = 0, orgs: int = 1, broke: int = 0) -> Path:
+    """One of `orgs` among which the users are shared out, and as many as said who have nothing."""
     several = orgs > 1
     with to.open("w") as out:
         out.write(head(f"load-{org:05}") if several else head())
@@ -88,7 +88,7 @@ def write(to: Path, users: int, secret: str, org: int = 0, orgs: int = 1) -> Pat
                 for n, plan in enumerate(plans, 1)
             )
             out.write(f'\n[[user]]\nid = "{user}"\ngroups = ["everyone"]\nlicences = [{licences}]\n')
-        for i in range(0 if several else users):
+        for i in range(broke):
             user = f"x{i:07}"
             licences = ", ".join(
                 f'{{ id = "{user}-{n}", plan = "crumb", priority = {n} }}' for n in (1, 2, 3)

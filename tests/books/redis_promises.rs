@@ -14,7 +14,12 @@ use crate::redis_server::until;
 /// One gateway that does not wait long for a capture, with a hold of ten for ten seconds that the server
 /// keeps.
 fn impatient() -> Several {
-    let mut books = Several::start(2, Duration::from_millis(100));
+    waiting_for(Duration::from_millis(100))
+}
+
+/// A shard that comes back waits so long for gateways.
+fn waiting_for(patience: Duration) -> Several {
+    let mut books = Several::start(2, patience);
     books.settle_timeout = Duration::from_millis(50);
     books.gateways[0].running = None;
     books.open(0);
@@ -128,5 +133,26 @@ fn d30_f27_a_promise_for_what_another_gateway_has_to_do_again_waits_for_that() {
     until("it is made", || recorded(&books, 0) == 0);
     // What its gateway had left open is void, and this is captured late.
     until("all is done", || books.balances(1)[&name("a")] == balance(100, 0, 11, 4));
+    books.is_as_recorded(1);
+}
+
+/// One that joined after the file was made, which the shard does not wait for.
+#[test]
+fn d30_f27_a_promise_for_what_a_gateway_has_to_do_again_that_redis_does_not_know_of_waits_for_that()
+{
+    let mut books = waiting_for(Duration::from_secs(60));
+    let (accounts, ten) = ([account("a", 100, 1)], take(10, &[0]));
+    books.hold(1, &ask(3, &accounts, &ten)).unwrap();
+    books.server.kill();
+    assert!(matches!(books.capture(0, 3, 4), Resolved::Recorded));
+    books.gateways[1].running = None;
+    books.server.start_again();
+    until("the shard is open", || books.hold(0, &ask(4, &accounts, &ten)).is_ok());
+    // This one is asked behind the promise.
+    books.hold(0, &ask(5, &accounts, &ten)).unwrap();
+    assert!(recorded(&books, 0) > 0, "nobody knows of the charge yet");
+    books.open(1);
+    until("it is made", || recorded(&books, 0) == 0);
+    until("all is done", || books.balances(1)[&name("a")] == balance(100, 0, 30, 4));
     books.is_as_recorded(1);
 }

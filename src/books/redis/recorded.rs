@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ use crate::core::ids::ChargeId;
 const MAX_FILE: u64 = 64 << 20;
 /// How long a promise waits for Redis: longer than any gateway runs.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Until a promise is asked again.
+const REST: Duration = Duration::from_millis(200);
 
 /// A capture, as the library takes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -169,7 +172,7 @@ impl Session {
     async fn keep_promise(self, capture: Capture) {
         let charge = ChargeId(capture.charge);
         let shard = self.of_charge(charge);
-        let ask = |op| self.ask_for(shard, charge, Kind::Promised, Ok(op), FOR_EVER);
+        let ask = |op: Vec<u8>| self.ask_until_known(shard, charge, op);
         let told = match (ask(capture.op).await, capture.last) {
             (Ok(Told { reply: Reply::Short(_), .. }), Some(last)) => ask(last).await,
             (told, _) => told,
@@ -181,10 +184,38 @@ impl Session {
             Ok(Told { reply: Reply::Short(_), .. }) => {
                 tracing::error!(%charge, "a recorded capture is not made: nobody can pay its excess");
             }
+            Ok(Told { reply: Reply::Unknown, .. }) => {
+                tracing::warn!(%charge, "the books know nothing of the charge of a recorded capture");
+            }
             Ok(_) => {}
         }
         if let Some(recorded) = self.shared().recorded.clone() {
             recorded.answered().await;
+        }
+    }
+}
+
+impl Session {
+    /// A promise that is of no charge that the books know may be of one that another gateway has to do
+    /// again. Redis waits only for those that it knows of itself, so that it is asked for as long as
+    /// anybody may be away.
+    async fn ask_until_known(
+        &self,
+        shard: usize,
+        charge: ChargeId,
+        op: Vec<u8>,
+    ) -> Result<Told, BooksError> {
+        let patience = self.shared().rejoin_timeout;
+        let mut unknown_since = None;
+        loop {
+            let asked = self.ask_for(shard, charge, Kind::Promised, Ok(op.clone()), FOR_EVER);
+            let told = asked.await?;
+            let is_unknown = matches!(told.reply, Reply::Unknown);
+            let since = *unknown_since.get_or_insert_with(Instant::now);
+            if !is_unknown || since.elapsed() >= patience {
+                return Ok(told);
+            }
+            tokio::time::sleep(REST.min(patience)).await;
         }
     }
 }
