@@ -197,8 +197,8 @@ impl Session {
 
 impl Session {
     /// A promise that is of no charge that the books know may be of one that another gateway has to do
-    /// again. Redis waits only for those that it knows of itself, so that it is asked for as long as
-    /// anybody may be away.
+    /// again. Redis waits only for those that it knows of itself, so it is asked for as long as a shard
+    /// waits for anybody; who comes later finds that the promise is given up.
     async fn ask_until_known(
         &self,
         shard: usize,
