@@ -86,7 +86,7 @@ async fn end_holds(
 }
 
 /// Whether this gateway's time is ahead of that of the books it shares: it would end what is not over
-/// for the others (f47).
+/// for the others (f47). Then it does not look for gateways that are gone either.
 async fn is_ahead(engine: &Engine, clock: &Clock) -> bool {
     let Engine::Redis(engine) = engine else { return false };
     if clock.is_manual() {

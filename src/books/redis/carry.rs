@@ -21,6 +21,7 @@ use crate::core::account::AccountKey;
 use crate::core::cycle::Label;
 use crate::core::ids::{ChargeId, home_of};
 
+/// A shard's accounts come in one reply, and nothing else waits for it.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How many accounts or keys an entry of the ledger names.
 const CHUNK: usize = 256;
@@ -220,7 +221,8 @@ impl Shards {
         })
     }
 
-    /// The run of the server.
+    /// The run of the server; in a Cluster that of the master of slot 0, so that shards at others seem to
+    /// be from another run.
     async fn run(&self) -> Result<String, OpenError> {
         let told: String = self.ask(&redis::cmd("INFO").arg("server").clone()).await?;
         let run = told.lines().find_map(|line| line.strip_prefix("run_id:"));

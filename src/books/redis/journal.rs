@@ -4,7 +4,7 @@
 //! Each shard has a file that is written and, when that is full, the one that was written before it.
 //! So what is kept is bounded, and covers the newest of what was acknowledged. Written before anybody
 //! is told, and not synced: a gateway that is killed has what it wrote, and a machine that loses power
-//! at the same time as Redis loses its last second.
+//! lacks what its kernel had not written. That is missed only where Redis lacks it too.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -174,7 +174,8 @@ pub(super) fn frame<T: Serialize>(record: &T) -> std::io::Result<Vec<u8>> {
 }
 
 /// The records of a file, and where each ends. What is not whole was written when the gateway was
-/// killed, and is the end.
+/// killed, and is the end. So damage in the middle hides what stands behind it, and so does a record of
+/// another build's layout, which has no version here: whoever opens the file cuts it there.
 pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut at = 0;
     std::iter::from_fn(move || {

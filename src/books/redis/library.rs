@@ -3,8 +3,10 @@
 use super::link::{CallError, Link};
 use super::node::Node;
 
-/// The library, as Redis loads it. Its name and those of its functions end in a version, so that
-/// gateways of two versions can share a Redis; one version is always the same code.
+/// The library, as Redis loads it. Its name and those of its functions end in a version, because code
+/// under one name must not change while gateways use it: they look at its text only when they start and
+/// when it is missing. It is compared as it stands, comments too. Two names could share a Redis only if
+/// both knew all that the other one stores, which has no version of its own.
 pub const CODE: &str = concat!(
     include_str!("lua/books.lua"),
     "\n",

@@ -98,7 +98,7 @@ impl Engine {
         &self.shared.seen
     }
 
-    /// Counts open holds.
+    /// Counts open holds, and notes whether Redis answers to that: it is all that probes show of it.
     ///
     /// # Errors
     /// When Redis does not answer; what was seen before stays.

@@ -53,6 +53,7 @@ mod node;
 mod owners;
 mod pack;
 mod place;
+mod queue;
 pub mod rebuild;
 mod recorded;
 mod refill;
@@ -324,7 +325,7 @@ impl Engine {
     /// life left open (D36). Tasks run on `runtime`.
     ///
     /// # Errors
-    /// [`OpenError`] says what to do about it.
+    /// [`OpenError`]: why, and what to do about it where the settings of a server are the reason.
     pub async fn open(
         options: Options,
         runtime: Handle,
@@ -353,6 +354,7 @@ impl Engine {
             began: (0..options.shards.max(1)).map(|_| watch::Sender::new(())).collect(),
             together: place.is_one_server().then(Default::default),
             link: Link::new(place.clone(), options.call_timeout),
+            // No charge waits for what is long to read.
             reads: Link::new(place, options.call_timeout.max(Duration::from_secs(5))),
             prefix: options.prefix,
             shards: options.shards.max(1),
@@ -401,7 +403,8 @@ impl Engine {
 
     async fn read<T: redis::FromRedisValue>(&self, command: &Cmd) -> Result<T, OpenError> {
         let value: Value = match self.shared.reads.send(command).await {
-            // The connection may have broken long ago, and a reader may ask twice.
+            // The connection may have broken long ago; all that is asked here may be asked twice, also
+            // the little that writes (`agree`, trimming).
             Err(CallError::NotExecuted(_) | CallError::Unknown(_)) => {
                 self.shared.reads.send(command).await?
             }

@@ -190,7 +190,8 @@ impl Engine {
         Ok(())
     }
 
-    /// How far a gateway's time is ahead of Redis' clock, which all gateways share.
+    /// How far a gateway's time is ahead of Redis' clock, which all gateways share; in a Cluster of that of
+    /// one of its masters.
     ///
     /// # Errors
     /// When Redis does not answer, or not as expected.
@@ -199,7 +200,8 @@ impl Engine {
         Ok(SignedDuration::from_micros(now.as_microsecond().saturating_sub(clock)))
     }
 
-    /// Redis' clock, in microseconds since the Unix epoch.
+    /// Redis' clock, in microseconds since the Unix epoch. In a Cluster it is that of the master of slot 0,
+    /// and what a shard noted is by its own master's.
     pub(super) async fn redis_clock(&self) -> Result<i64, OpenError> {
         let (seconds, micros): (i64, i64) = self.read(&redis::cmd("TIME")).await?;
         Ok(seconds.saturating_mul(1_000_000).saturating_add(micros))

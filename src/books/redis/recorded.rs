@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::Engine;
 use super::journal::{frame, frames};
-use super::session::{Kind, Session, Told};
+use super::queue::{Kind, Told, heard};
+use super::session::Session;
 use super::wire::{self, Reply};
 use crate::books::{BooksError, Resolved};
 use crate::core::ids::ChargeId;
@@ -22,10 +24,13 @@ use crate::core::ids::ChargeId;
 /// How much of them there may be, in bytes.
 const MAX_FILE: u64 = 64 << 20;
 /// How long a promise waits for Redis: longer than any gateway runs.
-const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub(super) const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Until a promise is asked again.
-const REST: Duration = Duration::from_millis(200);
+/// Until a promise of a charge that nobody knows is asked again, and how long that goes on: as long as
+/// keys are remembered.
+const REST: Duration = Duration::from_millis(100);
+const MAX_REST: Duration = Duration::from_secs(600);
+const MOST_AWAY: Duration = Duration::from_secs(48 * 3600);
 
 /// A capture, as the library takes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -141,13 +146,17 @@ impl Recorded {
     }
 }
 
+/// Where the answer to a capture comes, if it did not come yet.
+type Asked = Option<oneshot::Receiver<Result<Told, BooksError>>>;
+
 impl Session {
-    /// Records on this gateway's disk a capture that Redis is silent to. It is asked once more, behind
-    /// the one that Redis was silent to, because from now on it is a promise.
+    /// Records on this gateway's disk a capture that Redis is silent to. Where what Redis says after all
+    /// is not that it is made, it is asked once more, because from now on it is a promise.
     pub(super) async fn record_here(
         self,
         capture: Capture,
         why: String,
+        asked: Asked,
     ) -> Result<Resolved, BooksError> {
         let Some(recorded) = self.shared().recorded.clone() else {
             return Err(BooksError::Unavailable(why));
@@ -158,7 +167,7 @@ impl Session {
                 tracing::warn!(%charge, why, "a capture is recorded here, until Redis is heard of");
                 let shared = Arc::clone(self.shared());
                 // Nobody waits for it.
-                shared.tasks.spawn_on(self.keep_promise(capture), &shared.runtime);
+                shared.tasks.spawn_on(self.keep_promise(capture, asked), &shared.runtime);
                 Ok(Resolved::Recorded)
             }
             Err(error) => {
@@ -169,53 +178,65 @@ impl Session {
     }
 
     /// Has a recorded capture made. Once is enough, and more does no harm: a charge is resolved once.
-    async fn keep_promise(self, capture: Capture) {
+    async fn keep_promise(self, capture: Capture, asked: Asked) {
+        let told = match asked {
+            Some(asked) => heard(asked.await).ok(),
+            None => None,
+        };
+        if told.is_some_and(|told| matches!(told.reply, Reply::Done(..))) {
+            self.is_answered().await;
+        } else if let Some(capture) = self.ask_once(capture).await {
+            self.ask_until_known(capture).await;
+        }
+    }
+
+    /// Says which capture is of a charge that the books do not know. That may be one that another gateway
+    /// has to do again, which a Redis that came back from an older file may not even know of.
+    async fn ask_once(&self, capture: Capture) -> Option<Capture> {
         let charge = ChargeId(capture.charge);
         let shard = self.of_charge(charge);
-        let ask = |op: Vec<u8>| self.ask_until_known(shard, charge, op);
-        let told = match (ask(capture.op).await, capture.last) {
+        let ask =
+            |op: &[u8]| self.ask_for(shard, charge, Kind::Promised, Ok(op.to_owned()), FOR_EVER);
+        let told = match (ask(&capture.op).await, &capture.last) {
             (Ok(Told { reply: Reply::Short(_), .. }), Some(last)) => ask(last).await,
             (told, _) => told,
         };
         match told {
             // The gateway is stopping: it is asked again at the next start.
-            Err(BooksError::Unavailable(_)) => return,
+            Err(BooksError::Unavailable(_)) => return None,
+            Ok(Told { reply: Reply::Unknown, .. }) => return Some(capture),
             Err(error) => tracing::error!(%charge, %error, "a recorded capture is not made"),
             Ok(Told { reply: Reply::Short(_), .. }) => {
                 tracing::error!(%charge, "a recorded capture is not made: nobody can pay its excess");
             }
-            Ok(Told { reply: Reply::Unknown, .. }) => {
-                tracing::warn!(%charge, "the books know nothing of the charge of a recorded capture");
-            }
             Ok(_) => {}
         }
+        self.is_answered().await;
+        None
+    }
+
+    /// Asks, less and less often, for as long as a gateway may be away.
+    async fn ask_until_known(self, mut capture: Capture) {
+        let (began, mut rest) = (Instant::now(), REST);
+        while began.elapsed() < MOST_AWAY {
+            tokio::select! {
+                () = self.shared().closing.cancelled() => return,
+                () = tokio::time::sleep(rest) => {}
+            }
+            rest = (2 * rest).min(MAX_REST);
+            match self.ask_once(capture).await {
+                Some(unknown) => capture = unknown,
+                None => return,
+            }
+        }
+        let charge = ChargeId(capture.charge);
+        tracing::warn!(%charge, "the books know nothing of the charge of a recorded capture");
+        self.is_answered().await;
+    }
+
+    async fn is_answered(&self) {
         if let Some(recorded) = self.shared().recorded.clone() {
             recorded.answered().await;
-        }
-    }
-}
-
-impl Session {
-    /// A promise that is of no charge that the books know may be of one that another gateway has to do
-    /// again. Redis waits only for those that it knows of itself, so that it is asked for as long as
-    /// anybody may be away.
-    async fn ask_until_known(
-        &self,
-        shard: usize,
-        charge: ChargeId,
-        op: Vec<u8>,
-    ) -> Result<Told, BooksError> {
-        let patience = self.shared().rejoin_timeout;
-        let mut unknown_since = None;
-        loop {
-            let asked = self.ask_for(shard, charge, Kind::Promised, Ok(op.clone()), FOR_EVER);
-            let told = asked.await?;
-            let is_unknown = matches!(told.reply, Reply::Unknown);
-            let since = *unknown_since.get_or_insert_with(Instant::now);
-            if !is_unknown || since.elapsed() >= patience {
-                return Ok(told);
-            }
-            tokio::time::sleep(REST.min(patience)).await;
         }
     }
 }
@@ -231,9 +252,20 @@ impl Engine {
         let captures = earlier.len();
         let mut asked = JoinSet::new();
         for capture in earlier {
-            asked.spawn_on(self.session.clone().keep_promise(capture), &self.shared.runtime);
+            let session = self.session.clone();
+            let ask = async move { (session.ask_once(capture).await, session) };
+            asked.spawn_on(ask, &self.shared.runtime);
         }
-        let all = async { while asked.join_next().await.is_some() {} };
+        // Those that were made before are unknown too.
+        let all = async {
+            while let Some(told) = asked.join_next().await {
+                if let Ok((Some(capture), session)) = told {
+                    self.shared
+                        .tasks
+                        .spawn_on(session.ask_until_known(capture), &self.shared.runtime);
+                }
+            }
+        };
         match tokio::time::timeout(self.shared.deadline, all).await {
             Ok(()) => tracing::info!(captures, "Redis has what it was silent to"),
             Err(_) => {

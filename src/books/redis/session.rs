@@ -1,26 +1,25 @@
 //! A session: what a worker asks the books goes into a queue for its shard, in the order of the
 //! calls, and from there in batches to Redis.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::DropGuard;
 
 use super::Shared;
 use super::drive::Driver;
-use super::recorded::Capture;
+use super::queue::{Kind, Pending, Queue, Told, heard, silent};
+use super::recorded::{self, Capture};
 use super::wire::{self, Endable, Reply};
 use crate::books::{
     Abandoned, Adjusted, Adjustment, Amended, Amendment, Ask, Books, BooksError, Key, KnownCharge,
     OpenCharge, Posted, Resolution, Resolved,
 };
 use crate::core::account::{Account, AccountKey, View};
-use crate::core::charge::{OutcomeMemo, State};
+use crate::core::charge::State;
 use crate::core::ids::{ChargeId, home_of};
 
 /// How many operations wait for one shard before a session refuses more. What gives back is never
@@ -43,113 +42,6 @@ pub(super) struct Inner {
     pub(super) name: String,
     /// A queue for each shard.
     pub(super) shards: Box<[Queue]>,
-}
-
-/// What waits for a shard.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    pub(super) waiting: Mutex<VecDeque<Pending>>,
-    pub(super) wake: Notify,
-    /// Written by the session's driver here, read by whoever asks whether to forward.
-    pub(super) lease: Mutex<Option<Lease>>,
-}
-
-/// What a gateway knows of how Redis sees its session in a shard (D36). Taken from its own
-/// monotonic clock, and never later than what Redis saw.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lease {
-    /// When the last call was sent whose reply came.
-    renewed: Instant,
-    /// Since when no call was longer on its way than others wait before they resolve its holds.
-    unbroken: Instant,
-}
-
-impl Queue {
-    /// Takes a hold back that nobody forwards: from the queue, or by a void where it was sent.
-    fn take_back(&self, charge: ChargeId, at: Timestamp) {
-        let mut waiting = self.waiting.lock();
-        let is_it = |pending: &Pending| pending.charge == charge && pending.kind == Kind::Hold(at);
-        if let Some(place) = waiting.iter().position(is_it) {
-            waiting.remove(place);
-        } else if let Some(void) = Pending::void(charge, at) {
-            waiting.push_back(void);
-            self.wake.notify_one();
-        }
-    }
-
-    /// Voids a hold that nobody forwards, before all that waits.
-    pub(super) fn void(&self, charge: ChargeId, at: Timestamp) {
-        if let Some(void) = Pending::void(charge, at) {
-            self.waiting.lock().push_front(void);
-            self.wake.notify_one();
-        }
-    }
-}
-
-impl Lease {
-    /// After a reply to a call that was sent then; `half` is the time for which one may forward.
-    pub(super) fn renew(before: Option<Self>, sent: Instant, half: Duration) -> Self {
-        let now = Instant::now();
-        let is_unbroken = |lease: &Self| now.duration_since(lease.renewed) < half;
-        let unbroken = before.filter(is_unbroken).map_or(now, |lease| lease.unbroken);
-        Self { renewed: sent, unbroken }
-    }
-}
-
-/// An operation that waits for its reply.
-#[derive(Debug)]
-pub(super) struct Pending {
-    /// Encoded.
-    pub(super) op: Vec<u8>,
-    /// The charge it is about, or zeros.
-    pub(super) charge: ChargeId,
-    pub(super) kind: Kind,
-    /// When whoever waits is told that nothing is heard of it.
-    pub(super) until: Instant,
-    /// Nobody, once the answer was given up.
-    pub(super) answer: Option<oneshot::Sender<Result<Told, BooksError>>>,
-}
-
-/// A reply, and when the call was sent that it answers.
-#[derive(Debug)]
-pub(super) struct Told {
-    pub(super) reply: Reply,
-    pub(super) sent: Instant,
-}
-
-impl Pending {
-    /// The void of a hold that nobody forwards, at the instant at which it was asked for.
-    pub(super) fn void(charge: ChargeId, at: Timestamp) -> Option<Self> {
-        let memo = OutcomeMemo::default();
-        let void = Resolution::plain(State::Voided, &[], at, &memo);
-        let op = wire::resolve(charge, &void).ok()?;
-        Some(Self { op, charge, kind: Kind::GivesBack, until: Instant::now(), answer: None })
-    }
-
-    pub(super) fn gives_back(&self) -> bool {
-        matches!(self.kind, Kind::GivesBack | Kind::Promised)
-    }
-
-    pub(super) fn answer(&mut self, answer: Result<Told, BooksError>) {
-        if let Some(waiter) = self.answer.take() {
-            // Who gave up waiting wants no answer.
-            let _ = waiter.send(answer);
-        }
-    }
-}
-
-/// What kind of operation is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// One that nobody waits for any more when it is made is voided, at its instant.
-    Hold(Timestamp),
-    /// Changes something, and would do so twice if it was done twice.
-    Takes,
-    /// Done also where memory is short, what ends charges; only once however often it is done.
-    GivesBack,
-    /// As this; it is a promise, and nobody is told that it waits.
-    Promised,
-    Reads,
 }
 
 const NO_CHARGE: ChargeId = ChargeId([0; 16]);
@@ -204,19 +96,15 @@ impl Session {
         let asked = op.and_then(|op| self.enqueue(shard, charge, kind, op, patience));
         let inner = Arc::clone(&self.inner);
         async move {
-            let gone = || BooksError::Unavailable("the gateway is stopping".into());
             // Whoever drives may wait for a connection itself, and tells nobody meanwhile.
             let Ok(told) = tokio::time::timeout(patience, asked?).await else {
                 // It may still be made, and whoever asked is told that it is not.
                 if let Kind::Hold(at) = kind {
                     inner.shards[shard].take_back(charge, at);
                 }
-                return Err(BooksError::Unavailable("Redis is silent".into()));
+                return Err(silent());
             };
-            match told.map_err(|_| gone())?? {
-                Told { reply: Reply::Refused(error), .. } => Err(error),
-                told => Ok(told),
-            }
+            heard(told)
         }
     }
 
@@ -347,18 +235,26 @@ impl Books for Session {
         let shared = Arc::clone(&self.inner.shared);
         let captures = resolution.state == State::Captured && shared.recorded.is_some();
         let patience = if captures { shared.settle_timeout } else { shared.deadline };
+        // Once it is recorded it still counts what this is answered.
+        let until = if captures { recorded::FOR_EVER } else { patience };
         // The disk has it where Redis is silent.
         let own = op.as_ref().ok().filter(|_| captures).map(|op| {
             let last = resolution.last.and_then(|last| wire::resolve(charge, last).ok());
             Capture::new(charge, op, last.as_deref())
         });
-        let asked = self.ask_for(self.of_charge(charge), charge, Kind::GivesBack, op, patience);
+        let shard = self.of_charge(charge);
+        let asked = op.and_then(|op| self.enqueue(shard, charge, Kind::GivesBack, op, until));
         let session = own.is_some().then(|| self.clone());
         async move {
-            let reply = match (asked.await, own.zip(session)) {
+            let mut asked = asked?;
+            let (told, asked) = match tokio::time::timeout(patience, &mut asked).await {
+                Ok(told) => (heard(told), None),
+                Err(_) => (Err(silent()), Some(asked)),
+            };
+            let reply = match (told, own.zip(session)) {
                 (Ok(told), _) => told.reply,
                 (Err(BooksError::Unavailable(why)), Some((capture, session))) => {
-                    return session.record_here(capture, why).await;
+                    return session.record_here(capture, why, asked).await;
                 }
                 (Err(error), _) => return Err(error),
             };

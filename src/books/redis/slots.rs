@@ -23,7 +23,8 @@ impl Range {
     }
 }
 
-/// The first key of a command; all keys of one command are in one slot.
+/// The first key of a command; all keys of one command are in one slot. Of a script (`EVAL`) it is none of
+/// them: whoever has its slot says who has its keys.
 pub(super) fn key(command: &Cmd) -> Option<&[u8]> {
     let mut words = command.args_iter().map(|word| match word {
         Arg::Simple(bytes) => bytes,

@@ -1,6 +1,8 @@
 //! Operations as the library takes them, and its replies.
 //!
-//! The arrays here are those of the head comment of `lua/books.lua`, value by value.
+//! An operation is an array whose places mean the same here and in the function of `lua/` that takes it
+//! apart (`op[2]`, `op[3]`, …); nothing else says so, and both change together. Accounts, and what is
+//! stored of a hold, are those of the head of `lua/books.lua`.
 
 use smallvec::SmallVec;
 

@@ -15,7 +15,9 @@
 --             of cycles before it are gone), the last day on which something was recorded and the
 --             last DAYS of them, owed:<cycle>:<org> (what its users owe in it), and how much there is
 --             of accounts, holds, ending, keys, scopes, kept, ended, sessions; run, opening, since,
---             lost and terms (see "A server that comes back")
+--             lost and terms (see "A server that comes back"). From outside of this library: in shard 0
+--             timeouts:<gateway> (what it waits for others), and while books move, moving (where from).
+--             While a shard is built again, token (who may fill it)
 --   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
 --   names     hash: key of an account -> its name
 --   holds     hash: charge -> hold (see the H_ constants)
@@ -77,7 +79,8 @@ local H_CHANGED = 14
 -- accounts it named, and the key it was made under, with its request and when it was held.
 local E_STATE, E_LEGS, E_NAMED, E_ONCE = 1, 2, 3, 4
 
--- Kinds of operations, and of entries of the ledger.
+-- Kinds of operations, and of entries of the ledger. 10 is an entry that books begin with which were
+-- moved here; no operation makes one.
 local HOLD, RESOLVE, AMEND, END, ADJUST, READ, SWEEP, LOOK, FIND = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local CLOSE, FORGET = 11, 12
 -- What became of an operation.

@@ -85,7 +85,8 @@ local function refill(keys, args)
 end
 
 -- Makes a shard of what it was filled with: {token}, {epoch}, {whether its ledger is kept}, {terms},
--- {closed}, {the counts}, then what else `meta` has: a field and a value each. It is closed until gateways enter it, as in any new run of the server.
+-- {closed}, {the counts}, then what else `meta` has: a field and a value each. It is closed until
+-- gateways enter it, as in any new run of the server.
 local function remake(keys, args)
     local token, epoch, keeps, terms, closed = unpack(args, 1, 5)
     if not is_ours(keys, token) then return refused('token') end
