@@ -1,6 +1,7 @@
 //! Batches of several shards in one call, where one server has all of them: as long as a call is on its
 //! way whatever comes waits, and goes together with the next one. No timer: what is alone goes alone.
-//! On a Cluster, where a call is for one slot, each batch is a call.
+//! On a Cluster, where a call is for one slot, each batch is a call
+//! (docs/decisions/043-shards-share-calls.md).
 
 use std::collections::VecDeque;
 
