@@ -158,3 +158,38 @@ fn f27_f34_what_was_done_again_by_a_call_without_a_reply_is_not_done_once_more()
         assert_eq!(found, balance(1000, 7, 0, 30), "{is_killed}");
     }
 }
+
+#[test]
+fn f27_what_a_killed_gateway_was_not_told_is_done_again_after_its_next_life_has_begun() {
+    let (mut server, dir) = (RedisServer::start(), temporary());
+    let proxy = FaultProxy::start(server.port, 1);
+    let one = Gateway::start(&server, proxy.port, "one", dir.path());
+    let other = Gateway::start(&server, server.port, "other", dir.path());
+    one.charge_ten(1);
+    let (accounts, ten) = ([account("a", 1000, 1)], take(10, &[0]));
+    one.runtime.handle.block_on(one.session.hold(&ask(1000, &accounts, &ten))).unwrap();
+    server.snapshot();
+    // It captures, Redis does that, and it is killed before it hears of it.
+    proxy.keep_replies_with("done");
+    let (session, mut asked) = (one.session.clone(), tokio::task::JoinSet::new());
+    let asking = async move {
+        let memo = OutcomeMemo::default();
+        session.resolve(id(1000), &resolution(State::Captured, &[10], &memo)).await.map(|_| ())
+    };
+    asked.spawn_on(asking, &one.runtime.handle);
+    let found = |gateway: &Gateway| {
+        let all = gateway.runtime.handle.block_on(gateway.engine.balances()).unwrap();
+        all.into_iter().find(|(_, found, _)| *found == name("a")).map(|(_, _, balance)| balance)
+    };
+    until("it is captured", || found(&other) == Some(balance(1000, 0, 0, 20)));
+    drop((one, asked));
+    proxy.release();
+    drop(Gateway::start(&server, proxy.port, "one", dir.path()));
+    server.kill();
+    server.start_again();
+    let one = Gateway::start(&server, proxy.port, "one", dir.path());
+    for gateway in [&one, &other] {
+        gateway.runtime.handle.block_on(gateway.session.balances(&accounts)).unwrap();
+    }
+    assert_eq!(found(&one), Some(balance(1000, 0, 0, 20)));
+}

@@ -94,6 +94,7 @@ impl Shared {
     ) -> Result<(), Failed> {
         // One shard at a time: all of them at once would be more than there is memory.
         let _turn = self.reading.lock().await;
+        self.hears_of_the_last(shard, journal).await?;
         let (mine, all) = (format!("{}/", self.gateway), terms.to_vec());
         let reading = Arc::clone(journal);
         let found = move || lost(&reading, shard, &mine, &all);
@@ -139,7 +140,7 @@ impl Shared {
     }
 
     /// Asks for something of a shard's sessions.
-    async fn read_key(
+    pub(super) async fn read_key(
         &self,
         shard: usize,
         mut command: redis::Cmd,

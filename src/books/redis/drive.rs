@@ -10,16 +10,14 @@ use super::entrance::{Entered, tag};
 use super::journal::{self, Kept};
 use super::link::CallError;
 use super::pack::Out;
-use super::queue::{Kind, Lease, Pending, Queue, Told};
+use super::queue::{Kind, Lease, Pending, Queue, Told, give_up, refused, take};
+use super::sent::Sent;
 use super::session::Inner;
 use super::wire::{self, Called, Reply};
 use super::{Keys, Shared, library};
 use crate::books::BooksError;
 use crate::core::ids::ChargeId;
 
-/// The most operations of a batch, and the most bytes: so long nobody else is served by Redis.
-const MAX_BATCH: usize = 256;
-const MAX_BATCH_BYTES: usize = 1 << 20;
 /// How long it rests after a call that was not executed, first and at most.
 const FIRST_REST: Duration = Duration::from_millis(5);
 const MAX_REST: Duration = Duration::from_millis(250);
@@ -38,6 +36,8 @@ pub(super) struct Driver {
     number: Option<u64>,
     /// The last one that changed something.
     kept: Option<Kept>,
+    /// Where the last one stands before it is asked.
+    sent: Option<Sent>,
     /// Whether the shard is open to it, as far as it knows.
     has_entered: bool,
     /// When it is heard of next, if nothing else is asked.
@@ -51,7 +51,7 @@ impl Driver {
     pub(super) fn new(inner: &Arc<Inner>, shard: usize) -> Self {
         let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
         let (keys, name) = (shared.keys(shard), inner.name.clone());
-        let (number, renew_at) = (None, None);
+        let (number, renew_at, sent) = (None, None, None);
         let (lives, kept, has_entered) = (0, None, false);
         let (unsure, unsure_until) = (Vec::new(), None);
         Self {
@@ -63,6 +63,7 @@ impl Driver {
             lives,
             number,
             kept,
+            sent,
             has_entered,
             renew_at,
             unsure,
@@ -253,6 +254,9 @@ impl Driver {
         let args = [head.into_bytes(), ops.into_bytes()];
         // What changes nothing need not be anywhere else.
         let changes = batch.iter().any(|pending| pending.kind != Kind::Reads);
+        if changes && !is_unknown {
+            self.keep_sent(number, &args[1]);
+        }
         let replica = self.shared.replica.filter(|_| changes);
         let called = self.shared.apply(&self.keys, function, &args, replica).await?;
         if called.is_empty() {
@@ -287,6 +291,27 @@ impl Driver {
                 self.shared.link.reset();
                 tracing::error!(shard = self.shard, %error, "a reply that cannot be read");
                 Err(Failed::Unknown(error.to_string()))
+            }
+        }
+    }
+
+    /// Keeps what is asked now, for the next life. Whatever goes wrong is told to the log, as with the
+    /// journal.
+    fn keep_sent(&mut self, number: u64, ops: &[u8]) {
+        let Some(journal) = &self.shared.journal else { return };
+        let opened = match self.sent.take() {
+            Some(sent) => Ok(sent),
+            None => Sent::open(journal.dir(), self.shard, &self.inner.name),
+        };
+        let kept = opened.and_then(|sent| {
+            sent.keep(&self.name, number, ops)?;
+            Ok(sent)
+        });
+        match kept {
+            Ok(sent) => self.sent = Some(sent),
+            Err(error) => {
+                let shard = self.shard;
+                tracing::error!(shard, %error, "what is asked of Redis is not kept on this disk");
             }
         }
     }
@@ -416,87 +441,15 @@ impl std::fmt::Display for Failed {
     }
 }
 
-/// As many as one batch takes.
-fn take(waiting: &mut std::collections::VecDeque<Pending>) -> Vec<Pending> {
-    let mut bytes = 0;
-    let fits = |pending: &&Pending| {
-        bytes += pending.op.len();
-        bytes <= MAX_BATCH_BYTES
-    };
-    let count = waiting.iter().take(MAX_BATCH).take_while(fits).count();
-    // One that is too long by itself goes by itself.
-    waiting.drain(..count.max(usize::from(!waiting.is_empty()))).collect()
-}
-
 const UNSURE: &str = "Redis came back, and not every gateway has done again what it has lost";
 const NO_MEMORY: &str = "Redis has no memory left (maxmemory)";
 const FORGOTTEN: &str = "the books were built again, and what they said is not known any more";
 const REMOVED: &str = "the books have removed this session, because it was not heard of in time";
-
-/// What is asked again of a batch that was not executed; the rest is told why not.
-fn give_up(batch: Vec<Pending>, why: &str, goes_on: impl Fn(&Pending) -> bool) -> Vec<Pending> {
-    batch
-        .into_iter()
-        .filter_map(|mut pending| {
-            if goes_on(&pending) {
-                return Some(pending);
-            }
-            pending.answer(Err(BooksError::Unavailable(why.into())));
-            None
-        })
-        .collect()
-}
-
-/// What is asked again although it was refused; whoever waits is told why at once.
-fn refused<T: IntoIterator<Item = Pending> + FromIterator<Pending>>(
-    asked: T,
-    why: &str,
-    goes_on: impl Fn(&Pending) -> bool,
-) -> T {
-    let told = asked.into_iter().map(|mut pending| {
-        if pending.kind != Kind::Promised {
-            pending.answer(Err(BooksError::Unavailable(why.into())));
-        }
-        pending
-    });
-    told.filter(goes_on).collect()
-}
 
 /// Until an instant, if there is one.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use super::*;
-
-    fn pending(bytes: usize) -> Pending {
-        Pending {
-            op: vec![0; bytes],
-            charge: ChargeId([0; 16]),
-            kind: Kind::Takes,
-            until: Instant::now(),
-            answer: None,
-        }
-    }
-
-    #[test]
-    fn a_batch_is_bounded_and_never_empty() {
-        let mut waiting: VecDeque<Pending> = (0..600).map(|_| pending(10)).collect();
-        assert_eq!(take(&mut waiting).len(), MAX_BATCH);
-        assert_eq!(take(&mut waiting).len(), MAX_BATCH);
-        assert_eq!(take(&mut waiting).len(), 600 - 2 * MAX_BATCH);
-        assert!(take(&mut waiting).is_empty());
-        waiting.extend([pending(10), pending(MAX_BATCH_BYTES), pending(2 * MAX_BATCH_BYTES)]);
-        assert_eq!(take(&mut waiting).len(), 1);
-        assert_eq!(take(&mut waiting).len(), 1);
-        assert_eq!(take(&mut waiting).len(), 1);
-        assert!(take(&mut waiting).is_empty());
     }
 }

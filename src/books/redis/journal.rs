@@ -105,6 +105,11 @@ impl Journal {
         Ok(Self { dir: ours, writers })
     }
 
+    /// Where it is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Keeps a batch. One that cannot be kept is told to the log: nobody waits for it, and it is only
     /// missed where Redis loses it too.
     pub(super) fn keep(&self, shard: usize, batch: &Batch<'_>) {

@@ -22,7 +22,7 @@
 //! - `welcome`: what a shard says to a session that enters it.
 //! - `entrance`: how a session comes to use a shard, also of a server that has lost something.
 //! - `again`: what a shard has lost is done again.
-//! - `journal`: what was acknowledged, on this gateway's disk.
+//! - `journal`: what was acknowledged, on this gateway's disk, with `sent` (what was asked last).
 //! - `recorded`: captures that Redis was silent to.
 //! - `drive`: takes a session's operations to Redis, and renews it.
 //! - `owners`: the holds of sessions that nobody hears of any more (D36).
@@ -58,6 +58,7 @@ pub mod rebuild;
 mod recorded;
 mod refill;
 pub mod repair;
+mod sent;
 mod session;
 mod slots;
 mod stored;

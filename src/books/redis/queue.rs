@@ -12,6 +12,10 @@ use crate::books::{BooksError, Resolution};
 use crate::core::charge::{OutcomeMemo, State};
 use crate::core::ids::ChargeId;
 
+/// The most operations of a batch, and the most bytes: so long nobody else is served by Redis.
+const MAX_BATCH: usize = 256;
+const MAX_BATCH_BYTES: usize = 1 << 20;
+
 /// What waits for a shard.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -131,4 +135,78 @@ pub(super) fn heard(
 
 pub(super) fn silent() -> BooksError {
     BooksError::Unavailable("Redis is silent".into())
+}
+
+/// As many as one batch takes.
+pub(super) fn take(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
+    let mut bytes = 0;
+    let fits = |pending: &&Pending| {
+        bytes += pending.op.len();
+        bytes <= MAX_BATCH_BYTES
+    };
+    let count = waiting.iter().take(MAX_BATCH).take_while(fits).count();
+    // One that is too long by itself goes by itself.
+    waiting.drain(..count.max(usize::from(!waiting.is_empty()))).collect()
+}
+
+/// What is asked again of a batch that was not executed; the rest is told why not.
+pub(super) fn give_up(
+    batch: Vec<Pending>,
+    why: &str,
+    goes_on: impl Fn(&Pending) -> bool,
+) -> Vec<Pending> {
+    batch
+        .into_iter()
+        .filter_map(|mut pending| {
+            if goes_on(&pending) {
+                return Some(pending);
+            }
+            pending.answer(Err(BooksError::Unavailable(why.into())));
+            None
+        })
+        .collect()
+}
+
+/// What is asked again although it was refused; whoever waits is told why at once.
+pub(super) fn refused<T: IntoIterator<Item = Pending> + FromIterator<Pending>>(
+    asked: T,
+    why: &str,
+    goes_on: impl Fn(&Pending) -> bool,
+) -> T {
+    let told = asked.into_iter().map(|mut pending| {
+        if pending.kind != Kind::Promised {
+            pending.answer(Err(BooksError::Unavailable(why.into())));
+        }
+        pending
+    });
+    told.filter(goes_on).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(bytes: usize) -> Pending {
+        Pending {
+            op: vec![0; bytes],
+            charge: ChargeId([0; 16]),
+            kind: Kind::Takes,
+            until: Instant::now(),
+            answer: None,
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bounded_and_never_empty() {
+        let mut waiting: VecDeque<Pending> = (0..600).map(|_| pending(10)).collect();
+        assert_eq!(take(&mut waiting).len(), MAX_BATCH);
+        assert_eq!(take(&mut waiting).len(), MAX_BATCH);
+        assert_eq!(take(&mut waiting).len(), 600 - 2 * MAX_BATCH);
+        assert!(take(&mut waiting).is_empty());
+        waiting.extend([pending(10), pending(MAX_BATCH_BYTES), pending(2 * MAX_BATCH_BYTES)]);
+        assert_eq!(take(&mut waiting).len(), 1);
+        assert_eq!(take(&mut waiting).len(), 1);
+        assert_eq!(take(&mut waiting).len(), 1);
+        assert!(take(&mut waiting).is_empty());
+    }
 }
