@@ -1,8 +1,9 @@
 //! Captures that Redis is silent to: this gateway's disk has them, and they are made all the same (D30).
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ::redis::Commands;
 use tollgate::books::{Ask, Books, Lasting, Resolution, Resolved};
 use tollgate::core::account::Source;
 use tollgate::core::charge::{OutcomeMemo, State};
@@ -154,5 +155,50 @@ fn d30_f27_a_promise_for_what_a_gateway_has_to_do_again_that_redis_does_not_know
     books.open(1);
     until("it is made", || recorded(&books, 0) == 0);
     until("all is done", || books.balances(1)[&name("a")] == balance(100, 0, 30, 4));
+    books.is_as_recorded(1);
+}
+
+/// Its sessions were taken away meanwhile, and the gateway that has the promise was started again.
+#[test]
+fn d30_f27_a_promise_of_an_earlier_life_waits_for_who_comes_later_than_anybody_waits() {
+    let mut books = waiting_for(Duration::from_millis(1));
+    let (accounts, ten) = ([account("a", 100, 1)], take(10, &[0]));
+    books.run(1, async |session| session.balances(&accounts).await.unwrap());
+    books.save();
+    books.hold(1, &ask(3, &accounts, &ten)).unwrap();
+    books.server.kill();
+    assert!(matches!(books.capture(0, 3, 4), Resolved::Recorded));
+    for gateway in &mut books.gateways {
+        gateway.running = None;
+    }
+    books.server.start_again();
+    // It starts, and what it promised waits for who is absent.
+    books.deadline = Duration::from_millis(300);
+    books.open(0);
+    let look = |books: &Several| books.run(0, async |session| session.open_charge(id(3)).await);
+    assert!(look(&books).is_err(), "nobody says that it is unknown yet");
+    assert!(recorded(&books, 0) > 0);
+    let mut connection = books.connection();
+    let sessions: Vec<String> = connection.hkeys("tollgate:{s0}:sessions").unwrap();
+    let gone: Vec<_> = sessions.iter().filter(|name| name.starts_with("gateway-1/")).collect();
+    let count = gone.iter().filter(|name| !name.ends_with(":r")).count() as i64;
+    assert!(count > 0);
+    let mut leave = ::redis::pipe();
+    leave
+        .atomic()
+        .hincr("tollgate:{s0}:meta", "sessions", -count)
+        .hdel("tollgate:{s0}:sessions", gone);
+    leave.exec(&mut connection).unwrap();
+    // Nobody is absent any more, and nobody knows of it.
+    until("it is unknown", || {
+        books.run(0, async |session| session.open_charge(id(3)).await).is_ok()
+    });
+    // What nobody knew is asked four times a second.
+    let since = Instant::now();
+    until("the promise was told so", || look(&books).is_ok() && since.elapsed().as_secs() > 0);
+    books.hold(0, &ask(5, &accounts, &ten)).unwrap();
+    books.open(1);
+    until("it is made", || recorded(&books, 0) == 0);
+    assert_eq!(books.balances(1)[&name("a")].captured, 4);
     books.is_as_recorded(1);
 }

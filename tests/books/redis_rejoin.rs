@@ -43,6 +43,7 @@ pub struct Several {
     pub gateways: Vec<Gateway>,
     patience: Duration,
     pub settle_timeout: Duration,
+    pub deadline: Duration,
     /// What time it is for a gateway that is started.
     pub now: Timestamp,
 }
@@ -55,9 +56,9 @@ impl Several {
             journal: tempfile::tempdir().unwrap(),
             running: None,
         };
-        let settle_timeout = Duration::from_secs(60);
+        let (settle_timeout, deadline) = (Duration::from_secs(60), Duration::from_secs(60));
         let gateways = (0..count).map(gateway).collect();
-        let mut books = Self { server, gateways, patience, settle_timeout, now: NOW };
+        let mut books = Self { server, gateways, patience, settle_timeout, deadline, now: NOW };
         (0..count).for_each(|at| books.open(at));
         books
     }
@@ -69,7 +70,7 @@ impl Several {
             journal: Some(PathBuf::from(gateway.journal.path())),
             rejoin_timeout: self.patience,
             owner_timeout: Duration::from_secs(600),
-            deadline: Duration::from_secs(60),
+            deadline: self.deadline,
             settle_timeout: self.settle_timeout,
             ..options(&self.server)
         }

@@ -11,7 +11,7 @@ use super::entrance::{odd, tag};
 use super::journal::{Batch, Journal, Term, batches};
 use super::pack::Out;
 use super::welcome::{self, Repeated};
-use super::{SESSIONS, Shared, library, wire};
+use super::{SESSIONS, Shared, library, sent, wire};
 
 /// The most operations of a call, and the most bytes, unless one batch has more: so long nobody else is
 /// served by Redis.
@@ -94,14 +94,18 @@ impl Shared {
     ) -> Result<(), Failed> {
         // One shard at a time: all of them at once would be more than there is memory.
         let _turn = self.reading.lock().await;
-        self.hears_of_the_last(shard, journal).await?;
         let (mine, all) = (format!("{}/", self.gateway), terms.to_vec());
-        let reading = Arc::clone(journal);
-        let found = move || lost(&reading, shard, &mine, &all);
-        let found = tokio::task::spawn_blocking(found).await.map_err(odd)?;
-        let found = found.map_err(|error| {
+        let (reading, this_life) = (Arc::clone(journal), self.incarnation.clone());
+        let read = move || {
+            let files = reading.read(shard)?;
+            let earlier = sent::earlier(&reading, shard, &this_life);
+            Ok((sent::untold(earlier, &files), lost(&files, &mine, &all)))
+        };
+        let read = tokio::task::spawn_blocking(read).await.map_err(odd)?;
+        let (untold, found) = read.map_err(|error: std::io::Error| {
             Failed::NotExecuted(format!("the journal of shard {shard}: {error}"))
         })?;
+        self.hears_of(shard, journal, untold).await?;
         for (session, lost) in found {
             let known = self.look_in(shard, &session, 0).await?.known;
             let is_known = |number: &u64| known.is_some_and(|known| *number <= known);
@@ -227,14 +231,8 @@ impl Shared {
     }
 }
 
-/// What the journal has of a shard and of this gateway's sessions, and the shard has lost.
-fn lost(
-    journal: &Journal,
-    shard: usize,
-    mine: &str,
-    terms: &[Term],
-) -> std::io::Result<BTreeMap<String, OfSession>> {
-    let files = journal.read(shard)?;
+/// What the journal's files have of a shard and of this gateway's sessions, and the shard has lost.
+fn lost(files: &[Vec<u8>], mine: &str, terms: &[Term]) -> BTreeMap<String, OfSession> {
     let mut found: BTreeMap<String, OfSession> = BTreeMap::new();
     let all = files.iter().flat_map(|bytes| batches(bytes)).map(|(_, batch)| batch);
     for batch in all.filter(|batch| batch.session.starts_with(mine)) {
@@ -247,7 +245,7 @@ fn lost(
         }
     }
     found.retain(|_, of| !of.is_empty());
-    Ok(found)
+    found
 }
 
 /// How many batches go in one call: one at least.

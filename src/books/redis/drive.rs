@@ -51,7 +51,8 @@ impl Driver {
     pub(super) fn new(inner: &Arc<Inner>, shard: usize) -> Self {
         let (inner, shared) = (Arc::clone(inner), Arc::clone(&inner.shared));
         let (keys, name) = (shared.keys(shard), inner.name.clone());
-        let (number, renew_at, sent) = (None, None, None);
+        let (number, renew_at) = (None, None);
+        let sent = shared.journal.as_ref().map(|journal| Sent::new(journal, shard, &name));
         let (lives, kept, has_entered) = (0, None, false);
         let (unsure, unsure_until) = (Vec::new(), None);
         Self {
@@ -297,22 +298,11 @@ impl Driver {
 
     /// Keeps what is asked now, for the next life. Whatever goes wrong is told to the log, as with the
     /// journal.
-    fn keep_sent(&mut self, number: u64, ops: &[u8]) {
-        let Some(journal) = &self.shared.journal else { return };
-        let opened = match self.sent.take() {
-            Some(sent) => Ok(sent),
-            None => Sent::open(journal.dir(), self.shard, &self.inner.name),
-        };
-        let kept = opened.and_then(|sent| {
-            sent.keep(&self.name, number, ops)?;
-            Ok(sent)
-        });
-        match kept {
-            Ok(sent) => self.sent = Some(sent),
-            Err(error) => {
-                let shard = self.shard;
-                tracing::error!(shard, %error, "what is asked of Redis is not kept on this disk");
-            }
+    fn keep_sent(&self, number: u64, ops: &[u8]) {
+        let Some(sent) = &self.sent else { return };
+        if let Err(error) = sent.keep(&self.name, number, ops) {
+            let shard = self.shard;
+            tracing::error!(shard, %error, "what is asked of Redis is not kept on this disk");
         }
     }
 

@@ -110,12 +110,14 @@ impl Journal {
         &self.dir
     }
 
-    /// Keeps a batch. One that cannot be kept is told to the log: nobody waits for it, and it is only
-    /// missed where Redis loses it too.
-    pub(super) fn keep(&self, shard: usize, batch: &Batch<'_>) {
-        if let Err(error) = self.write(shard, batch) {
+    /// Keeps a batch, and says whether it did. One that cannot be kept is told to the log: nobody waits for
+    /// it, and it is only missed where Redis loses it too.
+    pub(super) fn keep(&self, shard: usize, batch: &Batch<'_>) -> bool {
+        let written = self.write(shard, batch);
+        if let Err(error) = &written {
             tracing::error!(shard, %error, "what Redis acknowledged is not kept on this disk");
         }
+        written.is_ok()
     }
 
     fn write(&self, shard: usize, batch: &Batch<'_>) -> std::io::Result<()> {

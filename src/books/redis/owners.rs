@@ -170,6 +170,11 @@ impl Engine {
                 break;
             }
         }
+        // With a session goes its last reply.
+        if let Err(failed) = self.shared.hears_of_the_last(shard).await {
+            tracing::warn!(shard, %failed, "sessions that are over stay registered");
+            return Ok(());
+        }
         for Owner { name, mark, .. } in gone {
             let args = [self.shared.epoch.as_bytes(), name.as_bytes(), mark].map(<[u8]>::to_vec);
             let leave = self.shared.keys(shard).function(library::LEAVE, &args);

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use super::Engine;
 use super::journal::{frame, frames};
@@ -250,26 +249,30 @@ impl Engine {
             return;
         }
         let captures = earlier.len();
-        let mut asked = JoinSet::new();
+        let mut first = Vec::with_capacity(captures);
         for capture in earlier {
             let session = self.session.clone();
-            let ask = async move { (session.ask_once(capture).await, session) };
-            asked.spawn_on(ask, &self.shared.runtime);
-        }
-        // Those that were made before are unknown too.
-        let all = async {
-            while let Some(told) = asked.join_next().await {
-                if let Ok((Some(capture), session)) = told {
-                    self.shared
-                        .tasks
-                        .spawn_on(session.ask_until_known(capture), &self.shared.runtime);
+            let (answered, waits) = oneshot::channel::<()>();
+            first.push(waits);
+            let keep = async move {
+                // Those that were made before are unknown too.
+                let unknown = session.ask_once(capture).await;
+                drop(answered);
+                if let Some(capture) = unknown {
+                    session.ask_until_known(capture).await;
                 }
+            };
+            self.shared.tasks.spawn_on(keep, &self.shared.runtime);
+        }
+        let all = async {
+            for waits in first {
+                // Nothing is sent: whoever asks lets go of it.
+                let _ = waits.await;
             }
         };
         match tokio::time::timeout(self.shared.deadline, all).await {
             Ok(()) => tracing::info!(captures, "Redis has what it was silent to"),
             Err(_) => {
-                asked.detach_all();
                 tracing::warn!(captures, "captures of this gateway's last life wait for Redis");
             }
         }

@@ -2,7 +2,9 @@
 //! is told what became of that knows in its next life what it was, and the shard still has its reply: so
 //! the journal gets what Redis alone would know otherwise, and could lose (f27).
 
-use std::fs::{File, OpenOptions};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,21 +29,30 @@ struct Asked<'a> {
     ops: &'a [u8],
 }
 
-/// The file of a session and a shard: it has the last batch, and nothing else.
+/// The file of a session and a shard: it has the last batch, and nothing else. Opened for each: many
+/// sessions of many shards would be more open files than a process may have.
 #[derive(Debug)]
-pub(super) struct Sent(File);
+pub(super) struct Sent(PathBuf);
 
 impl Sent {
-    /// Opens the file of a session of this life.
-    pub(super) fn open(dir: &Path, shard: usize, session: &str) -> std::io::Result<Self> {
-        let name = session.rsplit('/').take(2).collect::<Vec<_>>();
-        let path = dir.join(prefix(shard) + &name.into_iter().rev().collect::<Vec<_>>().join("-"));
-        Ok(Self(OpenOptions::new().create(true).truncate(false).write(true).open(path)?))
+    /// That of a session of this life.
+    pub(super) fn new(journal: &Journal, shard: usize, session: &str) -> Self {
+        let mut names = session.rsplit('/');
+        let (number, life) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
+        Self(journal.dir().join(format!("{}{life}-{number}", prefix(shard))))
     }
 
     /// Keeps a batch that is about to be asked; not synced, as the journal is not.
     pub(super) fn keep(&self, session: &str, number: u64, ops: &[u8]) -> std::io::Result<()> {
-        self.0.write_all_at(&frame(&Asked { session, number, ops })?, 0)
+        let written = frame(&Asked { session, number, ops }).and_then(|frame| {
+            let file = File::options().create(true).truncate(false).write(true).open(&self.0)?;
+            file.write_all_at(&frame, 0)
+        });
+        if written.is_err() {
+            // What it has is not what is asked now, and may have the same number.
+            let _ = std::fs::remove_file(&self.0);
+        }
+        written
     }
 }
 
@@ -57,88 +68,120 @@ fn asked(bytes: &[u8]) -> Option<Asked<'_>> {
     postcard::from_bytes(record).ok()
 }
 
-/// The files of a shard and of earlier lives whose last batch the journal does not have. The others go.
-fn untold(
-    journal: &Journal,
-    shard: usize,
-    this_life: &str,
-) -> std::io::Result<Vec<(PathBuf, Vec<u8>)>> {
+/// A file and what it has.
+pub(super) type Earlier = (PathBuf, Vec<u8>);
+
+/// The files of a shard and of earlier lives. One that cannot be read keeps nobody from being served.
+pub(super) fn earlier(journal: &Journal, shard: usize, this_life: &str) -> Vec<Earlier> {
     let (all, own) = (prefix(shard), prefix(shard) + this_life + "-");
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(journal.dir())? {
-        let entry = entry?;
-        let name = entry.file_name();
+    let is_earlier = |name: &OsStr| {
         let name = name.to_string_lossy();
-        if name.starts_with(&all) && !name.starts_with(&own) {
-            found.push((entry.path(), std::fs::read(entry.path())?));
-        }
-    }
-    if found.is_empty() {
-        return Ok(found);
-    }
-    let files = journal.read(shard)?;
-    let is_untold = |asked: Asked<'_>| {
-        let mut all = files.iter().flat_map(|bytes| batches(bytes)).map(|(_, batch)| batch);
-        !all.any(|batch| batch.session == asked.session && batch.number >= asked.number)
+        name.starts_with(&all) && !name.starts_with(&own)
     };
-    let (untold, told): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|(_, bytes)| asked(bytes).is_some_and(is_untold));
-    told.iter().try_for_each(|(path, _)| std::fs::remove_file(path))?;
-    Ok(untold)
+    let read = |path: PathBuf| Ok((path.clone(), std::fs::read(&path)?));
+    let found = std::fs::read_dir(journal.dir()).and_then(|entries| {
+        let entries = entries.collect::<Result<Vec<_>, _>>()?;
+        let entries = entries.into_iter().filter(|entry| is_earlier(&entry.file_name()));
+        entries.map(|entry| read(entry.path())).collect::<std::io::Result<Vec<Earlier>>>()
+    });
+    found.unwrap_or_else(|error| {
+        tracing::error!(shard, %error, "what earlier lives have asked last cannot be read");
+        Vec::new()
+    })
+}
+
+/// Those whose last batch the files of the journal do not have. The others go.
+pub(super) fn untold(earlier: Vec<Earlier>, journal: &[Vec<u8>]) -> Vec<Earlier> {
+    if earlier.is_empty() {
+        return earlier;
+    }
+    let mut told: HashMap<&str, u64> = HashMap::new();
+    for (_, batch) in journal.iter().flat_map(|bytes| batches(bytes)) {
+        let newest = told.entry(batch.session).or_default();
+        *newest = batch.number.max(*newest);
+    }
+    let is_untold =
+        |asked: Asked<'_>| told.get(asked.session).is_none_or(|newest| *newest < asked.number);
+    let (untold, over): (Vec<_>, Vec<_>) =
+        earlier.into_iter().partition(|(_, bytes)| asked(bytes).is_some_and(is_untold));
+    over.iter().for_each(|(path, _)| remove(path));
+    untold
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "a file that is needed no more stays");
+    }
 }
 
 impl Shared {
     /// Keeps in the journal what became of the last batches of earlier lives, where a shard knows it and
     /// they were not told.
-    pub(super) async fn hears_of_the_last(
+    pub(super) async fn hears_of_the_last(&self, shard: usize) -> Result<(), Failed> {
+        let Some(journal) = self.journal.clone() else { return Ok(()) };
+        let _turn = self.reading.lock().await;
+        let (reading, this_life) = (Arc::clone(&journal), self.incarnation.clone());
+        let read = move || {
+            let earlier = earlier(&reading, shard, &this_life);
+            // Mostly there is none.
+            let files =
+                if earlier.is_empty() { Default::default() } else { reading.read(shard)? };
+            Ok::<_, std::io::Error>(untold(earlier, &files))
+        };
+        let untold = tokio::task::spawn_blocking(read).await.map_err(odd)?.map_err(odd)?;
+        self.hears_of(shard, &journal, untold).await
+    }
+
+    pub(super) async fn hears_of(
         &self,
         shard: usize,
-        journal: &Arc<Journal>,
+        journal: &Journal,
+        untold: Vec<Earlier>,
     ) -> Result<(), Failed> {
-        let (reading, this_life) = (Arc::clone(journal), self.incarnation.clone());
-        let found = move || untold(&reading, shard, &this_life);
-        let found = tokio::task::spawn_blocking(found).await.map_err(odd)?.map_err(odd)?;
-        for (path, bytes) in found {
-            let Some(Asked { session, number, ops }) = asked(&bytes) else { continue };
-            let known = self.look_in(shard, session, 0).await?.known;
-            if known.is_some_and(|known| known < number) {
+        for (path, bytes) in untold {
+            let Some(last) = asked(&bytes) else { continue };
+            let known = self.look_in(shard, last.session, 0).await?.known;
+            let is_over = match known {
                 // It may still be on its way.
-                continue;
+                Some(known) if known < last.number => false,
+                Some(known) if known == last.number => {
+                    self.keeps_reply(shard, journal, &last).await?
+                }
+                // The session was told, and went on; or it was removed, and nobody knows.
+                _ => true,
+            };
+            if is_over {
+                remove(&path);
             }
-            // Behind it the session was told, and where it was removed nobody knows.
-            if known == Some(number) {
-                self.keep_reply(shard, journal, session, number, ops).await?;
-            }
-            std::fs::remove_file(&path).map_err(odd)?;
         }
         Ok(())
     }
 
-    async fn keep_reply(
+    /// Whether the journal has what became of a batch, or need not have it.
+    async fn keeps_reply(
         &self,
         shard: usize,
         journal: &Journal,
-        session: &str,
-        number: u64,
-        ops: &[u8],
-    ) -> Result<(), Failed> {
+        asked: &Asked<'_>,
+    ) -> Result<bool, Failed> {
+        let Asked { session, number, ops } = *asked;
         let told = self.read_key(shard, redis::cmd("HGET"), &[&format!("{session}:r")]).await?;
         let reply = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?.unwrap_or_default();
-        let charges = vec![ChargeId([0; 16]); wire::count(ops).map_err(odd)?];
-        // One to something else says that what was lost was done again, and that the journal has.
-        let Ok(Called::Done(done)) = wire::reply(&reply, tag(number, shard), &charges) else {
-            return Ok(());
+        let charges = vec![ChargeId([0; 16]); wire::count(ops).unwrap_or_default()];
+        let done = match wire::reply(&reply, tag(number, shard), &charges) {
+            Ok(Called::Done(done)) if done.entry > 0 => done,
+            // Nothing was changed; or what was lost was done again, and the journal has that.
+            Ok(_) => return Ok(true),
+            // None is there where the shard was built again.
+            Err(error) => {
+                tracing::warn!(shard, session, %error, "what Redis did last is not known any more");
+                return Ok(true);
+            }
         };
-        if done.entry > 0 {
-            let (term, entry, reply) = (&*done.term, done.entry, &*reply);
-            journal.keep(shard, &Batch { session, number, term, entry, ops, reply });
-            tracing::info!(
-                shard,
-                session,
-                "Redis had done what this gateway was not told before it ended"
-            );
-        }
-        Ok(())
+        let (term, entry, reply) = (&*done.term, done.entry, &*reply);
+        let is_kept = journal.keep(shard, &Batch { session, number, term, entry, ops, reply });
+        tracing::info!(shard, session, is_kept, "Redis had done what this gateway was not told");
+        Ok(is_kept)
     }
 }
 
@@ -150,34 +193,51 @@ mod tests {
     fn f27_what_was_asked_last_is_found_after_a_kill_at_any_byte_and_this_life_keeps_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), "books", 2).unwrap();
-        let open = |life: &str| Sent::open(journal.dir(), 1, &format!("a/{life}/0")).unwrap();
+        let open = |life: &str| Sent::new(&journal, 1, &format!("a/{life}/0"));
+        let found = |shard| untold(earlier(&journal, shard, "two"), &journal.read(shard).unwrap());
         let (before, now) = (open("one"), open("two"));
         before.keep("a/one/0", 7, &[9; 100]).unwrap();
         before.keep("a/one/0", 8, b"shorter").unwrap();
         now.keep("a/two/0", 1, b"ops").unwrap();
-        let found = untold(&journal, 1, "two").unwrap();
-        let [(path, bytes)] = &found[..] else { panic!("{found:?}") };
+        let untold = found(1);
+        let [(path, bytes)] = &untold[..] else { panic!("{untold:?}") };
         let expected = Asked { session: "a/one/0", number: 8, ops: b"shorter" };
         assert_eq!(asked(bytes), Some(expected));
-        assert_eq!(untold(&journal, 0, "two").unwrap(), []);
+        assert_eq!(found(0), []);
         let whole = frame(&asked(bytes).unwrap()).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(path, &whole[..cut]).unwrap();
-            assert_eq!(untold(&journal, 1, "two").unwrap(), [], "{cut}");
+            assert_eq!(found(1), [], "{cut}");
             assert!(!path.exists(), "nothing is in it");
         }
         // What is in the journal was told.
-        for (number, is_there) in [(7, true), (8, false)] {
+        for (number, is_untold) in [(7, true), (8, false)] {
             std::fs::write(path, &whole).unwrap();
-            let batch =
-                Batch { session: "a/one/0", number, term: "x-1", entry: 3, ops: b"", reply: b"" };
-            journal.keep(1, &batch);
-            assert_eq!(untold(&journal, 1, "two").unwrap().len(), usize::from(is_there));
+            let (session, term) = ("a/one/0", "x-1");
+            journal.keep(1, &Batch { session, number, term, entry: 3, ops: b"", reply: b"" });
+            assert_eq!(found(1).len(), usize::from(is_untold));
         }
         assert_eq!(
             std::fs::read_dir(journal.dir()).unwrap().count(),
             3,
             "two shards and this life"
         );
+    }
+
+    #[test]
+    fn f27_what_could_not_be_written_does_not_leave_what_was_asked_before_under_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "books", 1).unwrap();
+        let sent = Sent::new(&journal, 0, "a/one/0");
+        sent.keep("a/one/0", 8, b"ops").unwrap();
+        let mut permissions = std::fs::metadata(&sent.0).unwrap().permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(&sent.0, permissions).unwrap();
+        // Whoever may do all writes it all the same.
+        let kept = sent.keep("a/one/0", 8, b"others");
+        let found = untold(earlier(&journal, 0, "two"), &journal.read(0).unwrap());
+        let found: Vec<_> = found.iter().map(|(_, bytes)| asked(bytes).unwrap().ops).collect();
+        let expected: &[&[u8]] = if kept.is_ok() { &[b"others"] } else { &[] };
+        assert_eq!(found, expected);
     }
 }
