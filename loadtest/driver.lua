@@ -24,10 +24,19 @@ function setup(thread)
   table.insert(threads, thread)
 end
 
--- The body is 200 bytes whatever the quantity, a single digit.
+-- The body is 200 bytes whatever the quantity, a single digit: this, two letters and `"}`.
 local function body(n)
   local start = '{"n":' .. n .. ',"size":"1024x1024","prompt":"'
-  return start .. ("p"):rep(200 - #start - 2) .. '"}'
+  return start .. ("p"):rep(200 - #start - 4)
+end
+
+-- Two letters that tell users apart. LuaJIT's hash of a long string looks at four bytes in four places
+-- only, of which the last is one: requests that were the same there would all be in one chain, and to
+-- make 200,000 of them would take minutes.
+local LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+local function letters(i)
+  local low, high = i % 64 + 1, math.floor(i / 64) % 64 + 1
+  return LETTERS:sub(low, low) .. LETTERS:sub(high, high)
 end
 
 local requests, prob, alias, users, length
@@ -40,8 +49,7 @@ local function prepare(exponent)
     prob[i] = (i + 1) ^ -exponent
     total = total + prob[i]
   end
-  -- Two stacks at the ends of one array: tables that shrink and grow sent wrk's compiled code into a
-  -- loop that did not end, now and then.
+  -- Two stacks at the ends of one array.
   local stack, smalls, larges = ffi.new("int[?]", users), 0, users
   for i = 0, users - 1 do
     prob[i] = prob[i] * users / total
@@ -89,6 +97,7 @@ function init(args)
     requests[i] = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. key .. of
       .. "\r\nTollgate-User: " .. letter .. ("%07d"):format(i)
       .. "\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n" .. bodies[quantity(i)]
+      .. letters(i) .. '"}'
   end
 end
 
