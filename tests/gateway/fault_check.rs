@@ -244,9 +244,11 @@ fn as_told(round: &Round, charges: &BTreeMap<String, Value>, forwarded: &BTreeMa
             let charge = charges.get(id).unwrap_or_else(|| panic!("{wanted:?} is not archived"));
             assert_eq!(charge["state"], "captured", "{wanted:?}: {charge}");
         }
-        // A refusal was not forwarded, and is not charged.
+        // A refusal was not forwarded, and is not charged; but where its gateway was not heard of for
+        // too long, others capture what its route says they should, and flag it.
         let not_sent = wanted.refused.is_some() && !sent.contains(wanted.id.as_str());
-        assert!(!not_sent || has.is_none(), "{wanted:?} is charged: {has:?}");
+        let is_given_up = has.is_some_and(|has| has_flag(&charges[has[0]], "in_doubt"));
+        assert!(!not_sent || has.is_none() || is_given_up, "{wanted:?} is charged: {has:?}");
         let is_refused = wanted.refused == Some(402);
         assert!(!is_refused || not_sent, "{wanted:?} was forwarded");
     }
