@@ -41,6 +41,8 @@ pub struct Archived {
     pub terms: Vec<(String, u64)>,
     /// The last archived call of each session.
     pub sessions: Vec<(String, u64)>,
+    /// When the newest of those changed something, in microseconds since the Unix epoch.
+    pub newest: Option<i64>,
     /// How many of its records could not be read, or were missing.
     pub dead: u64,
 }
@@ -174,10 +176,13 @@ impl Whole<'_> {
         let terms = pairs(terms.fetch_all(db).await?)?;
         let sql = "SELECT session, number FROM shard_sessions WHERE shard = $1";
         let sessions = pairs(query(sql).bind(shard).fetch_all(db).await?)?;
+        let newest = query("SELECT max(at) FROM shard_sessions WHERE shard = $1").bind(shard);
+        let newest = newest.fetch_one(db).await?.try_get(0)?;
         let dead = query("SELECT count(*) FROM dead_letters WHERE shard = $1").bind(shard);
         let dead: i64 = dead.fetch_one(db).await?.try_get(0)?;
         let closed = u32::try_from(closed).unwrap_or_default();
-        Ok(Archived { position: position as u64, closed, terms, sessions, dead: dead as u64 })
+        let (position, dead) = (position as u64, dead as u64);
+        Ok(Archived { position, closed, terms, sessions, newest, dead })
     }
 
     /// Some accounts, in the order of their keys.

@@ -101,7 +101,9 @@ impl Bench {
 
     pub fn repair<'a>(&self, shards: &'a Shards) -> Repair<'a> {
         let archive = self.place.clone();
-        Repair { shards, epoch: "1", archive, now: NOW, inexact: false }
+        // A clock that is ahead forgets no key: its request would be charged twice.
+        let now = NOW + SignedDuration::from_hours(2_400);
+        Repair { shards, epoch: "1", archive, now, inexact: false }
     }
 
     pub fn repaired(&self) {
