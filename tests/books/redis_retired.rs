@@ -1,12 +1,17 @@
 //! What a gateway did before it was given up, and went on under another name, is done again like the
 //! rest when Redis loses it (f27, f36).
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use ::redis::Commands;
+use jiff::{SignedDuration, Timestamp};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tollgate::books::redis::{Engine, Options, Session};
 use tollgate::books::{Adjustment, Books, BooksError, Resolved};
+use tollgate::core::account::Balance;
 use tollgate::core::charge::{OutcomeMemo, State};
 
 use crate::engine::{NOW, account, ask, balance, done, id, name, resolution, take, temporary};
@@ -49,6 +54,11 @@ impl Gateway {
         let opening = Engine::open(options, runtime.handle.clone(), NOW);
         let engine = runtime.handle.block_on(opening).unwrap();
         Self { session: engine.session(), engine, runtime }
+    }
+
+    fn found(&self) -> Balance {
+        let all = self.runtime.handle.block_on(self.engine.balances()).unwrap();
+        all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2
     }
 
     /// Charges ten under the first of these ids that is not refused for being late.
@@ -100,9 +110,7 @@ fn f27_f36_what_a_removed_session_did_is_done_again_by_the_gateway_that_went_on(
     for gateway in [&one, &other] {
         gateway.runtime.handle.block_on(gateway.session.balances(&accounts)).unwrap();
     }
-    let all = one.runtime.handle.block_on(one.engine.balances()).unwrap();
-    let found = all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2;
-    assert_eq!(found, balance(1000, 0, 0, 20));
+    assert_eq!(one.found(), balance(1000, 0, 0, 20));
 }
 
 /// How many calls of the library a server has had since it was started.
@@ -131,7 +139,7 @@ fn f27_f34_what_was_done_again_by_a_call_without_a_reply_is_not_done_once_more()
         server.start_again();
         // It does it again, and is not told.
         proxy.keep_replies_with("again");
-        let (session, mut asked) = (one.session.clone(), tokio::task::JoinSet::new());
+        let (session, mut asked) = (one.session.clone(), JoinSet::new());
         let asking = async move { session.balances(&[account("a", 1000, 1)]).await.map(|_| ()) };
         asked.spawn_on(asking, &one.runtime.handle);
         until("it is done again", || proxy.kept() > 0);
@@ -153,43 +161,150 @@ fn f27_f34_what_was_done_again_by_a_call_without_a_reply_is_not_done_once_more()
         server.start_again();
         let one = Gateway::start(&server, proxy.port, "one", dir.path());
         one.runtime.handle.block_on(one.session.balances(&accounts)).unwrap();
-        let all = one.runtime.handle.block_on(one.engine.balances()).unwrap();
-        let found = all.into_iter().find(|(_, found, _)| *found == name("a")).unwrap().2;
-        assert_eq!(found, balance(1000, 7, 0, 30), "{is_killed}");
+        assert_eq!(one.found(), balance(1000, 7, 0, 30), "{is_killed}");
+    }
+}
+
+/// A gateway has captured, and Redis has done that; the gateway has not heard of it, and will not.
+struct Untold {
+    server: RedisServer,
+    proxy: FaultProxy,
+    dir: TempDir,
+    one: Option<Gateway>,
+    other: Gateway,
+    asked: JoinSet<Result<Resolved, BooksError>>,
+}
+
+impl Untold {
+    fn new() -> Self {
+        let (server, dir) = (RedisServer::start(), temporary());
+        let proxy = FaultProxy::start(server.port, 1);
+        let timeout = Duration::from_millis(300);
+        let one = Gateway::hasty(&server, proxy.port, "one", dir.path(), timeout);
+        let other = Gateway::start(&server, server.port, "other", dir.path());
+        one.charge_ten(1);
+        let (accounts, ten) = ([account("a", 1000, 1)], take(10, &[0]));
+        one.runtime.handle.block_on(one.session.hold(&ask(1000, &accounts, &ten))).unwrap();
+        server.snapshot();
+        proxy.keep_replies_with("done");
+        let (session, mut asked) = (one.session.clone(), JoinSet::new());
+        let asking = async move {
+            let memo = OutcomeMemo::default();
+            session.resolve(id(1000), &resolution(State::Captured, &[10], &memo)).await
+        };
+        asked.spawn_on(asking, &one.runtime.handle);
+        until("it is captured", || other.found() == balance(1000, 0, 0, 20));
+        // From here on it reaches nobody.
+        proxy.point_to(0);
+        Self { server, proxy, dir, one: Some(one), other, asked }
+    }
+
+    fn is_killed(&mut self) {
+        self.one = None;
+        self.asked = JoinSet::new();
+    }
+
+    /// Its sessions are taken away.
+    fn is_given_up(&self) {
+        let mut connection =
+            ::redis::Client::open(self.server.url()).unwrap().get_connection().unwrap();
+        let mut is_there = || {
+            let names: Vec<String> = connection.hkeys("tollgate:{s0}:sessions").unwrap();
+            names.iter().any(|name| name.starts_with("one/"))
+        };
+        while is_there() {
+            let Gateway { runtime, engine, .. } = &self.other;
+            runtime.handle.block_on(engine.resolve_absent(NOW)).whole().unwrap();
+        }
+    }
+
+    fn is_back(&self) {
+        self.proxy.release();
+        self.proxy.point_to(self.server.port);
+    }
+
+    fn lives_again(&mut self) {
+        self.is_back();
+        self.one = Some(Gateway::start(&self.server, self.proxy.port, "one", self.dir.path()));
+    }
+
+    /// An older file is put back, and both enter.
+    fn an_older_file_has_it_again(mut self, killed: bool) {
+        self.server.kill();
+        self.server.start_again();
+        if killed {
+            self.lives_again();
+        }
+        let one = self.one.as_ref().unwrap();
+        for gateway in [one, &self.other] {
+            let accounts = [account("a", 1000, 1)];
+            gateway.runtime.handle.block_on(gateway.session.balances(&accounts)).unwrap();
+        }
+        assert_eq!(one.found(), balance(1000, 0, 0, 20));
     }
 }
 
 #[test]
 fn f27_what_a_killed_gateway_was_not_told_is_done_again_after_its_next_life_has_begun() {
-    let (mut server, dir) = (RedisServer::start(), temporary());
-    let proxy = FaultProxy::start(server.port, 1);
-    let one = Gateway::start(&server, proxy.port, "one", dir.path());
-    let other = Gateway::start(&server, server.port, "other", dir.path());
-    one.charge_ten(1);
-    let (accounts, ten) = ([account("a", 1000, 1)], take(10, &[0]));
-    one.runtime.handle.block_on(one.session.hold(&ask(1000, &accounts, &ten))).unwrap();
-    server.snapshot();
-    // It captures, Redis does that, and it is killed before it hears of it.
-    proxy.keep_replies_with("done");
-    let (session, mut asked) = (one.session.clone(), tokio::task::JoinSet::new());
-    let asking = async move {
-        let memo = OutcomeMemo::default();
-        session.resolve(id(1000), &resolution(State::Captured, &[10], &memo)).await.map(|_| ())
-    };
-    asked.spawn_on(asking, &one.runtime.handle);
-    let found = |gateway: &Gateway| {
-        let all = gateway.runtime.handle.block_on(gateway.engine.balances()).unwrap();
-        all.into_iter().find(|(_, found, _)| *found == name("a")).map(|(_, _, balance)| balance)
-    };
-    until("it is captured", || found(&other) == Some(balance(1000, 0, 0, 20)));
-    drop((one, asked));
-    proxy.release();
-    drop(Gateway::start(&server, proxy.port, "one", dir.path()));
-    server.kill();
-    server.start_again();
-    let one = Gateway::start(&server, proxy.port, "one", dir.path());
-    for gateway in [&one, &other] {
-        gateway.runtime.handle.block_on(gateway.session.balances(&accounts)).unwrap();
+    for is_given_up in [false, true] {
+        let mut untold = Untold::new();
+        untold.is_killed();
+        if is_given_up {
+            untold.is_given_up();
+        }
+        untold.lives_again();
+        untold.one = None;
+        untold.an_older_file_has_it_again(true);
     }
-    assert_eq!(found(&one), Some(balance(1000, 0, 0, 20)));
+}
+
+#[test]
+fn f27_f36_what_a_gateway_was_not_told_before_it_was_given_up_is_done_again() {
+    let mut untold = Untold::new();
+    untold.is_given_up();
+    untold.is_back();
+    let one = untold.one.as_ref().unwrap();
+    // It asks once more, as another session.
+    let told = one.runtime.handle.block_on(untold.asked.join_next()).unwrap().unwrap();
+    assert!(told.is_ok(), "{told:?}");
+    assert_eq!(one.found(), balance(1000, 0, 0, 20));
+    untold.an_older_file_has_it_again(false);
+}
+
+#[test]
+fn f36_last_replies_of_sessions_that_went_are_bounded_and_forgotten_in_two_days() {
+    let mut untold = Untold::new();
+    let mut connection =
+        ::redis::Client::open(untold.server.url()).unwrap().get_connection().unwrap();
+    let meta = "tollgate:{s0}:meta";
+    let mut left = || {
+        let all: HashMap<String, Vec<u8>> = connection.hgetall(meta).unwrap();
+        let names = all.keys().filter(|name| name.starts_with("the last reply of ")).count();
+        (names, all.get("left").map(|left| String::from_utf8_lossy(left).into_owned()))
+    };
+    untold.is_killed();
+    untold.is_given_up();
+    assert_eq!(left(), (1, Some("1".into())));
+    let mut expires = |hours| {
+        let now = Timestamp::now() + SignedDuration::from_hours(hours);
+        let Gateway { runtime, engine, .. } = &untold.other;
+        runtime.handle.block_on(engine.expire(now)).whole().unwrap();
+    };
+    expires(47);
+    assert_eq!(left(), (1, Some("1".into())));
+    expires(49);
+    assert_eq!(left(), (0, Some("0".into())));
+    // The next one is one too many.
+    untold.lives_again();
+    untold.one.as_ref().unwrap().charge_ten(2000);
+    untold.is_killed();
+    let () = ::redis::Client::open(untold.server.url())
+        .unwrap()
+        .get_connection()
+        .unwrap()
+        .hset(meta, "left", 1000)
+        .unwrap();
+    untold.is_given_up();
+    assert_eq!(left(), (0, Some("1000".into())));
+    untold.other.charge_ten(3000);
 }

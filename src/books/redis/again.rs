@@ -126,7 +126,7 @@ impl Shared {
     /// Sessions of earlier lives, and under names that are used no more, have entered with this: nobody
     /// waits for them. The others enter themselves.
     async fn gone_are_ready(&self, shard: usize) -> Result<(), Failed> {
-        let told = self.read_key(shard, redis::cmd("HKEYS"), &[]).await?;
+        let told = self.read_key(shard, SESSIONS, redis::cmd("HKEYS"), &[]).await?;
         let names = Vec::<String>::from_redis_value(told).map_err(odd)?;
         let (mine, this) = (format!("{}/", self.gateway), self.this_life());
         let retired = self.retired[shard].lock().clone();
@@ -143,14 +143,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Asks for something of a shard's sessions.
+    /// Asks for something of one of a shard's keys.
     pub(super) async fn read_key(
         &self,
         shard: usize,
+        key: usize,
         mut command: redis::Cmd,
         more: &[&str],
     ) -> Result<redis::Value, Failed> {
-        command.arg(&self.keys(shard).0[SESSIONS]).arg(more);
+        command.arg(&self.keys(shard).0[key]).arg(more);
         let told = self.link.send(&command).await;
         told.map_err(|error| Failed::NotExecuted(error.to_string()))
     }
@@ -216,7 +217,7 @@ impl Shared {
         terms: &[Term],
     ) -> Result<(), Failed> {
         let reply = format!("{session}:r");
-        let told = self.read_key(shard, redis::cmd("HGET"), &[&reply]).await?;
+        let told = self.read_key(shard, SESSIONS, redis::cmd("HGET"), &[&reply]).await?;
         let told = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?;
         // One to something else is from before.
         let again = told.and_then(|told| welcome::again(&told, None).ok()).unwrap_or_default();

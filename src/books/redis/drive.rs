@@ -237,7 +237,7 @@ impl Driver {
     async fn attempt(&mut self, batch: &[Pending], is_unknown: bool) -> Result<Vec<Reply>, Failed> {
         let last = match self.number {
             Some(last) if self.has_entered => last,
-            last => self.enter(last).await?,
+            last => self.enter(last, is_unknown).await?,
         };
         let number = last + 1;
         let mut head = Out::default();
@@ -307,13 +307,19 @@ impl Driver {
     }
 
     /// Enters the shard, and says which number was the last.
-    async fn enter(&mut self, last: Option<u64>) -> Result<u64, Failed> {
+    async fn enter(&mut self, last: Option<u64>, is_unknown: bool) -> Result<u64, Failed> {
         match self.shared.enter(self.shard, &self.name, last, self.kept.as_ref()).await? {
             Entered::At(number) => {
                 (self.number, self.has_entered) = (Some(number), true);
                 Ok(number)
             }
-            Entered::Removed => Err(Failed::Removed),
+            Entered::Removed => {
+                // What was done then stays done, and Redis may lose it.
+                if let Some(sent) = self.sent.as_ref().filter(|_| is_unknown) {
+                    self.shared.hears_of_removed(self.shard, sent).await?;
+                }
+                Err(Failed::Removed)
+            }
         }
     }
 

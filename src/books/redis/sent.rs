@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use std::sync::Arc;
 use redis::FromRedisValue;
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
 use super::drive::Failed;
 use super::entrance::{odd, tag};
 use super::journal::{Batch, Journal, batches, frame, frames};
 use super::wire::{self, Called};
+use super::{META, SESSIONS, Shared, library};
 use crate::core::ids::ChargeId;
 
 /// A batch that was asked, and of which nothing is known yet.
@@ -132,6 +133,17 @@ impl Shared {
         self.hears_of(shard, &journal, untold).await
     }
 
+    /// The same for a session of this life that was taken away, and that has not heard of its last batch.
+    pub(super) async fn hears_of_removed(&self, shard: usize, sent: &Sent) -> Result<(), Failed> {
+        let Some(journal) = self.journal.clone() else { return Ok(()) };
+        match std::fs::read(&sent.0) {
+            Ok(bytes) => self.hears_of(shard, &journal, vec![(sent.0.clone(), bytes)]).await,
+            // It could not be written then, which was told.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(odd(error)),
+        }
+    }
+
     pub(super) async fn hears_of(
         &self,
         shard: usize,
@@ -144,11 +156,9 @@ impl Shared {
             let is_over = match known {
                 // It may still be on its way.
                 Some(known) if known < last.number => false,
-                Some(known) if known == last.number => {
-                    self.keeps_reply(shard, journal, &last).await?
-                }
-                // The session was told, and went on; or it was removed, and nobody knows.
-                _ => true,
+                // The session was told, and went on.
+                Some(known) if known > last.number => true,
+                known => self.keeps_reply(shard, journal, &last, known.is_some()).await?,
             };
             if is_over {
                 remove(&path);
@@ -157,16 +167,23 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the journal has what became of a batch, or need not have it.
+    /// Whether the journal has what became of a batch, or need not have it. Of a session that was taken
+    /// away the reply stands elsewhere, if that changed anything.
     async fn keeps_reply(
         &self,
         shard: usize,
         journal: &Journal,
         asked: &Asked<'_>,
+        is_registered: bool,
     ) -> Result<bool, Failed> {
         let Asked { session, number, ops } = *asked;
-        let told = self.read_key(shard, redis::cmd("HGET"), &[&format!("{session}:r")]).await?;
-        let reply = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?.unwrap_or_default();
+        let (key, field) = match is_registered {
+            true => (SESSIONS, format!("{session}:r")),
+            false => (META, format!("{}{session}", library::LEFT)),
+        };
+        let told = self.read_key(shard, key, redis::cmd("HGET"), &[&field]).await?;
+        let told = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?;
+        let Some(reply) = told else { return Ok(true) };
         let charges = vec![ChargeId([0; 16]); wire::count(ops).unwrap_or_default()];
         let done = match wire::reply(&reply, tag(number, shard), &charges) {
             Ok(Called::Done(done)) if done.entry > 0 => done,

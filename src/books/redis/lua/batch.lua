@@ -47,7 +47,11 @@ function Batch:load(ops, replies)
             local before = string.format('(%.0f', op[2])
             self.swept = redis.call('ZRANGEBYSCORE', keys[KEPT], '-inf', before, 'LIMIT', 0, op[3])
             for _, field in ipairs(self.swept) do
-                if #field == CHARGE_BYTES then ended[field] = true else key(field) end
+                if #field == CHARGE_BYTES then
+                    ended[field] = true
+                elseif #field == KEY_BYTES then
+                    key(field)
+                end
             end
         end
     end
@@ -163,6 +167,10 @@ function Batch:write()
     call_many('HSET', keys[ONCE], put)
     call_many('HDEL', keys[ONCE], gone)
     call_many('ZREM', keys[KEPT], self.unkept)
+    if #self.replies_gone > 0 then
+        call_many('HDEL', keys[META], self.replies_gone)
+        redis.call('HINCRBY', keys[META], 'left', -#self.replies_gone)
+    end
     call_many('ZADD', keys[KEPT], rise)
     put, gone = {}, {}
     for charge in pairs(self.ended_changed) do

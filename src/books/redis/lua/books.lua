@@ -17,7 +17,8 @@
 --             of accounts, holds, ending, keys, scopes, kept, ended, sessions; run, opening, since,
 --             lost and terms (see "A server that comes back"). From outside of this library: in shard 0
 --             timeouts:<gateway> (what it waits for others), and while books move, moving (where from).
---             While a shard is built again, token (who may fill it)
+--             While a shard is built again, token (who may fill it). The last replies of sessions that
+--             were taken away (see LEFT), and left (how many)
 --   accounts  hash: key of an account -> base, adjusted, held, captured, epoch, number
 --   names     hash: key of an account -> its name
 --   holds     hash: charge -> hold (see the H_ constants)
@@ -27,7 +28,7 @@
 --             scope -> how many keys and names
 --   kept      sorted set, what is forgotten in its time: keys of captured charges and of adjustments
 --             (24 bytes), by when they were held or made; charges that ended without their owner (16
---             bytes), by when they did
+--             bytes), by when they did; last replies in `meta` (longer), by when their sessions went
 --   sessions  hash: session -> its mark (last number, when it was seen, in which term it has entered);
 --             session:r -> the reply to that number
 --   ledger    stream: an entry for each call that changed something; its ids count from 1: {session,
@@ -105,8 +106,12 @@ local COUNTS =
 local DAYS, DAY = 100, 86400000000
 -- How many open holds are looked at in one call.
 local MOST_LOOKED_AT = 10000
--- How long the id of a charge is; whatever else is forgotten in its time has longer names.
-local CHARGE_BYTES = 16
+-- How long the id of a charge is, and how long a key with its scope; whatever else is forgotten in its
+-- time has longer names.
+local CHARGE_BYTES, KEY_BYTES = 16, 24
+-- In front of the name of a session that was taken away, its last reply stands, if that changed anything:
+-- its gateway may be standing still, or dead, and not have been told. So many are kept.
+local LEFT, MOST_LEFT = 'the last reply of session ', 1000
 
 -- Redis passes a bounded number of values at once from a table.
 local CHUNK = 1000

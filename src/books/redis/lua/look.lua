@@ -36,6 +36,10 @@ function Batch:sweep()
     for _, field in ipairs(self.swept) do
         if #field == CHARGE_BYTES then
             self:forget(field)
+        elseif #field > KEY_BYTES then
+            self.replies_gone[#self.replies_gone + 1] = field
+            self.unkept[#self.unkept + 1] = field
+            self.counts.kept = self.counts.kept - 1
         elseif self.once[field] and self.once[field][3] then
             self:key_ends(field)
         end

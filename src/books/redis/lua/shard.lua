@@ -81,7 +81,7 @@ local function work(keys, shard, session, number, ops, before, was)
         keys = keys, session = session, number = number, closed = shard.closed, counts = shard.counts,
         entries = {}, changed = {}, names = {}, new_names = {}, holds_changed = {}, once_changed = {},
         ended_changed = {}, kept = {}, unkept = {}, swept = {}, gone = {}, before = before,
-        owed = {}, day = shard.day, new_days = {},
+        replies_gone = {}, owed = {}, day = shard.day, new_days = {},
     }, Batch)
     local replies, seq, in_the_red = {}, 0, 0
     batch:load(ops, was)
@@ -94,7 +94,7 @@ local function work(keys, shard, session, number, ops, before, was)
         end
     end
     local forgets = next(batch.once_changed) or next(batch.ended_changed)
-        or batch.forgotten or #batch.gone > 0
+        or batch.forgotten or #batch.gone > 0 or #batch.replies_gone > 0
     if forgets or #batch.entries > 0 then
         batch:write()
         seq = shard.counts.seq
