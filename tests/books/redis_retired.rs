@@ -285,7 +285,7 @@ fn f36_last_replies_of_sessions_that_went_are_bounded_and_forgotten_in_two_days(
     untold.is_killed();
     untold.is_given_up();
     assert_eq!(left(), (1, Some("1".into())));
-    let mut expires = |hours| {
+    let expires = |hours| {
         let now = Timestamp::now() + SignedDuration::from_hours(hours);
         let Gateway { runtime, engine, .. } = &untold.other;
         runtime.handle.block_on(engine.expire(now)).whole().unwrap();
