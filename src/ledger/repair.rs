@@ -151,14 +151,13 @@ impl Repair<'_> {
         if !whole.is_sure() && !self.inexact {
             return Err(RepairError::Inexact);
         }
-        let now = self.now.as_microsecond();
+        // The clock here may be ahead of the gateways': a key forgotten too early is charged twice.
+        let newest = whole.newest().await?.unwrap_or(i64::MIN).min(self.now.as_microsecond());
+        let before = newest.saturating_sub(KEPT_KEYS.as_micros() as i64);
         let mut contents = BTreeMap::new();
         let mut archived = HashMap::new();
         for shard in which {
             let known = whole.shard(*shard).await?;
-            // The clock here may be ahead of the gateways': a key forgotten too early is charged twice.
-            let newest = known.newest.map_or(i64::MIN, |newest| newest.min(now));
-            let before = newest.saturating_sub(KEPT_KEYS.as_micros() as i64);
             let mut content = Rebuilt::new(before, Label::from_digits(known.closed));
             for (session, number) in &known.sessions {
                 content.heard(session, *number);

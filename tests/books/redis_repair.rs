@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::Commands;
+use jiff::SignedDuration;
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
 use tollgate::books::{Ask, Books, Posted, Resolution, Resolved};
@@ -20,7 +21,7 @@ use tollgate::ledger::repair::{Repair, RepairError};
 
 use crate::archive_shards::{polled, stopped};
 use crate::closed::{at_day, of_day};
-use crate::engine::{NOW, account, ask, balance, id, name, run, take};
+use crate::engine::{NOW, account, ask, balance, id, key, name, run, take, under};
 use crate::postgres::Postgres;
 use crate::prune::memo_of;
 use crate::redis_cycles::debt;
@@ -117,6 +118,28 @@ fn f05_f34_a_repair_that_dies_anywhere_leaves_the_shard_refused_and_the_next_fin
         }
     }
     panic!("it never ends");
+}
+
+#[test]
+fn f34_d35_keys_of_two_days_are_known_again_by_the_books_own_time() {
+    let bench = Bench::new(1);
+    let (accounts, one) = ([account("a", 100, 1)], take(1, &[0]));
+    let memo = memo_of("acme");
+    for (charge, hours) in [(1, 0), (2, 2), (3, 49)] {
+        let now = NOW + SignedDuration::from_hours(hours);
+        let lasting = under(key(1, charge as u8, 7));
+        let asked = Ask { memo: &memo, now, lasting, ..ask(charge, &accounts, &one) };
+        bench.books.run(0, async |session| session.hold(&asked).await.unwrap());
+        let memo = OutcomeMemo::default();
+        let ended = Resolution::plain(State::Captured, &[1], now, &memo);
+        bench.books.run(0, async |session| session.resolve(id(charge), &ended).await.unwrap());
+    }
+    bench.archive(0);
+    let () = ::redis::cmd("FLUSHALL").query(&mut bench.books.connection()).unwrap();
+    bench.repaired();
+    let known = bench.fields("once");
+    let is_known = |key: u8| known.iter().any(|field| field.ends_with(&[key; 16]));
+    assert_eq!([1, 2, 3].map(is_known), [false, true, true]);
 }
 
 #[test]

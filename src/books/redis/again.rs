@@ -10,8 +10,8 @@ use super::drive::Failed;
 use super::entrance::{odd, tag};
 use super::journal::{Batch, Journal, Term, batches};
 use super::pack::Out;
-use super::welcome::{self, Repeated};
-use super::{SESSIONS, Shared, library, sent, wire};
+use super::welcome::{self, Again, Repeated};
+use super::{META, SESSIONS, Shared, library, sent, wire};
 
 /// The most operations of a call, and the most bytes, unless one batch has more: so long nobody else is
 /// served by Redis.
@@ -108,11 +108,18 @@ impl Shared {
         self.hears_of(shard, journal, untold).await?;
         for (session, lost) in found {
             let known = self.look_in(shard, &session, 0).await?.known;
-            let is_known = |number: &u64| known.is_some_and(|known| *number <= known);
+            // What was done again by a call whose reply did not come. A reply to something else is from
+            // before.
+            let told = self.last_reply(shard, &session).await?;
+            let again = told.and_then(|told| welcome::again(&told, None).ok()).unwrap_or_default();
+            let is_known = |number: &u64| match known {
+                Some(known) => *number <= known,
+                None => again.done.iter().any(|done| done.number == *number),
+            };
             let (there, lost): (Vec<Lost>, Vec<Lost>) =
                 lost.into_values().partition(|batch| is_known(&batch.number));
             if !there.is_empty() {
-                self.is_there(journal, shard, &session, &there, terms).await?;
+                is_there(journal, (shard, &session), &there, &again, terms);
             }
             let Some(first) = lost.first() else { continue };
             if known.is_none() {
@@ -205,30 +212,39 @@ impl Shared {
         }
     }
 
-    /// Keeps where batches are that the shard has, and of which the journal does not say so: they were
-    /// done again by a call whose reply did not come, and the shard has that still, because the session
-    /// has asked nothing since. Others were there before this term began.
-    async fn is_there(
+    /// The last reply to a session, also of one that was taken away, if it told of a change.
+    pub(super) async fn last_reply(
         &self,
-        journal: &Journal,
         shard: usize,
         session: &str,
-        there: &[Lost],
-        terms: &[Term],
-    ) -> Result<(), Failed> {
-        let reply = format!("{session}:r");
-        let told = self.read_key(shard, SESSIONS, redis::cmd("HGET"), &[&reply]).await?;
-        let told = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?;
-        // One to something else is from before.
-        let again = told.and_then(|told| welcome::again(&told, None).ok()).unwrap_or_default();
-        let Some(last) = terms.last() else { return Ok(()) };
-        tracing::info!(shard, session, batches = there.len(), "what was done again is there");
-        for batch in there {
-            let done = again.done.iter().find(|done| done.number == batch.number);
-            let (term, entry) = done.map_or((&last.name, last.from), |at| (&at.term, at.entry));
-            batch.keep(journal, shard, session, term, entry);
+    ) -> Result<Option<Vec<u8>>, Failed> {
+        let field = format!("{session}:r");
+        let told = self.read_key(shard, SESSIONS, redis::cmd("HGET"), &[&field]).await?;
+        if let Some(reply) = Option::from_redis_value(told).map_err(odd)? {
+            return Ok(Some(reply));
         }
-        Ok(())
+        let field = format!("{}{session}", library::LAST_REPLY);
+        let told = self.read_key(shard, META, redis::cmd("HGET"), &[&field]).await?;
+        Option::from_redis_value(told).map_err(odd)
+    }
+}
+
+/// Keeps where batches are that the shard has, and of which the journal does not say so: they were done
+/// again by a call whose reply did not come, and the shard has that still, because the session has asked
+/// nothing since. Others were there before this term began.
+fn is_there(
+    journal: &Journal,
+    (shard, session): (usize, &str),
+    there: &[Lost],
+    again: &Again,
+    terms: &[Term],
+) {
+    let Some(last) = terms.last() else { return };
+    tracing::info!(shard, session, batches = there.len(), "what was done again is there");
+    for batch in there {
+        let done = again.done.iter().find(|done| done.number == batch.number);
+        let (term, entry) = done.map_or((&last.name, last.from), |at| (&at.term, at.entry));
+        batch.keep(journal, shard, session, term, entry);
     }
 }
 

@@ -16,8 +16,7 @@ impl Engine {
     pub(super) async fn agrees(&self) -> Result<(), OpenError> {
         let shared = &self.shared;
         let (key, mine) = (&shared.keys(0).0[META], self.timeouts());
-        let fields: Vec<(String, Vec<u8>)> =
-            self.read(redis::cmd("HGETALL").arg(key)).await.map(lossy)?;
+        let fields = self.of_meta(0, &format!("{FIELD}*")).await?;
         for (field, theirs) in &fields {
             let Some(gateway) = field.strip_prefix(FIELD).filter(|it| *it != shared.gateway) else {
                 continue;
@@ -59,12 +58,6 @@ impl Engine {
         }
         Ok(false)
     }
-}
-
-/// Only what is text has the names of fields that are looked for.
-fn lossy(fields: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
-    let text = |(field, value)| Some((String::from_utf8(field).ok()?, value));
-    fields.into_iter().filter_map(text).collect()
 }
 
 fn read(stored: &[u8]) -> Option<[i64; 2]> {

@@ -314,9 +314,9 @@ impl Driver {
                 Ok(number)
             }
             Entered::Removed => {
-                // What was done then stays done, and Redis may lose it.
-                if let Some(sent) = self.sent.as_ref().filter(|_| is_unknown) {
-                    self.shared.hears_of_removed(self.shard, sent).await?;
+                // Under its next name nobody is told what was done, and Redis may lose it.
+                if let (Some(sent), Some(last), true) = (&self.sent, last, is_unknown) {
+                    self.shared.hears_of_removed(self.shard, sent, last + 1).await?;
                 }
                 Err(Failed::Removed)
             }

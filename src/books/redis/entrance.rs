@@ -164,6 +164,12 @@ impl Shared {
     pub(super) fn this_life(&self) -> String {
         format!("{}/{}/", self.gateway, self.incarnation)
     }
+
+    /// Whether a session is one of this gateway's earlier lives.
+    pub(super) fn is_earlier(&self) -> impl Fn(&str) -> bool + use<> {
+        let (mine, this) = (format!("{}/", self.gateway), self.this_life());
+        move |name| name.starts_with(&mine) && !name.starts_with(&this)
+    }
 }
 
 /// How long it rests before a shard that is closed is asked again.
@@ -194,11 +200,10 @@ impl Engine {
     /// Whether the shard is open to them.
     async fn earlier_lives_enter_shard(&self, shard: usize) -> Result<bool, OpenError> {
         let shared = &self.shared;
-        let (mine, this) = (format!("{}/", shared.gateway), shared.this_life());
+        let (this, is_earlier) = (shared.this_life(), shared.is_earlier());
         let owners = self.owners(shard).await?.into_iter().map(|owner| owner.name);
-        let is_earlier = |name: &String| name.starts_with(&mine) && !name.starts_with(&this);
         let mut are_in = true;
-        for name in owners.filter(is_earlier) {
+        for name in owners.filter(|name| is_earlier(name)) {
             match shared.enter(shard, &name, None, None).await {
                 Ok(_) => {}
                 Err(Failed::NotExecuted(why) | Failed::Waits(why)) => {

@@ -45,7 +45,7 @@ pub(super) const REFILL: &str = "tollgate_1_refill";
 pub(super) const REMAKE: &str = "tollgate_1_remake";
 pub(super) const SUMS: &str = "tollgate_1_sums";
 /// What stands in `meta` in front of the name of a session that was taken away: its last reply.
-pub(super) const LEFT: &str = "the last reply of session ";
+pub(super) const LAST_REPLY: &str = "the last reply of session ";
 const NAME: &str = "tollgate_1";
 
 /// Has each master load the library, unless it has it: where memory is short it loads nothing, and

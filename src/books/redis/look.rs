@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::pack::{In, Malformed};
 use super::stored::StoredHold;
-use super::{Engine, HOLDS, Keys, META, NAMES, OpenError};
+use super::{Engine, HOLDS, Keys, NAMES, OpenError};
 use crate::books::{Books, OpenCharge};
 use crate::core::account::{Account, AccountKey, Balance};
 use crate::core::charge::State;
@@ -136,8 +136,7 @@ impl Engine {
         *self.shared.seen.balances.lock() = balances;
         let mut owed = Vec::new();
         for shard in 0..self.shared.shards {
-            let meta = redis::cmd("HGETALL").arg(&self.shared.keys(shard).0[META]).clone();
-            let fields: Vec<(String, Vec<u8>)> = self.read(&meta).await?;
+            let fields = self.of_meta(shard, "owed:*").await?;
             owed.extend(fields.into_iter().filter_map(Owed::read));
         }
         *self.shared.seen.owed.lock() = owed;

@@ -10,7 +10,7 @@
 //! half of the timeout by this gateway's own clock. An owner forwards for no longer than that after
 //! its last call (`Session::may_forward`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -19,7 +19,9 @@ use parking_lot::Mutex;
 use super::pack::{In, Malformed};
 use super::stored::StoredHold;
 use super::wire::Endable;
-use super::{Engine, HOLDS, MAX_SWEEP, OpenError, SESSIONS, Swept, forgotten_before, library};
+use super::{
+    Engine, HOLDS, MAX_SWEEP, META, OpenError, SESSIONS, Swept, forgotten_before, library,
+};
 use crate::books::OpenCharge;
 use crate::core::charge::State;
 use crate::core::ids::ChargeId;
@@ -124,11 +126,10 @@ impl Engine {
         now: Timestamp,
         ended: &mut Vec<(OpenCharge, State)>,
     ) -> Result<(), OpenError> {
-        let mine = format!("{}/", self.shared.gateway);
-        let this = format!("{mine}{}/", self.shared.incarnation);
+        let is_earlier = self.shared.is_earlier();
         let mut owners = self.owners(shard).await?;
         let names = owners.iter().map(|owner| owner.name.clone()).collect();
-        owners.retain(|owner| owner.name.starts_with(&mine) && !owner.name.starts_with(&this));
+        owners.retain(|owner| is_earlier(&owner.name));
         if owners.is_empty() {
             return Ok(());
         }
@@ -170,13 +171,19 @@ impl Engine {
                 break;
             }
         }
-        // With a session goes its last reply.
+        // With a session of an earlier life goes its last reply: nobody else asks for that.
         if let Err(failed) = self.shared.hears_of_the_last(shard).await {
             tracing::warn!(shard, %failed, "sessions that are over stay registered");
             return Ok(());
         }
+        let is_earlier = self.shared.is_earlier();
         for Owner { name, mark, .. } in gone {
-            let args = [self.shared.epoch.as_bytes(), name.as_bytes(), mark].map(<[u8]>::to_vec);
+            let kept_from = match is_earlier(name) {
+                true => String::new(),
+                false => now.as_microsecond().to_string(),
+            };
+            let args = [self.shared.epoch.as_bytes(), name.as_bytes(), mark, kept_from.as_bytes()];
+            let args = args.map(<[u8]>::to_vec);
             let leave = self.shared.keys(shard).function(library::LEAVE, &args);
             // Whoever looks next takes it away.
             if let Err(error) = self.shared.link.call(&leave).await {
@@ -231,6 +238,27 @@ impl Engine {
             }
         }
         Ok(owners)
+    }
+
+    /// What a shard says of itself in fields whose names are such: it may have others that are large.
+    pub(super) async fn of_meta(
+        &self,
+        shard: usize,
+        names: &str,
+    ) -> Result<BTreeMap<String, Vec<u8>>, OpenError> {
+        let (mut found, mut cursor) = (BTreeMap::new(), 0_u64);
+        loop {
+            let mut command = redis::cmd("HSCAN");
+            command.arg(&self.shared.keys(shard).0[META]).arg(cursor);
+            command.arg("MATCH").arg(names).arg("COUNT").arg(PAGE);
+            let (next, fields): (u64, Fields) = self.read(&command).await?;
+            let text = |(field, value)| Some((String::from_utf8(field).ok()?, value));
+            found.extend(fields.into_iter().filter_map(text));
+            cursor = next;
+            if cursor == 0 {
+                return Ok(found);
+            }
+        }
     }
 
     /// Some of the open holds of a shard, from a cursor on, and the next cursor. Each that is there

@@ -10,14 +10,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redis::FromRedisValue;
 use serde::{Deserialize, Serialize};
 
+use super::Shared;
 use super::drive::Failed;
 use super::entrance::{odd, tag};
 use super::journal::{Batch, Journal, batches, frame, frames};
 use super::wire::{self, Called};
-use super::{META, SESSIONS, Shared, library};
 use crate::core::ids::ChargeId;
 
 /// A batch that was asked, and of which nothing is known yet.
@@ -133,14 +132,27 @@ impl Shared {
         self.hears_of(shard, &journal, untold).await
     }
 
-    /// The same for a session of this life that was taken away, and that has not heard of its last batch.
-    pub(super) async fn hears_of_removed(&self, shard: usize, sent: &Sent) -> Result<(), Failed> {
-        let Some(journal) = self.journal.clone() else { return Ok(()) };
+    /// The same for a session of this life that was taken away, and that has not heard of this batch.
+    pub(super) async fn hears_of_removed(
+        &self,
+        shard: usize,
+        sent: &Sent,
+        number: u64,
+    ) -> Result<(), Failed> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let _turn = self.reading.lock().await;
         match std::fs::read(&sent.0) {
-            Ok(bytes) => self.hears_of(shard, &journal, vec![(sent.0.clone(), bytes)]).await,
+            Ok(bytes) if asked(&bytes).is_some_and(|asked| asked.number == number) => {
+                self.hears_of(shard, journal, vec![(sent.0.clone(), bytes)]).await
+            }
+            // It has what changed nothing, and is not there.
+            Ok(_) => Ok(()),
             // It could not be written then, which was told.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(odd(error)),
+            Err(error) => {
+                tracing::error!(shard, %error, "what was asked last cannot be read");
+                Ok(())
+            }
         }
     }
 
@@ -158,7 +170,7 @@ impl Shared {
                 Some(known) if known < last.number => false,
                 // The session was told, and went on.
                 Some(known) if known > last.number => true,
-                known => self.keeps_reply(shard, journal, &last, known.is_some()).await?,
+                _ => self.keeps_reply(shard, journal, &last).await?,
             };
             if is_over {
                 remove(&path);
@@ -167,31 +179,23 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the journal has what became of a batch, or need not have it. Of a session that was taken
-    /// away the reply stands elsewhere, if that changed anything.
+    /// Whether the journal has what became of a batch, or need not have it.
     async fn keeps_reply(
         &self,
         shard: usize,
         journal: &Journal,
         asked: &Asked<'_>,
-        is_registered: bool,
     ) -> Result<bool, Failed> {
         let Asked { session, number, ops } = *asked;
-        let (key, field) = match is_registered {
-            true => (SESSIONS, format!("{session}:r")),
-            false => (META, format!("{}{session}", library::LEFT)),
-        };
-        let told = self.read_key(shard, key, redis::cmd("HGET"), &[&field]).await?;
-        let told = Option::<Vec<u8>>::from_redis_value(told).map_err(odd)?;
-        let Some(reply) = told else { return Ok(true) };
+        let Some(reply) = self.last_reply(shard, session).await? else { return Ok(true) };
         let charges = vec![ChargeId([0; 16]); wire::count(ops).unwrap_or_default()];
         let done = match wire::reply(&reply, tag(number, shard), &charges) {
             Ok(Called::Done(done)) if done.entry > 0 => done,
             // Nothing was changed; or what was lost was done again, and the journal has that.
             Ok(_) => return Ok(true),
-            // None is there where the shard was built again.
+            // It is to another one, and this was not done; or the shard was built again.
             Err(error) => {
-                tracing::warn!(shard, session, %error, "what Redis did last is not known any more");
+                tracing::info!(shard, session, %error, "Redis does not know of what was asked last");
                 return Ok(true);
             }
         };

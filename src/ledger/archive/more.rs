@@ -116,7 +116,9 @@ pub(super) async fn write_sessions(
         });
         let into = "INSERT INTO shard_sessions (shard, session, number, at)";
         // What is done again has the numbers that it had.
-        let behind = " ON CONFLICT (shard, session) DO UPDATE SET at = excluded.at, number = \
+        let behind = " ON CONFLICT (shard, session) DO UPDATE SET at = \
+                      CASE WHEN excluded.at > shard_sessions.at \
+                      THEN excluded.at ELSE shard_sessions.at END, number = \
                       CASE WHEN excluded.number > shard_sessions.number \
                       THEN excluded.number ELSE shard_sessions.number END";
         rows_between(into, values, behind).execute(&mut *db).await?;

@@ -41,8 +41,6 @@ pub struct Archived {
     pub terms: Vec<(String, u64)>,
     /// The last archived call of each session.
     pub sessions: Vec<(String, u64)>,
-    /// When the newest of those changed something, in microseconds since the Unix epoch.
-    pub newest: Option<i64>,
     /// How many of its records could not be read, or were missing.
     pub dead: u64,
 }
@@ -176,13 +174,10 @@ impl Whole<'_> {
         let terms = pairs(terms.fetch_all(db).await?)?;
         let sql = "SELECT session, number FROM shard_sessions WHERE shard = $1";
         let sessions = pairs(query(sql).bind(shard).fetch_all(db).await?)?;
-        let newest = query("SELECT max(at) FROM shard_sessions WHERE shard = $1").bind(shard);
-        let newest = newest.fetch_one(db).await?.try_get(0)?;
         let dead = query("SELECT count(*) FROM dead_letters WHERE shard = $1").bind(shard);
         let dead: i64 = dead.fetch_one(db).await?.try_get(0)?;
         let closed = u32::try_from(closed).unwrap_or_default();
-        let (position, dead) = (position as u64, dead as u64);
-        Ok(Archived { position, closed, terms, sessions, newest, dead })
+        Ok(Archived { position: position as u64, closed, terms, sessions, dead: dead as u64 })
     }
 
     /// Some accounts, in the order of their keys.
@@ -211,6 +206,21 @@ impl Whole<'_> {
             Ok(KeptAccount { key, name: row.try_get(1)?, grant })
         };
         rows.into_iter().map(account).collect()
+    }
+
+    /// When the newest charge was held, in microseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn newest(&mut self) -> Result<Option<i64>, ArchiveError> {
+        let sql = "SELECT hold FROM charges WHERE books = $1 OR (books IS NULL AND $2 = 0) \
+                   ORDER BY id DESC LIMIT 1";
+        let select = query(sql).bind(self.books.number).bind(i64::from(self.books.sure));
+        let Some(row) = select.fetch_optional(&mut self.transaction).await? else {
+            return Ok(None);
+        };
+        let hold: Vec<u8> = row.try_get(0)?;
+        Ok(lasting(&hold).map(|lasting| lasting.hold.at))
     }
 
     /// Some charges, in the order of their ids.

@@ -33,7 +33,10 @@ end
 
 -- Forgets what is forgotten in its time, and was there before an instant.
 function Batch:sweep()
-    for _, field in ipairs(self.swept) do
+    -- Another one in this batch finds nothing more.
+    local swept = self.swept
+    self.swept = {}
+    for _, field in ipairs(swept) do
         if #field == CHARGE_BYTES then
             self:forget(field)
         elseif #field > KEY_BYTES then

@@ -81,27 +81,28 @@ local function ready(keys, args)
 end
 
 -- Keeps the last reply of a session that goes, where it tells of a change.
-local function keep_last_reply(keys, session)
+local function keep_last_reply(keys, session, at)
     local reply = redis.call('HGET', keys[SESSIONS], session .. ':r')
-    local told = reply and reply ~= '' and cmsgpack.unpack(reply)
+    local told = reply and reply ~= '' and cmsgpack.unpack(reply) or {}
+    local changed = told[1] == 'done' and told[4] > 0 or told[1] == 'again' and #told[3] > 0
     local left = tonumber(redis.call('HGET', keys[META], 'left') or 0)
-    if not told or told[1] ~= 'done' or told[4] == 0 or left >= MOST_LEFT then return end
+    if not changed or left >= MOST_LEFT then return end
     if redis.call('HSET', keys[META], LEFT .. session, reply) == 1 then
         redis.call('HINCRBY', keys[META], 'left', 1)
         redis.call('HINCRBY', keys[META], 'kept', 1)
     end
-    redis.call('ZADD', keys[KEPT], string.format('%.0f', now()), LEFT .. session)
+    redis.call('ZADD', keys[KEPT], at, LEFT .. session)
 end
 
 -- A session that is over, and of which nothing is open, goes unless it has another mark by now:
--- {epoch}, {session}, {mark}.
+-- {epoch}, {session}, {mark}, {when its last reply is kept from; empty where its gateway has read it}.
 local function leave(keys, args)
-    local epoch, session, mark = args[1], args[2], args[3]
+    local epoch, session, mark, at = args[1], args[2], args[3], args[4]
     local shard = about(keys)
     if shard.epoch ~= epoch then return refused('epoch', shard.epoch or '') end
     if shard.run ~= this_run() then return refused('closed') end
     if redis.call('HGET', keys[SESSIONS], session) ~= mark then return refused('done', 0) end
-    keep_last_reply(keys, session)
+    if at ~= '' then keep_last_reply(keys, session, at) end
     redis.call('HINCRBY', keys[META], 'sessions', -1)
     redis.call('HDEL', keys[SESSIONS], session, session .. ':r')
     return refused('done', 1)
